@@ -1,0 +1,49 @@
+"""aisec_fast: the fast engine under privacy and robustness work in machine learning.
+
+Submodules are loaded when first used: ``noise`` (exact, float-safe Gaussian and Laplace noise), ``clipping``
+(per-sample gradients), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon). ``import aisec_fast`` itself imports
+numpy and nothing heavier.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._backends import get_num_threads, info, set_num_threads, use_backend
+from ._errors import AisecFastError, BackendError, PrivacyError, UnsupportedModuleError
+
+if TYPE_CHECKING:
+    from . import accounting, clipping, noise, privacy
+
+    __version__: str
+
+_SUBMODULES = ("accounting", "clipping", "noise", "privacy")
+
+__all__ = [
+    "AisecFastError",
+    "BackendError",
+    "PrivacyError",
+    "UnsupportedModuleError",
+    "__version__",
+    "accounting",
+    "clipping",
+    "get_num_threads",
+    "info",
+    "noise",
+    "privacy",
+    "set_num_threads",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        return importlib.import_module(f"{__name__}._backends").version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,259 @@
+"""What the library needs to know of an array, whatever made it: numpy, torch, cupy or another DLPack producer.
+
+Nothing is copied and no framework is imported: an array of torch can only exist once torch is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_DLPACK_CPU, _DLPACK_CUDA = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A described array: ``value`` is the user's object, or a zero-copy numpy or cupy view of a foreign one."""
+
+    value: Any
+    name: str
+    library: str  # "numpy", "torch" or "cupy": outputs are made by the same
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in values
+    dtype: str  # "float32", "bfloat16", ...
+    device: str  # "cpu", "cuda:0"
+    address: int
+    itemsize: int
+    writable: bool
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        product = 1
+        for extent in self.shape:
+            product *= extent
+        return product
+
+    def extent(self) -> tuple[int, int]:
+        """First address and the one after the last, in bytes."""
+        if self.size == 0:
+            return self.address, self.address
+        steps = [(n - 1) * stride * self.itemsize for n, stride in zip(self.shape, self.strides, strict=True)]
+        low, high = sum(s for s in steps if s < 0), sum(s for s in steps if s > 0)
+        return self.address + low, self.address + high + self.itemsize
+
+    def contiguous_from(self, axis: int) -> bool:
+        """Whether the axes from ``axis`` on lie in C order without gaps."""
+        expected = 1
+        for extent, stride in zip(reversed(self.shape[axis:]), reversed(self.strides[axis:]), strict=True):
+            if extent == 0:
+                return True
+            if extent != 1 and stride != expected:
+                return False
+            expected *= extent
+        return True
+
+
+def describe(value: Any, name: str) -> Array:
+    """Describe ``value``; TypeError if it is no array, ValueError if no backend can reach it."""
+    if isinstance(value, np.ndarray):
+        return _describe_numpy(value, name)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _describe_torch(value, name, torch)
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(value, cupy.ndarray):
+        return _describe_cupy(value, name)
+    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__") and not isinstance(value, type):
+        return _describe_foreign(value, name)
+    raise TypeError(
+        f"{name} is a {type(value).__name__}, expected a numpy, torch or cupy array or another producer of DLPack"
+    )
+
+
+def _describe_numpy(value: npt.NDArray[Any], name: str) -> Array:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, expected a plain one: its mask would be ignored")
+    if not value.dtype.isnative:
+        raise TypeError(f"{name} has byte order {value.dtype.byteorder!r}, expected native")
+    item = max(1, value.itemsize)
+    if value.size > 0 and any(s % item for s, n in zip(value.strides, value.shape, strict=True) if n > 1):
+        raise ValueError(f"{name} has strides that are no multiple of its item size; pass a copy")
+    if value.ctypes.data % item:
+        raise ValueError(f"{name} is not aligned to its item size; pass a copy")
+    return Array(
+        value=value,
+        name=name,
+        library="numpy",
+        shape=value.shape,
+        strides=tuple(s // item for s in value.strides),
+        dtype=value.dtype.name,
+        device="cpu",
+        address=value.ctypes.data,
+        itemsize=value.itemsize,
+        writable=value.flags.writeable,
+    )
+
+
+def _describe_torch(value: Any, name: str, torch: Any) -> Array:
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {value.layout}, expected a dense tensor")
+    if value.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} lives on {value.device}, expected the CPU or a CUDA device")
+    if value.requires_grad:
+        raise ValueError(f"{name} requires grad; pass {name}.detach()")
+    if value.is_neg() or value.is_conj():
+        raise ValueError(f"{name} is a lazily negated or conjugated tensor; pass {name}.resolve_neg()")
+    return Array(
+        value=value,
+        name=name,
+        library="torch",
+        shape=tuple(value.shape),
+        strides=tuple(value.stride()),
+        dtype=str(value.dtype).removeprefix("torch."),
+        device="cpu" if value.device.type == "cpu" else f"cuda:{value.device.index}",
+        address=value.data_ptr(),
+        itemsize=value.element_size(),
+        writable=True,
+    )
+
+
+def _describe_cupy(value: Any, name: str) -> Array:
+    return Array(
+        value=value,
+        name=name,
+        library="cupy",
+        shape=tuple(value.shape),
+        strides=tuple(s // max(1, value.itemsize) for s in value.strides),
+        dtype=value.dtype.name,
+        device=f"cuda:{value.device.id}",
+        address=int(value.data.ptr),
+        itemsize=value.itemsize,
+        writable=True,
+    )
+
+
+def _describe_foreign(value: Any, name: str) -> Array:
+    kind = int(value.__dlpack_device__()[0])
+    if kind == _DLPACK_CPU:
+        return _describe_numpy(np.from_dlpack(value), name)
+    if kind == _DLPACK_CUDA:
+        import cupy
+
+        return _describe_cupy(cupy.from_dlpack(value), name)
+    raise ValueError(f"{name} lives on DLPack device type {kind}, expected 1 (CPU) or 2 (CUDA)")
+
+
+def require_dtype(array: Array, allowed: Sequence[str]) -> None:
+    """TypeError unless the array has one of the dtypes."""
+    if array.dtype not in allowed:
+        raise TypeError(f"{array.name} has dtype {array.dtype}, expected {_either(allowed)}")
+
+
+def require_contiguous(array: Array) -> None:
+    """ValueError unless the array lies in C order without gaps."""
+    if not array.contiguous_from(0):
+        raise ValueError(f"{array.name} is not C-contiguous (strides {array.strides}); pass a contiguous copy")
+
+
+def require_same_device(arrays: Sequence[Array]) -> None:
+    """ValueError unless all arrays live on the same device."""
+    for array in arrays[1:]:
+        if array.device != arrays[0].device:
+            raise ValueError(
+                f"{array.name} lives on {array.device}, {arrays[0].name} on {arrays[0].device}; expected one device"
+            )
+
+
+def require_output(out: Array, shape: tuple[int, ...], dtype: str) -> None:
+    """Errors unless ``out`` can take a result of this shape and dtype."""
+    require_dtype(out, [dtype])
+    if out.shape != shape:
+        raise ValueError(f"{out.name} has shape {out.shape}, expected {shape}")
+    require_contiguous(out)
+    if not out.writable:
+        raise ValueError(f"{out.name} is read-only")
+
+
+def require_apart(out: Array, x: Array, *, same_is_fine: bool) -> None:
+    """ValueError if ``out`` shares memory with ``x``; ``same_is_fine`` allows the very same memory (in place)."""
+    if out.device != x.device or (same_is_fine and out.address == x.address):
+        return
+    (out_start, out_end), (x_start, x_end) = out.extent(), x.extent()
+    if out_start < x_end and x_start < out_end:
+        expected = "the same memory or none in common" if same_is_fine else "memory of its own"
+        raise ValueError(f"{out.name} overlaps {x.name} in memory, expected {expected}")
+
+
+def outputs(out: Any, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str], *, is_list: bool,
+            in_place: bool) -> list[Array]:  # fmt: skip
+    """The described outputs of a call: new ones if ``out`` is None, else ``out`` checked against shapes and dtypes.
+
+    Args:
+        out: None, an array, or a list of them if the call was given a list.
+        like: the inputs: new outputs are of their library and device.
+        shapes, dtypes: what each output must have.
+        is_list: whether the call was given a list.
+        in_place: whether an output may be the input at the same position.
+    """
+    if out is None:
+        return [empty_like(*wanted) for wanted in zip(like, shapes, dtypes, strict=True)]
+    if is_list != isinstance(out, (list, tuple)):
+        raise TypeError(f"out is a {type(out).__name__}, expected {'a list like the input' if is_list else 'an array'}")
+    values = list(out) if is_list else [out]
+    if len(values) != len(like):
+        raise ValueError(f"out has {len(values)} arrays, expected {len(like)} as the input")
+    described = [describe(value, f"out[{i}]" if is_list else "out") for i, value in enumerate(values)]
+    for i, (output, shape, dtype) in enumerate(zip(described, shapes, dtypes, strict=True)):
+        require_output(output, shape, dtype)
+        for j, array in enumerate(like):
+            require_apart(output, array, same_is_fine=in_place and i == j)
+        for other in described[:i]:
+            require_apart(output, other, same_is_fine=False)
+    return described
+
+
+def empty_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """A new array of the same library on the same device, described; its values are not set."""
+    if array.library == "torch":
+        torch = sys.modules["torch"]
+        value = torch.empty(shape, dtype=getattr(torch, dtype), device=array.value.device)
+    elif array.library == "cupy":
+        cupy = sys.modules["cupy"]
+        with array.value.device:
+            value = cupy.empty(shape, dtype=dtype)
+    else:
+        value = np.empty(shape, dtype=dtype)
+    return describe(value, "result")
+
+
+def cast(array: Array, dtype: str) -> Any:
+    """The array's values in another dtype, rounded to nearest (overflow gives Inf)."""
+    if array.dtype == dtype:
+        return array.value
+    if array.library == "torch":
+        return array.value.to(getattr(sys.modules["torch"], dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.value.astype(dtype)
+
+
+def as_numpy(array: Array) -> npt.NDArray[Any]:
+    """A numpy view of an array on the CPU; bfloat16, which numpy lacks, as its bits in uint16."""
+    if array.library == "torch":
+        value = array.value
+        if array.dtype == "bfloat16":
+            bits: npt.NDArray[Any] = value.view(sys.modules["torch"].int16).numpy()
+            return bits.view(np.uint16)
+        view: npt.NDArray[Any] = value.numpy()
+        return view
+    plain: npt.NDArray[Any] = array.value
+    return plain.view(np.uint16) if array.dtype == "bfloat16" else plain
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]

@@ -1,0 +1,183 @@
+"""Which code runs a call: the native kernels, Numba, or CUDA. Chosen by where the arrays live, or forced."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from . import _checks
+from ._arrays import Array, as_numpy, require_same_device
+from ._errors import BackendError
+
+NAMES = ("native", "numba", "cuda")
+
+
+class Backend(NamedTuple):
+    """One backend: a module of kernels for each family, all with the same functions (docs/noise.md, docs/clipping.md)."""
+
+    name: str
+    noise: ModuleType
+    clipping: ModuleType
+
+    def operands(self, arrays: Sequence[Array]) -> list[Any]:
+        """The arrays as this backend's kernels take them."""
+        return [as_numpy(array) if self.name == "numba" else array.value for array in arrays]
+
+
+_forced: ContextVar[str | None] = ContextVar("aisec_fast_backend", default=None)
+
+
+@cache
+def _extension(name: str) -> ModuleType | str:
+    """A compiled module, or the reason why there is none."""
+    try:
+        return importlib.import_module(f"aisec_fast.{name}")
+    except ModuleNotFoundError:
+        return f"this installation was built without aisec_fast.{name}"
+    except ImportError as error:
+        return f"aisec_fast.{name} cannot be loaded: {error}"
+
+
+def _core() -> ModuleType | None:
+    core = _extension("_core")
+    if isinstance(core, str):
+        return None
+    core.set_num_threads(_threads)  # a forked or late import starts with our number
+    return core
+
+
+@cache
+def _load(name: str) -> Backend | str:
+    if name == "numba":
+        noise, clipping = (importlib.import_module(f"aisec_fast._numba.{family}") for family in ("noise", "clipping"))
+        return Backend(name, noise, clipping)
+    extension = _core() or _extension("_core") if name == "native" else _extension("_cuda")
+    return extension if isinstance(extension, str) else Backend(name, extension, extension)
+
+
+def _valid(name: str, origin: str) -> str:
+    if name not in NAMES:
+        raise BackendError(f"{origin} is {name!r}, expected one of {', '.join(NAMES)}")
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force a backend inside a ``with`` block (of this thread or async task).
+
+    Args:
+        name: "native" (C++, CPU), "numba" (CPU) or "cuda".
+
+    Raises:
+        BackendError: unknown name, or the backend is not in this installation. A call inside the block whose
+            arrays live where the backend cannot reach them raises as well; nothing falls back silently.
+    """
+    loaded = _load(_valid(name, "backend"))
+    if isinstance(loaded, str):
+        raise BackendError(f"backend {name!r} is missing: {loaded}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def choose(arrays: Sequence[Array], *, host_only: bool = False) -> Backend:
+    """The backend for these arrays, which must share one device.
+
+    ``host_only`` marks work that is done on the CPU whatever the backend (drawing a batch), so that forcing "cuda" does
+    not stop it.
+    """
+    require_same_device(arrays)
+    on_cpu = arrays[0].device == "cpu"
+    forced = _forced.get() or os.environ.get("AISEC_FAST_BACKEND")
+    if forced:
+        name = _valid(forced, "backend (AISEC_FAST_BACKEND)")
+    if not forced or (host_only and name == "cuda"):
+        name = ("numba" if isinstance(_load("native"), str) else "native") if on_cpu else "cuda"
+    elif (name == "cuda") == on_cpu:
+        raise BackendError(f"backend is {name!r}, but {arrays[0].name} lives on {arrays[0].device}")
+    loaded = _load(name)
+    if isinstance(loaded, str):
+        raise BackendError(f"{arrays[0].name} lives on {arrays[0].device}, but backend {name!r} is missing: {loaded}")
+    return loaded
+
+
+def _default_threads() -> int:
+    wanted = os.environ.get("AISEC_FAST_NUM_THREADS")
+    if wanted:
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise ValueError(f"AISEC_FAST_NUM_THREADS is {wanted!r}, expected an integer of at least 1")
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_threads = _default_threads()
+
+
+def get_num_threads() -> int:
+    """Number of CPU threads that a call may use. Default: the cores this process may run on."""
+    return _threads
+
+
+def set_num_threads(n: int) -> None:
+    """Let calls use at most ``n`` CPU threads, any ``n >= 1`` (more than cores is allowed). Results do not depend on it."""
+    global _threads
+    _threads = _checks.whole(n, "n", least=1)
+    _core()
+
+
+def version() -> str:
+    """The installed version: pyproject.toml is the one place where it is written."""
+    return importlib.metadata.version("aisec_fast")
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def info() -> dict[str, Any]:
+    """What this installation can do and what it is using.
+
+    Returns:
+        A dict of plain values: ``version``; ``backends`` (name to "available" or the reason why not);
+        ``instruction_sets`` (those this CPU runs, best first) and ``instruction_set`` (the one in use; None without
+        native kernels); ``threads``; ``cuda`` (devices, runtime and driver version); ``packages`` (installed versions
+        of the libraries we work with, None if absent); ``machine``.
+    """
+    core, cuda = _extension("_core"), _extension("_cuda")
+    native, gpu = not isinstance(core, str), not isinstance(cuda, str)
+    return {
+        "version": version(),
+        "backends": {
+            "native": "available" if native else core,
+            "numba": "available" if _installed("numba") else "numba is not installed",
+            "cuda": "available" if gpu else cuda,
+        },
+        "instruction_sets": core.instruction_sets() if not isinstance(core, str) else [],
+        "instruction_set": core.instruction_set() if not isinstance(core, str) else None,
+        "threads": get_num_threads(),
+        "cuda": {
+            "devices": cuda.device_count() if not isinstance(cuda, str) else 0,
+            "runtime": cuda.runtime_version() if not isinstance(cuda, str) else None,
+            "driver": cuda.driver_version() if not isinstance(cuda, str) else None,
+        },
+        "packages": {p: _installed(p) for p in ("numpy", "numba", "torch", "cupy-cuda13x", "dp-accounting")},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+        },
+    }

@@ -1,0 +1,50 @@
+"""Checks of plain arguments. Every message names the argument, what it was and what was expected."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+
+def real(value: object, name: str) -> float:
+    """A finite real number as a float; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a real number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}, expected a finite number")
+    return number
+
+
+def positive(value: object, name: str) -> float:
+    """A finite number above zero."""
+    number = real(value, name)
+    if number <= 0:
+        raise ValueError(f"{name} is {number}, expected a number above 0")
+    return number
+
+
+def not_negative(value: object, name: str) -> float:
+    """A finite number, zero or above."""
+    number = real(value, name)
+    if number < 0:
+        raise ValueError(f"{name} is {number}, expected 0 or above")
+    return number
+
+
+def whole(value: object, name: str, least: int = 0) -> int:
+    """An integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected an integer")
+    number = int(value)
+    if number < least:
+        raise ValueError(f"{name} is {number}, expected at least {least}")
+    return number
+
+
+def probability(value: object, name: str) -> float:
+    """A number strictly between 0 and 1."""
+    number = real(value, name)
+    if not 0 < number < 1:
+        raise ValueError(f"{name} is {number}, expected a number between 0 and 1")
+    return number

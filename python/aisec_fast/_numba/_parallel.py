@@ -1,0 +1,59 @@
+"""Threads for kernels that release the GIL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+
+class _Pool(NamedTuple):
+    process: int
+    workers: int
+    executor: ThreadPoolExecutor
+
+
+# Replaced as a whole, never changed: needs no lock, and so leaves none held in a forked child.
+_pool: _Pool | None = None
+
+
+def _executor(workers: int) -> ThreadPoolExecutor:
+    """Return an executor with at least `workers` threads that belong to this process.
+
+    Threads do not survive a fork: a child makes its own. Two threads that get here at once may both make one; the
+    loser's is used for that one call and then dropped, which ends its threads.
+    """
+    global _pool
+    if _pool is None or _pool.process != os.getpid() or _pool.workers < workers:
+        _pool = _Pool(os.getpid(), workers, ThreadPoolExecutor(workers, thread_name_prefix="aisec_fast"))
+    return _pool.executor
+
+
+def thread_count() -> int:
+    """Return the number of threads the user allows."""
+    from aisec_fast._backends import get_num_threads
+
+    return get_num_threads()
+
+
+def parallel_for(count: int, threads: int, task: Callable[[int, int], object]) -> None:
+    """Call `task(begin, end)` on ranges that cover 0, ..., count - 1, one range a thread, and wait for all of them.
+
+    The calling thread takes the first range. If tasks raise, the exception of the lowest range is raised, after every
+    task has ended (they write into the caller's arrays).
+    """
+    parts = min(count, threads)
+    if parts <= 1:
+        if count > 0:
+            task(0, count)
+        return
+    bounds = [count * part // parts for part in range(parts + 1)]
+    executor = _executor(parts - 1)
+    futures = [executor.submit(task, bounds[part], bounds[part + 1]) for part in range(1, parts)]
+    try:
+        task(0, bounds[1])
+    finally:
+        wait(futures)
+    for future in futures:
+        future.result()

@@ -1,0 +1,108 @@
+"""Sources of randomness: where the key of each call comes from. docs/noise.md section 2."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import weakref
+from typing import Any, NoReturn
+
+_KEY_BYTES = 32
+_sources: weakref.WeakSet[Source] = weakref.WeakSet()
+
+
+class Source:
+    """A 32-byte state that gives one fresh key to each call and forgets the state it came from."""
+
+    def __init__(self, state: bytes) -> None:
+        self._state = bytearray(state)
+        self._lock = threading.Lock()
+        _sources.add(self)
+
+    def next_key(self) -> bytes:
+        """A fresh 32-byte key; the state that made it is overwritten before it is returned."""
+        with self._lock:
+            derived = hashlib.blake2b(b"aisec_fast call key", key=bytes(self._state), digest_size=2 * _KEY_BYTES).digest()
+            self._state[:] = derived[:_KEY_BYTES]
+        return derived[_KEY_BYTES:]
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()  # another thread of the parent may have held the old one
+
+    def _refuse(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: two copies would give the same noise")
+
+    def __copy__(self) -> NoReturn:
+        self._refuse()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        self._refuse()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self._refuse()
+
+
+class SecureSource(Source):
+    """Randomness for private use: seeded by the operating system, again in every forked child.
+
+    Keys come from keyed BLAKE2b (RFC 7693) with fast key erasure: a stolen state tells nothing of earlier calls. It
+    cannot be copied, pickled, seeded or reset. Safe to share among threads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(os.urandom(_KEY_BYTES))
+        self._process = os.getpid()
+
+    def next_key(self) -> bytes:
+        """A fresh 32-byte key."""
+        if self._process != os.getpid():  # a fork that did not run Python's fork handlers
+            self._after_fork()
+        return super().next_key()
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._state[:] = os.urandom(_KEY_BYTES)
+        self._process = os.getpid()
+
+
+class SeededSource(Source):
+    """Repeatable randomness, for tests only: whoever knows the seed knows the noise.
+
+    The same seed gives the same sequence of keys, hence the same bits, on every backend. It advances with each array.
+    A forked child repeats its parent.
+
+    Args:
+        seed: an integer of at least 0.
+    """
+
+    def __init__(self, seed: int) -> None:
+        from ._checks import whole
+
+        number = whole(seed, "seed")
+        encoded = number.to_bytes(max(1, (number.bit_length() + 7) // 8), "little")
+        super().__init__(hashlib.sha256(b"aisec_fast seed " + encoded).digest())
+
+
+def _renew_after_fork() -> None:
+    for source in list(_sources):
+        source._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_after_fork)
+
+_default: SecureSource | None = None
+_default_lock = threading.Lock()
+
+
+def chosen(source: Source | None) -> Source:
+    """``source``, or the process's own SecureSource; TypeError for anything else."""
+    global _default
+    if source is None:
+        with _default_lock:
+            _default = _default or SecureSource()
+        return _default
+    if not isinstance(source, Source):
+        raise TypeError(f"source is a {type(source).__name__}, expected a SecureSource or SeededSource")
+    return source

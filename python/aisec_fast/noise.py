@@ -1,0 +1,200 @@
+"""Exact, float-safe Gaussian and Laplace noise from a cryptographic generator.
+
+Values are rounded to a lattice of spacing ``granularity`` (a power of two) and exact integer noise is added there, so the
+result does not leak through floating point (Mironov 2012; Haney et al. 2022) and the accounting of the continuous
+mechanisms holds. The same source gives the same bits on every backend, instruction set and thread count. docs/noise.md
+defines every bit and proves every bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _arrays, _checks
+from ._arrays import Array
+from ._backends import Backend, choose
+from ._sources import SecureSource, SeededSource, Source, chosen
+
+__all__ = [
+    "SecureSource",
+    "SeededSource",
+    "add_gaussian",
+    "add_laplace",
+    "charged_sensitivity",
+    "default_granularity",
+    "random_words",
+]
+
+A = TypeVar("A")
+
+_LARGEST_EXPONENT = 900  # of the granularity
+_LARGEST_RATIO = 2.0**40  # of sigma / granularity
+_WORDS_DOMAIN = 0
+
+
+def default_granularity(sigma: float) -> float:
+    """``2^(floor(log2 sigma) - 20)``: a public function of sigma (or of Laplace's scale) alone."""
+    return math.ldexp(1.0, math.frexp(_checks.positive(sigma, "sigma"))[1] - 21)
+
+
+def charged_sensitivity(max_norm: float, size: int, granularity: float, *, norm: str = "l2") -> float:
+    """Sensitivity of a vector after rounding to the lattice, rounded up.
+
+    Args:
+        max_norm: sensitivity of the vector before rounding, in the same norm.
+        size: number of coordinates that are released together (all arrays of a list).
+        granularity: lattice spacing.
+        norm: "l2" (Gaussian): ``max_norm + granularity * sqrt(size)``; "l1" (Laplace): ``max_norm + granularity * size``.
+
+    Use it in place of ``max_norm`` when calibrating the noise of :func:`add_gaussian` or :func:`add_laplace`.
+    """
+    sensitivity = _checks.not_negative(max_norm, "max_norm")
+    count = _checks.whole(size, "size")
+    spacing = _power_of_two(granularity)
+    if norm not in ("l1", "l2"):
+        raise ValueError(f"norm is {norm!r}, expected 'l1' or 'l2'")
+    steps = math.sqrt(count) if norm == "l2" else float(count)
+    charge = spacing * math.nextafter(steps, math.inf)
+    return math.nextafter(sensitivity + charge, math.inf)
+
+
+@overload
+def add_gaussian(x: list[A], sigma: float, **options: Any) -> list[A]: ...
+@overload
+def add_gaussian(x: A, sigma: float, **options: Any) -> A: ...
+def add_gaussian(
+    x: Any,
+    sigma: float,
+    *,
+    granularity: float | None = None,
+    source: Source | None = None,
+    out: Any = None,
+    check: bool | None = None,
+) -> Any:
+    """Add exact Gaussian noise; you calibrate: ``sigma`` is the standard deviation of the noise.
+
+    ``result = granularity * (rint(x / granularity) + rint(N(0, (sigma / granularity)^2)))``. The guarantee is that of the
+    continuous Gaussian mechanism for :func:`charged_sensitivity` (docs/noise.md section 1).
+
+    Args:
+        x: array (numpy, torch, cupy or any DLPack producer) of any shape, float32 or float64, C-contiguous; or a list
+            of such arrays on one device. Each array of a list gets its own key.
+        sigma: standard deviation, in the units of ``x``; above 0 and finite.
+        granularity: lattice spacing, a power of two with ``1 <= sigma / granularity <= 2^40``. Default:
+            :func:`default_granularity`.
+        source: where the randomness comes from. Default: this process's :class:`SecureSource`.
+        out: where to write: an array of x's shape and dtype (a list for a list); ``out=x`` works in place. Default: new.
+        check: raise if a value of ``x`` is NaN, infinite or beyond ``2^62 granularity``, before anything is written. If
+            False, NaN counts as 0 and the rest is clamped. Default: True on the CPU, False on a GPU (no synchronisation).
+            An error reveals something of ``x``: pass False where that matters.
+
+    Returns:
+        ``out``, or new arrays of the same library, device, shape and dtype as ``x``.
+
+    Raises:
+        TypeError: ``x`` or ``out`` is no array, or its dtype is none of the two.
+        ValueError: sigma, granularity, shape, device, contiguity or a read-only or overlapping ``out``; NaN or Inf.
+        OverflowError: a value beyond ``2^62 granularity``.
+        BackendError: the forced backend is missing or cannot reach ``x``.
+    """
+    return _add("add_gaussian", x, sigma, "sigma", granularity, source, out, check)
+
+
+@overload
+def add_laplace(x: list[A], scale: float, **options: Any) -> list[A]: ...
+@overload
+def add_laplace(x: A, scale: float, **options: Any) -> A: ...
+def add_laplace(
+    x: Any,
+    scale: float,
+    *,
+    granularity: float | None = None,
+    source: Source | None = None,
+    out: Any = None,
+    check: bool | None = None,
+) -> Any:
+    """Add exact Laplace noise; you calibrate: ``scale`` is ``b`` in the density ``exp(-|y| / b) / (2 b)``.
+
+    ``result = granularity * (rint(x / granularity) + rint(Laplace(scale / granularity)))``. The guarantee is that of the
+    continuous Laplace mechanism for ``charged_sensitivity(..., norm="l1")``. Arguments, result and errors are those of
+    :func:`add_gaussian`.
+    """
+    return _add("add_laplace", x, scale, "scale", granularity, source, out, check)
+
+
+def random_words(size: int, *, source: Source | None = None) -> npt.NDArray[np.uint64]:
+    """``size`` uniform 64-bit words from one key of ``source``, as a numpy array of shape ``[size]``, on the CPU."""
+    out = np.empty(_checks.whole(size, "size"), np.uint64)
+    described = _arrays.describe(out, "out")
+    choose([described], host_only=True).noise.random_words(out, chosen(source).next_key(), _WORDS_DOMAIN)
+    return out
+
+
+def _add(
+    kernel: str,
+    x: Any,
+    scale: float,
+    scale_name: str,
+    granularity: float | None,
+    source: Source | None,
+    out: Any,
+    check: bool | None,
+) -> Any:
+    # Every check comes before the first key is drawn and the first value is written.
+    scale, spacing = _lattice(scale, scale_name, granularity)
+    keys = chosen(source)
+    is_list = isinstance(x, (list, tuple))
+    inputs = [_input(value, f"x[{i}]" if is_list else "x") for i, value in enumerate(x if is_list else [x])]
+    if not inputs:
+        return []
+    shapes, dtypes = [array.shape for array in inputs], [array.dtype for array in inputs]
+    outputs = _arrays.outputs(out, inputs, shapes, dtypes, is_list=is_list, in_place=True)
+    backend = choose([*inputs, *outputs])
+    if inputs[0].device == "cpu" if check is None else check:
+        for array in inputs:
+            _require_fit(backend, array, spacing)
+    for array, output in zip(inputs, outputs, strict=True):
+        getattr(backend.noise, kernel)(*backend.operands([array, output]), scale, spacing, keys.next_key())
+    results = [array.value for array in outputs]
+    return results if is_list else results[0]
+
+
+def _input(value: Any, name: str) -> Array:
+    array = _arrays.describe(value, name)
+    _arrays.require_dtype(array, ("float32", "float64"))
+    _arrays.require_contiguous(array)
+    return array
+
+
+def _lattice(scale: float, name: str, granularity: float | None) -> tuple[float, float]:
+    scale = _checks.positive(scale, name)
+    spacing = default_granularity(scale) if granularity is None else _power_of_two(granularity)
+    if not 2.0**-_LARGEST_EXPONENT <= spacing <= 2.0**_LARGEST_EXPONENT:
+        raise ValueError(
+            f"granularity is {spacing} ({name} {scale}), expected 2^-{_LARGEST_EXPONENT} to 2^{_LARGEST_EXPONENT}"
+        )
+    if not 1.0 <= scale / spacing <= _LARGEST_RATIO:
+        raise ValueError(f"granularity is {spacing}, expected {name} / 2^40 to {name}, which is {scale}")
+    return scale, spacing
+
+
+def _power_of_two(granularity: float) -> float:
+    spacing = _checks.positive(granularity, "granularity")
+    if math.frexp(spacing)[0] != 0.5:
+        raise ValueError(f"granularity is {spacing}, expected a power of two")
+    return spacing
+
+
+def _require_fit(backend: Backend, array: Array, granularity: float) -> None:
+    index = backend.noise.first_unfit(*backend.operands([array]), granularity)
+    if index < 0:
+        return
+    value = float(array.value.reshape(-1)[index])
+    where = f"{array.name} at flat index {index}"
+    if math.isfinite(value):
+        raise OverflowError(f"{where} exceeds 2^62 granularity; pass a coarser granularity (now {granularity})")
+    raise ValueError(f"{where} is {value}, expected finite values")

@@ -1,0 +1,130 @@
+"""Which layers of a model can be trained privately, and a named reason for everything that cannot."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from aisec_fast._errors import UnsupportedModuleError
+from aisec_fast.privacy.layers import LayerGradients, find_rule, supported_names
+
+
+@dataclass(frozen=True, eq=False)
+class CoveredLayer:
+    """A layer with a rule, and those of its parameters that are trained."""
+
+    name: str
+    module: nn.Module
+    rule: type[LayerGradients]
+    parameters: Mapping[str, nn.Parameter]
+
+
+@dataclass
+class Coverage:
+    """What `examine` found: covered layers, and one error for each thing that stands in the way."""
+
+    layers: list[CoveredLayer] = field(default_factory=list)
+    errors: list[UnsupportedModuleError] = field(default_factory=list)
+
+
+def examine(module: nn.Module) -> Coverage:
+    """Sort the layers of `module` into covered ones and errors. Nothing is changed."""
+    found = Coverage()
+    for name, child in module.named_modules():
+        label = f"{name or 'the model itself'} ({type(child).__name__})"
+        reason = _coupling(child)
+        if reason is not None:
+            found.errors.append(UnsupportedModuleError(f"module {label}: {reason}"))
+            continue
+        trainable = {
+            key: p for key, p in child.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad
+        }
+        if not trainable:
+            continue
+        rule = find_rule(child)
+        refusal = None if rule is None else rule.refusal(child)
+        if refusal is not None:
+            found.errors.append(UnsupportedModuleError(f"module {label}: {refusal}"))
+            continue
+        for key in trainable:
+            if rule is None or key not in rule.parameter_names:
+                found.errors.append(
+                    UnsupportedModuleError(
+                        f"parameter {f'{name}.{key}'.lstrip('.')!r} of module {label} has no rule for per-sample gradients; "
+                        f"supported layers: {supported_names()}. Freeze it (requires_grad_(False)) or replace the layer."
+                    )
+                )
+        if rule is not None:
+            found.layers.append(CoveredLayer(name, child, rule, trainable))
+    return found
+
+
+def _coupling(module: nn.Module) -> str | None:
+    """The reason why this module mixes samples or keeps private statistics, or None."""
+    if isinstance(module, _BatchNorm):
+        return (
+            f"{type(module).__name__} normalises each sample with the others of its batch and stores their statistics, "
+            "also where its parameters are frozen; replace it by GroupNorm, for example with ModuleValidator.fix(model)"
+        )
+    if isinstance(module, _InstanceNorm) and module.track_running_stats:
+        return (
+            f"{type(module).__name__} with track_running_stats=True stores statistics of the batch; "
+            "replace it by GroupNorm, for example with ModuleValidator.fix(model)"
+        )
+    if isinstance(module, (nn.DataParallel, DistributedDataParallel)):
+        return f"{type(module).__name__} splits a batch over devices; pass the plain module on one device"
+    return None
+
+
+class ModuleValidator:
+    """Check a model before training, and repair what can be repaired. Same names as Opacus's class."""
+
+    @staticmethod
+    def validate(module: nn.Module, *, strict: bool = False) -> list[UnsupportedModuleError]:
+        """Return the errors that `make_private` would raise for the layers of `module`; with `strict`, raise them as one."""
+        errors = examine(module).errors
+        if strict and errors:
+            raise UnsupportedModuleError("\n".join(map(str, errors)))
+        return errors
+
+    @classmethod
+    def is_valid(cls, module: nn.Module) -> bool:
+        """True if `validate` finds nothing."""
+        return not cls.validate(module)
+
+    @staticmethod
+    def fix(module: nn.Module) -> nn.Module:
+        """Return a copy of `module` with GroupNorm in place of BatchNorm and InstanceNorm; `module` is left as it is.
+
+        BatchNorm over C channels becomes GroupNorm with gcd(32, C) groups (32 as in Wu and He, 2018), InstanceNorm becomes
+        GroupNorm with C groups, which is the same function without running statistics. Scale and shift are kept.
+        The optimizer must be made from the returned model's parameters.
+        """
+        fixed = copy.deepcopy(module)
+        root = nn.ModuleDict({"root": fixed})  # so that the model itself can be replaced like any child
+        replaced: dict[int, nn.Module] = {}  # a layer used in two places stays one layer
+        for parent in list(root.modules()):
+            for name, child in parent._modules.items():
+                if isinstance(child, (_BatchNorm, _InstanceNorm)):
+                    parent._modules[name] = replaced.setdefault(id(child), _group_norm(child))
+        return root["root"]
+
+
+def _group_norm(norm: _BatchNorm | _InstanceNorm) -> nn.GroupNorm:
+    channels = norm.num_features
+    groups = channels if isinstance(norm, _InstanceNorm) else math.gcd(32, channels)
+    new = nn.GroupNorm(groups, channels, eps=norm.eps, affine=norm.affine)
+    if norm.affine:
+        new.to(device=norm.weight.device, dtype=norm.weight.dtype)
+        with torch.no_grad():
+            new.weight.copy_(norm.weight).requires_grad_(norm.weight.requires_grad)
+            new.bias.copy_(norm.bias).requires_grad_(norm.bias.requires_grad)
+    return new.train(norm.training)

@@ -1,0 +1,383 @@
+"""One rule per layer type: per-sample gradient norms and clipped sums from (activation, output gradient).
+
+A rule is made for one use of a layer and answers for each of its trainable parameters, by name:
+
+    squares(name)             [B] float64, squared norm of each sample's gradient
+    rows(name, start, stop)   [stop - start, *shape], the gradients of some samples themselves (only where nothing else will do)
+    total(name, weights)      [*shape], sum over samples of weight times gradient; a sample of weight 0 is selected away, never
+                              multiplied, so that its NaN or Inf stays out
+
+`activation` and `gradient` have the batch in dimension 0. Sources: Goodfellow 2015 (norms of a Linear layer from its input and
+output gradient), Li et al. 2022 (Gram matrices for sequences), Rochette et al. 2019 (grouped convolutions).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aisec_fast import clipping
+
+# Elements that one temporary of a rule may hold (64 MiB of float32): larger work is done a few samples at a time.
+CHUNK_ELEMENTS = 2**24
+# Elements of per-sample convolution gradients kept from the norms to the sum, for one layer (128 MiB of float32).
+KEEP_ELEMENTS = 2**25
+
+
+class LayerGradients:
+    """Base of the rules; see the module's docstring."""
+
+    layer_type: ClassVar[type[nn.Module]]
+    parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
+
+    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
+        self.layer, self.activation, self.gradient = layer, activation, gradient
+        self.batch = gradient.shape[0]
+
+    @classmethod
+    def refusal(cls, layer: Any) -> str | None:
+        """The reason why a layer of the right type cannot be covered, or None."""
+        return None
+
+    @classmethod
+    def batched(cls, layer: Any, activation: Tensor) -> bool:
+        """False if the input has no batch dimension."""
+        return activation.dim() >= 2
+
+    @classmethod
+    def time_first(cls, layer: Any, activation: Tensor) -> bool:
+        """True if, with batch_first=False, dimension 0 of the input is time and dimension 1 the batch."""
+        return False
+
+    def squares(self, name: str) -> Tensor:
+        """[B] float64: squared norms of the samples' gradients of parameter `name`."""
+        return row_squares(self.rows(name, 0, self.batch))
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """[stop - start, *shape]: the gradients of samples `start` to `stop`."""
+        raise NotImplementedError
+
+    def total(self, name: str, weights: Tensor) -> Tensor:
+        """[*shape]: sum over samples of `weights[i]` (float64, finite) times sample i's gradient."""
+        return weighted_sum(self.rows(name, 0, self.batch), weights)
+
+
+class LinearGradients(LayerGradients):
+    """Linear on [B, d] or [B, ..., d]: never a B x D matrix."""
+
+    layer_type = nn.Linear
+
+    def __init__(self, layer: nn.Linear, activation: Tensor, gradient: Tensor) -> None:
+        super().__init__(layer, activation, gradient)
+        self.inputs = activation.flatten(1, -2) if activation.dim() > 2 else activation.unsqueeze(1)  # [B, T, d]
+        self.outputs = gradient.flatten(1, -2) if gradient.dim() > 2 else gradient.unsqueeze(1)  # [B, T, p]
+
+    @classmethod
+    def time_first(cls, layer: nn.Linear, activation: Tensor) -> bool:
+        return activation.dim() > 2
+
+    def squares(self, name: str) -> Tensor:
+        if name == "bias":
+            return row_squares(self.outputs.sum(1))
+        length, d, p = self.inputs.shape[1], self.inputs.shape[2], self.outputs.shape[2]
+        if length == 1:  # the gradient is an outer product
+            return row_squares(self.inputs) * row_squares(self.outputs)
+        if 2 * length * length <= d * p:
+            return _in_chunks(self.batch, 2 * length * length, self._gram_squares, self.gradient)
+        return _in_chunks(self.batch, d * p, lambda lo, hi: row_squares(self.rows("weight", lo, hi)), self.gradient)
+
+    def _gram_squares(self, start: int, stop: int) -> Tensor:
+        """Squared norms from the T x T Gram matrices, as upper bounds.
+
+        |sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t). Where tokens cancel the sum is small against its terms and
+        rounding could make it far too small, even negative, and a sample would escape clipping. Each product of two rounded
+        dot products is within gamma |a_s||a_t||g_s||g_t| of the truth, gamma = (d + p + 4) unit roundoffs to first order, so
+        the sum is within gamma A^2, A = sum_t |a_t||g_t|: add that.
+        """
+        inputs, outputs = self.inputs[start:stop], self.outputs[start:stop]
+        gram = torch.bmm(inputs, inputs.transpose(1, 2))
+        other = torch.bmm(outputs, outputs.transpose(1, 2))
+        lengths = gram.diagonal(dim1=1, dim2=2).double() * other.diagonal(dim1=1, dim2=2).double()
+        gamma = (inputs.shape[2] + outputs.shape[2] + 4) * torch.finfo(gram.dtype).eps / 2
+        return (
+            gram.mul_(other).sum((1, 2), dtype=torch.float64).clamp_(min=0.0) + gamma * lengths.sqrt().sum(1).square()
+        )
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        if name == "bias":
+            return self.outputs[start:stop].sum(1)
+        return torch.bmm(self.outputs[start:stop].transpose(1, 2), self.inputs[start:stop])
+
+    def total(self, name: str, weights: Tensor) -> Tensor:
+        if name == "bias":
+            return weighted_sum(self.outputs.sum(1), weights)
+        # [B, T, p] -> [p, B T] times [B T, d]: the one GEMM that a plain backward would do, with the factors folded in.
+        scaled = select_scale(self.outputs, weights).flatten(0, 1)
+        return scaled.t() @ select(self.inputs, weights).flatten(0, 1)
+
+
+class ConvGradients(LayerGradients):
+    """Conv1d, Conv2d, Conv3d: per-sample gradients by one convolution_backward with the batch folded into the groups."""
+
+    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
+        super().__init__(layer, activation, gradient)
+        self.activation, self.padding = _padded(layer, activation)
+        self.kept: Tensor | None = None
+
+    @classmethod
+    def batched(cls, layer: Any, activation: Tensor) -> bool:
+        return activation.dim() == len(layer.kernel_size) + 2
+
+    def squares(self, name: str) -> Tensor:
+        if name == "bias":
+            return super().squares(name)
+        size = self.layer.weight.numel()
+        if self.batch * size <= KEEP_ELEMENTS:
+            self.kept = self.rows("weight", 0, self.batch)
+            return row_squares(self.kept)
+        return _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows("weight", lo, hi)), self.gradient)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        gradient = self.gradient[start:stop]
+        if name == "bias":
+            return gradient.flatten(2).sum(2)
+        batch, weight = stop - start, self.layer.weight
+        if batch == 0:
+            return weight.new_empty((0, *weight.shape))
+        # Sample i owns channels [i*C, (i+1)*C) and the groups that belong to them. Only the weight's shape matters.
+        stacked = weight.new_empty((batch * weight.shape[0], *weight.shape[1:]))
+        one_image = self.activation[start:stop].flatten(0, 1).unsqueeze(0)
+        result = self._backward(gradient.flatten(0, 1).unsqueeze(0), one_image, stacked, batch * self.layer.groups)
+        return result.view(batch, *weight.shape)
+
+    def total(self, name: str, weights: Tensor) -> Tensor:
+        if name == "bias":
+            return super().total(name, weights)
+        if self.kept is not None:
+            return weighted_sum(self.kept, weights)
+        if self.batch == 0:
+            return torch.zeros_like(self.layer.weight)
+        scaled, activation = select_scale(self.gradient, weights), select(self.activation, weights)
+        return self._backward(scaled, activation, self.layer.weight, self.layer.groups)
+
+    def _backward(self, gradient: Tensor, activation: Tensor, weight: Tensor, groups: int) -> Tensor:
+        layer = self.layer
+        result: Tensor = torch.ops.aten.convolution_backward(
+            gradient, activation, weight, None, layer.stride, self.padding, layer.dilation,
+            False, [0] * len(layer.kernel_size), groups, [False, True, False],
+        )[1]  # fmt: skip
+        return result
+
+
+class Conv1dGradients(ConvGradients):
+    layer_type = nn.Conv1d
+
+
+class Conv2dGradients(ConvGradients):
+    layer_type = nn.Conv2d
+
+
+class Conv3dGradients(ConvGradients):
+    layer_type = nn.Conv3d
+
+
+class EmbeddingGradients(LayerGradients):
+    """Embedding: a sample's gradient has one row for each different token it contains, so only those rows are formed."""
+
+    layer_type = nn.Embedding
+    parameter_names = ("weight",)
+
+    def __init__(self, layer: nn.Embedding, activation: Tensor, gradient: Tensor) -> None:
+        super().__init__(layer, activation, gradient)
+        tokens = activation.reshape(-1).long()
+        per_sample = activation.shape[1:].numel()
+        samples = torch.arange(self.batch, device=tokens.device).repeat_interleave(per_sample)
+        vectors = gradient.reshape(-1, layer.embedding_dim)
+        if layer.padding_idx is not None:
+            used = tokens != layer.padding_idx  # the padding row is never trained
+            tokens, samples, vectors = tokens[used], samples[used], vectors[used]
+        self.tokens, self.samples, self.vectors = tokens, samples, vectors
+
+    @classmethod
+    def refusal(cls, layer: nn.Embedding) -> str | None:
+        if layer.max_norm is not None:
+            return "max_norm rescales the rows of the tokens in a batch in place, outside of what is noised; use max_norm=None"
+        if layer.scale_grad_by_freq:
+            return (
+                "scale_grad_by_freq makes a sample's gradient depend on the other samples; use scale_grad_by_freq=False"
+            )
+        if layer.sparse:
+            return "sparse=True asks for gradients that show which tokens occurred; noise makes them dense; use sparse=False"
+        return None
+
+    @classmethod
+    def batched(cls, layer: nn.Embedding, activation: Tensor) -> bool:
+        return activation.dim() >= 1
+
+    @classmethod
+    def time_first(cls, layer: nn.Embedding, activation: Tensor) -> bool:
+        return activation.dim() > 1
+
+    def squares(self, name: str) -> Tensor:
+        pairs, place = torch.unique(self.samples * self.layer.num_embeddings + self.tokens, return_inverse=True)
+        sums = self.vectors.new_zeros((pairs.shape[0], self.layer.embedding_dim)).index_add_(0, place, self.vectors)
+        owner = pairs.div(self.layer.num_embeddings, rounding_mode="floor")
+        result = torch.zeros(self.batch, dtype=torch.float64, device=self.vectors.device)
+        return result.index_add_(0, owner, row_squares(sums))
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        inside = (self.samples >= start) & (self.samples < stop)
+        place = (self.samples[inside] - start) * self.layer.num_embeddings + self.tokens[inside]
+        size = (stop - start) * self.layer.num_embeddings
+        dense = self.vectors.new_zeros((size, self.layer.embedding_dim)).index_add_(0, place, self.vectors[inside])
+        return dense.view(stop - start, *self.layer.weight.shape)
+
+    def total(self, name: str, weights: Tensor) -> Tensor:
+        scaled = select_scale(self.vectors, weights[self.samples])
+        return self.vectors.new_zeros(self.layer.weight.shape).index_add_(0, self.tokens, scaled)
+
+
+class _NormGradients(LayerGradients):
+    """Scale and shift of a normalisation: their per-sample gradients are as small as one activation vector."""
+
+    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
+        super().__init__(layer, activation, gradient)
+        self._rows: dict[str, Tensor] = {}
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        if name not in self._rows:
+            self._rows[name] = self._reduce(self.gradient if name == "bias" else self.gradient * self._normalised())
+        return self._rows[name][start:stop]
+
+    def _normalised(self) -> Tensor:
+        """The activation, normalised, before scale and shift."""
+        raise NotImplementedError
+
+    def _reduce(self, values: Tensor) -> Tensor:
+        """[B, ...] -> [B, *shape of the parameter]."""
+        raise NotImplementedError
+
+
+class LayerNormGradients(_NormGradients):
+    """LayerNorm over the last dimensions."""
+
+    layer_type = nn.LayerNorm
+
+    @classmethod
+    def batched(cls, layer: nn.LayerNorm, activation: Tensor) -> bool:
+        return activation.dim() > len(layer.normalized_shape)
+
+    @classmethod
+    def time_first(cls, layer: nn.LayerNorm, activation: Tensor) -> bool:
+        return activation.dim() > len(layer.normalized_shape) + 1
+
+    def _normalised(self) -> Tensor:
+        return F.layer_norm(self.activation, self.layer.normalized_shape, None, None, self.layer.eps)
+
+    def _reduce(self, values: Tensor) -> Tensor:
+        shape = self.layer.normalized_shape
+        return (
+            values.reshape(self.batch, values[0:1].numel() // math.prod(shape), *shape).sum(1)
+            if self.batch
+            else (values.new_empty((0, *shape)))
+        )
+
+
+class GroupNormGradients(_NormGradients):
+    """GroupNorm over [B, C, ...]."""
+
+    layer_type = nn.GroupNorm
+
+    def _normalised(self) -> Tensor:
+        return F.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
+
+    def _reduce(self, values: Tensor) -> Tensor:
+        return values.flatten(2).sum(2) if values.dim() > 2 else values
+
+
+RULES: tuple[type[LayerGradients], ...] = (
+    LinearGradients,
+    Conv1dGradients,
+    Conv2dGradients,
+    Conv3dGradients,
+    EmbeddingGradients,
+    LayerNormGradients,
+    GroupNormGradients,
+)
+
+
+def find_rule(layer: nn.Module) -> type[LayerGradients] | None:
+    """The rule for `layer`, or None. A subclass (or an instance) with a forward of its own is not what the rule computes."""
+    for rule in RULES:
+        base = rule.layer_type
+        if isinstance(layer, base):
+            same = all(getattr(type(layer), f, None) is getattr(base, f, None) for f in ("forward", "_conv_forward"))
+            return rule if same and not {"forward", "_conv_forward"} & vars(layer).keys() else None
+    return None
+
+
+def supported_names() -> str:
+    """The layer types that have a rule, for messages."""
+    return ", ".join(rule.layer_type.__name__ for rule in RULES)
+
+
+def row_squares(rows: Tensor) -> Tensor:
+    """[B, ...] -> [B] float64: squared norm of each row, NaN or Inf where a row holds one."""
+    norms = clipping._row_norms([rows.reshape(rows.shape[0], rows.shape[1:].numel()).contiguous()])
+    return torch.as_tensor(norms, dtype=torch.float64, device=rows.device).square()
+
+
+def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
+    """[B, ...], [B] float64 -> [...]: rows of weight 0 are selected away; accumulated in float64."""
+    if rows.shape[0] == 0:
+        return rows.new_zeros(rows.shape[1:])
+    return torch.as_tensor(clipping._weighted_sum(rows.contiguous(), weights), dtype=rows.dtype, device=rows.device)
+
+
+def select(values: Tensor, weights: Tensor) -> Tensor:
+    """`values` [B, ...] with the rows of weight 0 replaced by zeros, whatever they hold."""
+    return torch.where(_column(weights != 0, values), values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
+def select_scale(values: Tensor, weights: Tensor) -> Tensor:
+    """`values` [B, ...] with row i multiplied by weights[i]; rows of weight 0 are zeros, whatever they hold."""
+    return select(values, weights).mul_(_column(weights.to(values.dtype), values))
+
+
+def _column(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.view(-1, *[1] * (like.dim() - 1))
+
+
+def _in_chunks(batch: int, elements: int, part: Callable[[int, int], Tensor], like: Tensor) -> Tensor:
+    """Concatenate `part(start, stop)` over chunks of samples, `elements` temporary elements each; [0] float64 if empty."""
+    parts = [part(start, stop) for start, stop in chunks(batch, elements)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=like.device)
+
+
+def chunks(batch: int, elements: int) -> Iterator[tuple[int, int]]:
+    """Split samples 0..batch into ranges whose temporaries of `elements` elements a sample stay within CHUNK_ELEMENTS."""
+    size = max(1, CHUNK_ELEMENTS // max(1, elements))
+    for start in range(0, batch, size):
+        yield start, min(batch, start + size)
+
+
+def _padded(layer: Any, activation: Tensor) -> tuple[Tensor, list[int]]:
+    """The activation and the symmetric zero padding that together give what the convolution saw."""
+    if layer.padding == "valid":
+        return activation, [0] * len(layer.kernel_size)
+    if layer.padding == "same":
+        total = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        before, after = [t // 2 for t in total], [t - t // 2 for t in total]
+    else:
+        before = after = list(layer.padding)
+    if layer.padding_mode == "zeros" and before == after:
+        return activation, before
+    # F.pad wants the last dimension first. torch, too, pads the input and then convolves without padding.
+    sides = [side for pair in reversed(list(zip(before, after, strict=True))) for side in pair]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(activation, sides, mode=mode), [0] * len(before)

@@ -1,0 +1,188 @@
+"""Batches for DP-SGD: Poisson sampling, at-most-once passes, and the count of what the loader handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
+
+from aisec_fast import noise
+from aisec_fast._errors import PrivacyError
+
+_WORDS = 2**20  # random words drawn at a time: 8 MiB however large the data set is
+
+
+class PoissonBatchSampler(Sampler[list[int]]):
+    """Each of `steps` batches holds each of `size` records independently with probability 1/steps (at most 2^-64 less).
+
+    Batches vary in size and may be empty. Draws come from `source` (64 random bits a record, compared as integers) and are
+    never the same twice: a new pass is a new draw.
+    """
+
+    def __init__(self, size: int, steps: int, source: noise.Source) -> None:
+        self.size, self.steps, self.source = size, steps, source
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(self.steps):
+            yield self._draw()
+
+    def _draw(self) -> list[int]:
+        if self.steps == 1:  # the threshold 2^64 does not fit: every record, always
+            return list(range(self.size))
+        threshold = np.uint64(2**64 // self.steps)
+        batch: list[int] = []
+        for start in range(0, self.size, _WORDS):
+            words = noise.random_words(min(_WORDS, self.size - start), source=self.source)
+            batch.extend((np.flatnonzero(words < threshold) + start).tolist())
+        return batch
+
+
+class OnceBatchSampler(Sampler[list[int]]):
+    """The user's batch sampler, with the check that no record comes twice in one pass."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        seen: set[int] = set()
+        for batch in self.batches:
+            before = len(seen)
+            seen.update(batch)
+            if len(seen) != before + len(batch):
+                raise PrivacyError(
+                    "the data_loader's sampler drew a record twice in one pass, but poisson_sampling=False is accounted as one "
+                    "participation a pass; use a sampler without replacement, or poisson_sampling=True"
+                )
+            yield batch
+
+
+class Tally:
+    """Counts what a loader handed out, so that each step can be booked for what it was."""
+
+    def __init__(self) -> None:
+        self.passes = 0  # iterations of the loader that handed out at least one batch
+        self._waiting = 0  # batches of the newest pass that no step has used
+
+    def handed_out(self, first: bool) -> None:
+        """A batch left the loader; `first` of its pass. Batches left over from an older pass are not counted any more."""
+        self.passes += first
+        self._waiting = 1 if first else self._waiting + 1
+
+    def use(self) -> bool:
+        """A step happens: True if a batch of the loader was waiting for it."""
+        if self._waiting == 0:
+            return False
+        self._waiting -= 1
+        return True
+
+
+class PrivateLoader(DataLoader[Any]):
+    """A DataLoader over `loader`'s data set with another batch sampler, which counts the batches it hands out."""
+
+    def __init__(self, loader: DataLoader[Any], batches: Sampler[list[int]]) -> None:
+        super().__init__(
+            loader.dataset,
+            batch_sampler=batches,
+            num_workers=loader.num_workers,
+            collate_fn=EmptyCollate(loader.collate_fn, loader.dataset),
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=loader.generator,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+        )
+        self.tally = Tally()
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        first = True
+        for batch in super().__iter__():
+            self.tally.handed_out(first)
+            first = False
+            yield batch
+
+
+class EmptyCollate:
+    """The user's collate function, which also makes an empty batch: tensors of batch size 0, shaped like the others."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], dataset: Any) -> None:
+        self.collate, self.dataset = collate, dataset
+
+    def __call__(self, samples: list[Any]) -> Any:
+        if samples:
+            return self.collate(samples)
+        sample = self.dataset[0]
+        # Which dimension is the batch? The one that grows when the same sample is collated twice.
+        return _emptied(self.collate([sample]), self.collate([sample, sample]))
+
+
+def _emptied(one: Any, two: Any) -> Any:
+    if isinstance(one, torch.Tensor):
+        grown = [dim for dim in range(one.dim()) if one.shape[dim] != two.shape[dim]]
+        if len(grown) != 1:
+            raise TypeError(
+                f"cannot make an empty batch of a tensor {tuple(one.shape)}: no dimension counts the samples"
+            )
+        return one.narrow(grown[0], 0, 0).clone()
+    if isinstance(one, Mapping):
+        return {key: _emptied(one[key], two[key]) for key in one}
+    if isinstance(one, tuple) and hasattr(one, "_fields"):
+        return type(one)(*map(_emptied, one, two))
+    if isinstance(one, (list, tuple)):
+        if len(one) != len(two):  # a list of samples
+            return type(one)()
+        return type(one)(map(_emptied, one, two))
+    raise TypeError(f"cannot make an empty batch of a {type(one).__name__}: the collate function must return tensors")
+
+
+def poisson_loader(loader: DataLoader[Any], source: noise.Source) -> PrivateLoader:
+    """A loader whose batches are Poisson samples at rate 1/len(loader), over the whole data set of `loader`."""
+    check_loader(loader)
+    batches = loader.batch_sampler
+    sampler = batches.sampler if type(batches) is BatchSampler else batches
+    if type(sampler) not in (SequentialSampler, RandomSampler):
+        raise ValueError(
+            f"data_loader draws by {type(sampler).__name__}, which poisson_sampling=True would replace by Poisson sampling of its whole "
+            "data set; pass a loader with plain shuffling (for a part of the data: torch.utils.data.Subset)"
+        )
+    return PrivateLoader(loader, PoissonBatchSampler(len(loader.dataset), len(loader), source))  # type: ignore[arg-type]
+
+
+def plain_loader(loader: DataLoader[Any]) -> PrivateLoader:
+    """A loader with the batches of `loader`, each record at most once a pass."""
+    check_loader(loader)
+    return PrivateLoader(loader, OnceBatchSampler(loader.batch_sampler))
+
+
+def batch_size_of(loader: DataLoader[Any]) -> int:
+    """The size of the batches that `loader` makes; ValueError if it has no fixed one."""
+    size = getattr(loader.batch_sampler, "batch_size", None)
+    if not isinstance(size, int):
+        raise ValueError(
+            "data_loader's batch_sampler has no batch_size attribute, and steps are divided by the expected batch size"
+        )
+    return size
+
+
+def check_loader(loader: Any) -> None:
+    """Raise TypeError or ValueError unless `loader` can be sampled."""
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"data_loader must be a torch DataLoader, got {type(loader).__name__}")
+    if isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            "data_loader has an IterableDataset, whose records cannot be sampled; use a data set with len and indexing"
+        )
+    if loader.batch_sampler is None:
+        raise ValueError("data_loader has batch_size=None; give it a batch_size")
+    if len(loader) == 0:
+        raise ValueError("data_loader is empty")

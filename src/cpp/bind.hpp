@@ -1,0 +1,9 @@
+#pragma once
+// One registrar a family; module.cpp calls them all.
+#include <pybind11/pybind11.h>
+
+namespace aisec_fast {
+void bind_runtime(pybind11::module_& module);
+void bind_noise(pybind11::module_& module);
+void bind_clipping(pybind11::module_& module);
+}  // namespace aisec_fast

@@ -1,0 +1,109 @@
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "aisec_fast/array_view.hpp"
+#include "bind.hpp"
+#include "instruction_sets.hpp"
+#include "thread_pool.hpp"
+
+namespace aisec_fast {
+namespace {
+
+constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread: about 4096 samples
+
+// 32 little-endian bytes as the key's words.
+void read_key(const py::bytes& key, std::uint32_t (&words)[8]) {
+  const std::string bytes = key;
+  if (bytes.size() != sizeof words)
+    throw py::value_error("key has " + std::to_string(bytes.size()) + " bytes, expected 32");
+  for (std::size_t i = 0; i < 8; ++i) {
+    words[i] = 0;
+    for (std::size_t b = 4; b-- > 0;) words[i] = words[i] << 8 | static_cast<unsigned char>(bytes[4 * i + b]);
+  }
+}
+
+// Samples of one array in whole groups, over the threads.
+template <class Use>
+void for_groups(std::size_t size, const Use& use) {
+  const std::size_t groups = size / noise_group + (size % noise_group != 0);
+  parallel_for(groups, least_groups, [&](std::size_t begin, std::size_t end) {
+    use(begin * noise_group, std::min(size, end * noise_group));
+  });
+}
+
+void add_noise(AddNoise kernel, const ArrayView& x, const ArrayView& out, double scale, double granularity,
+               const py::bytes& key) {
+  NoiseCall call{{}, scale / granularity, granularity};
+  if (!(call.scale >= 1.0 && call.scale <= 0x1p40))
+    throw py::value_error("sigma / granularity is " + std::to_string(call.scale) + ", expected 1 to 2^40");
+  read_key(key, call.key);
+  const py::gil_scoped_release unlocked;
+  for_groups(x.size(), [&](std::size_t first, std::size_t last) {
+    kernel(x.data<const void>(), out.data<void>(), first, last, call);
+  });
+}
+
+struct Pair {
+  ArrayView x, out;
+  Pair(const py::object& x_, const py::object& out_) : x(x_, "x"), out(out_, "out") {
+    x.on_device(dlpack::on_cpu).contiguous();
+    out.on_device(dlpack::on_cpu).contiguous().writable().of_size(x.size());
+    if (x.dtype() != DType::int64) out.of_type(x.dtype());
+  }
+};
+
+void add_gaussian(const py::object& x, const py::object& out, double sigma, double granularity, const py::bytes& key) {
+  const Pair arrays(x, out);
+  const NoiseKernels& kernels = active_kernels().noise;
+  const bool lattice = arrays.x.dtype() == DType::int64, wide = arrays.out.dtype() == DType::float64;
+  if (!wide) arrays.out.of_type(DType::float32);
+  add_noise(lattice ? (wide ? kernels.gaussian_lattice_float64 : kernels.gaussian_lattice_float32)
+                    : (wide ? kernels.gaussian_float64 : kernels.gaussian_float32),
+            arrays.x, arrays.out, sigma, granularity, key);
+}
+
+void add_laplace(const py::object& x, const py::object& out, double scale, double granularity, const py::bytes& key) {
+  const Pair arrays(x, out);
+  const NoiseKernels& kernels = active_kernels().noise;
+  const bool wide = arrays.x.dtype() == DType::float64;
+  if (!wide) arrays.x.of_type(DType::float32);
+  add_noise(wide ? kernels.laplace_float64 : kernels.laplace_float32, arrays.x, arrays.out, scale, granularity, key);
+}
+
+void random_words(const py::object& out_, const py::bytes& key, std::uint32_t domain) {
+  const ArrayView out(out_, "out");
+  out.on_device(dlpack::on_cpu).of_type(DType::uint64).contiguous().writable();
+  std::uint32_t words[8];
+  read_key(key, words);
+  const auto kernel = active_kernels().noise.random_words;
+  const py::gil_scoped_release unlocked;
+  for_groups(out.size(), [&](std::size_t first, std::size_t last) {
+    kernel(out.data<std::uint64_t>(), first, last, words, domain);
+  });
+}
+
+py::ssize_t first_unfit(const py::object& x_, double granularity) {
+  const ArrayView x(x_, "x");
+  x.on_device(dlpack::on_cpu).contiguous();
+  const bool wide = x.dtype() == DType::float64;
+  if (!wide) x.of_type(DType::float32);
+  const FirstUnfit kernel = wide ? active_kernels().noise.unfit_float64 : active_kernels().noise.unfit_float32;
+  const py::gil_scoped_release unlocked;
+  const std::size_t index = kernel(x.data<const void>(), x.size(), granularity);
+  return index == x.size() ? -1 : static_cast<py::ssize_t>(index);
+}
+
+}  // namespace
+
+void bind_noise(py::module_& module) {
+  module.def("add_gaussian", &add_gaussian, py::arg("x"), py::arg("out"), py::arg("sigma"), py::arg("granularity"),
+             py::arg("key"));
+  module.def("add_laplace", &add_laplace, py::arg("x"), py::arg("out"), py::arg("scale"), py::arg("granularity"),
+             py::arg("key"));
+  module.def("random_words", &random_words, py::arg("out"), py::arg("key"), py::arg("domain"));
+  module.def("first_unfit", &first_unfit, py::arg("x"), py::arg("granularity"));
+}
+
+}  // namespace aisec_fast

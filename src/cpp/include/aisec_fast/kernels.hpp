@@ -1,0 +1,52 @@
+#pragma once
+// The table of CPU kernels. Each instruction set fills one; nothing but plain pointers crosses the boundary, so no vector
+// type and no inline function is shared between objects compiled for different instruction sets.
+#include <cstddef>
+#include <cstdint>
+
+namespace aisec_fast {
+
+enum class DType { float32, float64, bfloat16, int64, uint64 };
+
+// What a noise kernel needs beside its arrays. `scale` is sigma / granularity or scale / granularity.
+struct NoiseCall {
+  std::uint32_t key[8];
+  double scale;
+  double granularity;
+};
+
+// x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of 128.
+using AddNoise = void (*)(const void* x, void* out, std::size_t first, std::size_t last, const NoiseCall& call);
+// Index of the first x[i], i < count, that is not finite or has |x / granularity| > 2^62; count if there is none.
+using FirstUnfit = std::size_t (*)(const void* x, std::size_t count, double granularity);
+
+struct NoiseKernels {
+  void (*random_words)(std::uint64_t* out, std::size_t first, std::size_t last, const std::uint32_t* key,
+                       std::uint32_t domain);
+  AddNoise gaussian_float32, gaussian_float64;                // float data
+  AddNoise gaussian_lattice_float32, gaussian_lattice_float64;  // int64 lattice integers in, floats out
+  AddNoise laplace_float32, laplace_float64;
+  FirstUnfit unfit_float32, unfit_float64;
+};
+
+// Kernels over rows of one dtype. `row` points to `columns` values; `rows` to the first of several rows that lie `stride`
+// values apart. A weight (or factor) of zero selects the row away: its values are not read.
+struct ClippingKernels {
+  void (*block_sums)(const void* row, std::size_t columns, double multiplier, double* sums);
+  void (*add_weighted)(const void* rows, std::ptrdiff_t stride, std::size_t count, const double* weights,
+                       std::size_t columns, double* total);
+  std::int64_t (*lattice_square_sum)(const void* row, std::size_t columns, double factor);
+  void (*add_lattice)(const void* rows, std::ptrdiff_t stride, std::size_t count, const double* factors,
+                      std::size_t columns, std::int64_t* total);
+};
+
+struct Kernels {
+  const char* name;
+  NoiseKernels noise;
+  ClippingKernels clipping_float32, clipping_float64, clipping_bfloat16;
+};
+
+constexpr std::size_t noise_group = 128;  // samples that share 16 generator blocks
+constexpr std::size_t norm_block = 1024;  // values in one block sum
+
+}  // namespace aisec_fast

@@ -1,0 +1,14 @@
+#pragma once
+// Which instruction sets this build holds, which this CPU runs, and which one is in use.
+#include <string_view>
+#include <vector>
+
+#include "aisec_fast/kernels.hpp"
+
+namespace aisec_fast {
+
+const std::vector<Kernels>& supported_kernels();       // those this CPU runs, best first
+const Kernels& active_kernels();                       // AISEC_FAST_ISA, or the best
+void use_instruction_set(std::string_view name);       // std::invalid_argument if this CPU lacks it
+
+}  // namespace aisec_fast

@@ -1,0 +1,8 @@
+#pragma once
+// What each family's source defines, once per instruction set; table.cpp puts them together.
+#include "aisec_fast/kernels.hpp"
+
+namespace aisec_fast::AISEC_ISA {
+NoiseKernels noise_kernels();
+ClippingKernels clipping_kernels(DType dtype);
+}  // namespace aisec_fast::AISEC_ISA

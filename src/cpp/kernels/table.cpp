@@ -1,0 +1,12 @@
+// One instruction set's kernel table, compiled once per instruction set.
+#include "kernels/families.hpp"
+
+#define AISEC_TEXT_(name) #name
+#define AISEC_TEXT(name) AISEC_TEXT_(name)
+
+namespace aisec_fast::AISEC_ISA {
+Kernels kernels() {
+  return {AISEC_TEXT(AISEC_ISA), noise_kernels(), clipping_kernels(DType::float32), clipping_kernels(DType::float64),
+          clipping_kernels(DType::bfloat16)};
+}
+}  // namespace aisec_fast::AISEC_ISA

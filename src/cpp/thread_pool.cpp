@@ -1,0 +1,126 @@
+#include "thread_pool.hpp"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace aisec_fast {
+namespace {
+
+class Pool {
+ public:
+  // Makes sure that `workers` threads exist. If the system refuses a thread, the others do its work.
+  void grow(std::size_t workers) {
+    const std::lock_guard lock(mutex_);
+    try {
+      while (workers_.size() < workers) workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      return;
+    }
+  }
+
+  void submit(std::function<void()> job) {
+    {
+      const std::lock_guard lock(mutex_);
+      jobs_.push_back(std::move(job));
+    }
+    ready_.notify_one();
+  }
+
+  // Runs one waiting job on the caller's thread; false if there is none.
+  bool help() {
+    std::unique_lock lock(mutex_);
+    if (jobs_.empty()) return false;
+    run_first(lock);
+    return true;
+  }
+
+ private:
+  void work() {
+    for (;;) {
+      std::unique_lock lock(mutex_);
+      ready_.wait(lock, [this] { return !jobs_.empty(); });
+      run_first(lock);
+    }
+  }
+
+  void run_first(std::unique_lock<std::mutex>& lock) {
+    const std::function<void()> job = std::move(jobs_.front());
+    jobs_.pop_front();
+    lock.unlock();
+    job();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::deque<std::function<void()>> jobs_;
+  std::vector<std::thread> workers_;
+};
+
+// Never destroyed: workers may outlive static destruction. A forked child has none of its parent's threads, so it starts
+// with a fresh pool and leaves the old one, locks and all, alone.
+std::atomic<Pool*> pool{new Pool};
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { pool.store(new Pool); });
+
+std::atomic<std::size_t> threads_wanted{std::max<std::size_t>(1, std::thread::hardware_concurrency())};
+
+// What the ranges of one call share.
+struct Join {
+  std::mutex mutex;
+  std::condition_variable done;
+  std::size_t left;
+  std::exception_ptr error;
+
+  void run(const Range& range, std::size_t begin, std::size_t end) {
+    std::exception_ptr thrown;
+    try {
+      range(begin, end);
+    } catch (...) {
+      thrown = std::current_exception();
+    }
+    const std::lock_guard lock(mutex);
+    if (thrown && !error) error = thrown;
+    if (--left == 0) done.notify_one();
+  }
+};
+
+}  // namespace
+
+std::size_t thread_count() { return threads_wanted.load(); }
+void set_thread_count(std::size_t threads) { threads_wanted.store(threads); }
+
+void parallel_for(std::size_t count, std::size_t least, const Range& range) {
+  if (count == 0) return;
+  const std::size_t parts = std::min(thread_count(), std::max<std::size_t>(1, count / std::max<std::size_t>(1, least)));
+  if (parts == 1) return range(0, count);
+  // count * part / parts without overflow
+  const auto start = [&](std::size_t part) { return count / parts * part + std::min(part, count % parts); };
+  Join join{{}, {}, parts, nullptr};
+  Pool& workers = *pool.load();
+  workers.grow(parts - 1);
+  for (std::size_t part = 1; part < parts; ++part) {
+    const auto job = [&join, &range, begin = start(part), end = start(part + 1)] { join.run(range, begin, end); };
+    try {
+      workers.submit(job);
+    } catch (const std::bad_alloc&) {
+      job();  // ranges already submitted refer to `join`: leaving before they are done is no option
+    }
+  }
+  join.run(range, 0, start(1));
+  while (workers.help()) {
+  }
+  std::unique_lock lock(join.mutex);
+  join.done.wait(lock, [&] { return join.left == 0; });
+  if (join.error) std::rethrow_exception(join.error);
+}
+
+}  // namespace aisec_fast
