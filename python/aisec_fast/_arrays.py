@@ -49,10 +49,10 @@ class Array:
 
     def contiguous_from(self, axis: int) -> bool:
         """Whether the axes from ``axis`` on lie in C order without gaps."""
+        if self.size == 0:
+            return True
         expected = 1
         for extent, stride in zip(reversed(self.shape[axis:]), reversed(self.strides[axis:]), strict=True):
-            if extent == 0:
-                return True
             if extent != 1 and stride != expected:
                 return False
             expected *= extent

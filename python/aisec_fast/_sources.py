@@ -23,7 +23,9 @@ class Source:
     def next_key(self) -> bytes:
         """A fresh 32-byte key; the state that made it is overwritten before it is returned."""
         with self._lock:
-            derived = hashlib.blake2b(b"aisec_fast call key", key=bytes(self._state), digest_size=2 * _KEY_BYTES).digest()
+            derived = hashlib.blake2b(
+                b"aisec_fast call key", key=bytes(self._state), digest_size=2 * _KEY_BYTES
+            ).digest()
             self._state[:] = derived[:_KEY_BYTES]
         return derived[_KEY_BYTES:]
 

@@ -1,9 +1,10 @@
 """Privacy accounting of DP-SGD: how much epsilon a run costs, and how much noise a budget asks for.
 
-The numbers are dp-accounting's (Google). Neighbouring data sets differ by one record replaced by a *zero contribution in the
-same slot* (its `REPLACE_SPECIAL`), the relation that `aisec_fast.privacy` provides; epsilon is the same number as under
-add-or-remove-one. A run is a multiset of *mechanisms* `(noise_multiplier, sample_rate)`: Gaussian noise of standard deviation
-`noise_multiplier` times the sensitivity, on a batch that holds each record independently with probability `sample_rate`.
+The numbers are dp-accounting's (Google). Neighbouring data sets differ by one record replaced by a *zero contribution
+in the same slot* (its ``REPLACE_SPECIAL``), the relation that ``aisec_fast.privacy`` provides; epsilon is the same
+number as under add-or-remove-one. A run is a multiset of *mechanisms* ``(noise_multiplier, sample_rate)``: Gaussian
+noise of standard deviation ``noise_multiplier`` times the sensitivity, on a batch that holds each record
+independently with probability ``sample_rate``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from aisec_fast import _checks
+from . import _checks
 
 if TYPE_CHECKING:
     from dp_accounting import PrivacyAccountant
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 ACCOUNTANTS = ("pld", "rdp")
 _ALIASES = {"prv": "pld"}  # Opacus's name of its numerical accountant
 _TOLERANCE = 1e-4  # relative width of the bracket at which the search for a noise multiplier stops
+_LARGEST = 1e6  # noise multiplier that the search tries
 
 
 def get_epsilon(
     *, noise_multiplier: float, sample_rate: float, steps: int, delta: float, accountant: str = "pld"
 ) -> float:
-    """Return epsilon at `delta` after `steps` steps of DP-SGD with Poisson sampling.
+    """Return epsilon at ``delta`` after ``steps`` steps of DP-SGD with Poisson sampling.
 
     noise_multiplier: noise standard deviation / clipping norm, >= 0; 0 costs infinite epsilon.
     sample_rate: probability with which each record enters a batch, in (0, 1].
@@ -46,10 +48,12 @@ def get_noise_multiplier(
     epochs: float | None = None,
     accountant: str = "pld",
 ) -> float:
-    """Return the smallest noise multiplier, up to 0.01 %, whose epsilon at `target_delta` is at most `target_epsilon`.
+    """Return the smallest noise multiplier, up to 0.01 %, whose epsilon at ``target_delta`` is at most
+    ``target_epsilon``.
 
-    Give either `steps` or `epochs` (one epoch is 1 / sample_rate steps, the total rounded up). The returned value has been
-    checked: `get_epsilon` of it never exceeds the target.
+    Give either ``steps`` or ``epochs`` (one epoch is 1 / sample_rate steps, the total rounded up). The returned value
+    has been
+    checked: ``get_epsilon`` of it never exceeds the target.
 
     Raises TypeError or ValueError naming the argument; ValueError if no multiplier below 10^6 is enough.
     """
@@ -64,46 +68,57 @@ def get_noise_multiplier(
         steps = round(exact) if math.isclose(exact, round(exact), rel_tol=1e-9) else math.ceil(exact)
     number = _checks.whole(steps, "steps", least=1)
 
-    def epsilon(noise_multiplier: float, method: str) -> float:
-        return epsilon_of({(noise_multiplier, sample_rate): number}, target_delta, method)
+    def excess(noise_multiplier: float, method: str) -> float:
+        """log(epsilon / target): falls with the noise multiplier, nearly a straight line in its logarithm."""
+        epsilon = epsilon_of({(noise_multiplier, sample_rate): number}, target_delta, method)
+        return math.log(max(epsilon, 1e-300) / target_epsilon)
 
     method = accountant_name(accountant)
+    # RDP is quick and never below the tight epsilon: it finds the neighbourhood.
     high = 1.0
-    while epsilon(high, "rdp") > target_epsilon:
+    while excess(high, "rdp") > 0:
         high *= 2.0
-        if high > 1e6:
+        if high > _LARGEST:
             raise ValueError(
-                f"target_epsilon {target_epsilon} at target_delta {target_delta} needs a noise multiplier above 1e6"
+                f"target_epsilon {target_epsilon} at target_delta {target_delta} needs a noise multiplier above {_LARGEST:g}"
             )
-    low = high / 2.0
-    while epsilon(low, "rdp") <= target_epsilon:
-        low, high = low / 2.0, low
-    low, high = _narrow(low, high, target_epsilon, lambda value: epsilon(value, "rdp"))
+    while excess(high / 2.0, "rdp") <= 0:
+        high /= 2.0
     if method == "rdp":
-        return high
-    # The tight accountant needs less noise: walk down from the RDP answer, so that it never runs far below the target,
-    # where it is slow.
-    while epsilon(high, method) > target_epsilon:
-        high *= 1.05
-    low = 0.95 * high
-    while epsilon(low, method) <= target_epsilon:
-        low, high = 0.95 * low, low
-    return _narrow(low, high, target_epsilon, lambda value: epsilon(value, method))[1]
+        return _smallest(high / 2.0, high, lambda value: excess(value, "rdp"), _TOLERANCE)
+    high = _smallest(high / 2.0, high, lambda value: excess(value, "rdp"), 0.05)
+    # Walk down from there, so that the tight accountant never runs far below the target, where it is slow.
+    while excess(high, method) > 0:
+        high *= 1.1
+    while excess(high / 1.1, method) <= 0:
+        high /= 1.1
+    return _smallest(high / 1.1, high, lambda value: excess(value, method), _TOLERANCE)
 
 
-def _narrow(low: float, high: float, target: float, epsilon: Callable[[float], float]) -> tuple[float, float]:
-    """Bisect until high/low <= 1 + tolerance; epsilon(low) > target >= epsilon(high) holds all the way."""
-    while high > low * (1.0 + _TOLERANCE):
-        middle = math.sqrt(low * high)
-        if epsilon(middle) <= target:
-            high = middle
+def _smallest(low: float, high: float, excess: Callable[[float], float], tolerance: float) -> float:
+    """The smallest value with excess <= 0, up to a relative tolerance; excess(low) > 0 >= excess(high)."""
+    at_low, at_high = excess(low), excess(high)
+    turn = 0
+    while high > low * (1.0 + tolerance):
+        turn += 1
+        if turn % 3 == 0 or not math.isfinite(at_low - at_high):
+            middle = math.sqrt(low * high)
         else:
-            low = middle
-    return low, high
+            # Where the straight line through the ends crosses zero, moved a little to the farther end: if the line is
+            # right, the crossing is then enclosed.
+            crossing = low * (high / low) ** (at_low / (at_low - at_high))
+            middle = crossing * (1.0 + tolerance / 4 if high * low > crossing**2 else 1.0 - tolerance / 4)
+            middle = min(max(middle, low * (1.0 + tolerance / 8)), high / (1.0 + tolerance / 8))
+        value = excess(middle)
+        if value <= 0:
+            high, at_high = middle, value
+        else:
+            low, at_low = middle, value
+    return high
 
 
 def epsilon_of(mechanisms: Mapping[tuple[float, float], int], delta: float, accountant: str = "pld") -> float:
-    """Return epsilon at `delta` of the composition of `{(noise_multiplier, sample_rate): how often}`."""
+    """Return epsilon at ``delta`` of the composition of ``{(noise_multiplier, sample_rate): how often}``."""
     delta = _checks.probability(delta, "delta")
     method = accountant_name(accountant)
     used = {key: times for key, times in mechanisms.items() if times}

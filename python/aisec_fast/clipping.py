@@ -143,9 +143,7 @@ def _weighted_sum(grads: Any, weights: Any) -> Any:
     _arrays.require_output(weight, arrays[0].shape[:1], "float64")
     outputs = _outputs(arrays, None, is_list=False)
     backend = choose([*arrays, weight])
-    backend.clipping.weighted_sum(
-        backend.operands(arrays), *backend.operands([weight]), backend.operands(outputs)
-    )
+    backend.clipping.weighted_sum(backend.operands(arrays), *backend.operands([weight]), backend.operands(outputs))
     return outputs[0].value
 
 

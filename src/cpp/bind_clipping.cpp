@@ -1,8 +1,8 @@
 #include <string>
 #include <vector>
 
-#include "aisec_fast/array_view.hpp"
 #include <pybind11/stl.h>
+#include "aisec_fast/array_view.hpp"
 
 #include "bind.hpp"
 #include "clipping.hpp"

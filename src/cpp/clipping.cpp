@@ -27,7 +27,9 @@ class Rows {
         kernels_(batch.dtype == DType::float32   ? active_kernels().clipping_float32
                  : batch.dtype == DType::float64 ? active_kernels().clipping_float64
                                                  : active_kernels().clipping_bfloat16),
-        item_(batch.dtype == DType::float32 ? 4 : batch.dtype == DType::float64 ? 8 : 2) {
+        item_(batch.dtype == DType::float32   ? 4
+              : batch.dtype == DType::float64 ? 8
+                                              : 2) {
     std::size_t columns = 0;
     for (std::size_t a = 0; a < batch.arrays.size(); ++a) {
       for (std::size_t begin = 0; begin < batch.arrays[a].columns; begin += norm_block)

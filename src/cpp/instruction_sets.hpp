@@ -7,8 +7,8 @@
 
 namespace aisec_fast {
 
-const std::vector<Kernels>& supported_kernels();       // those this CPU runs, best first
-const Kernels& active_kernels();                       // AISEC_FAST_ISA, or the best
-void use_instruction_set(std::string_view name);       // std::invalid_argument if this CPU lacks it
+const std::vector<Kernels>& supported_kernels();  // those this CPU runs, best first
+const Kernels& active_kernels();                  // AISEC_FAST_ISA, or the best
+void use_instruction_set(std::string_view name);  // std::invalid_argument if this CPU lacks it
 
 }  // namespace aisec_fast

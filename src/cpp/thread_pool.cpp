@@ -66,8 +66,8 @@ class Pool {
   std::vector<std::thread> workers_;
 };
 
-// Never destroyed: workers may outlive static destruction. A forked child has none of its parent's threads, so it starts
-// with a fresh pool and leaves the old one, locks and all, alone.
+// Never destroyed: workers may outlive static destruction. A forked child has none of its parent's threads, so it
+// starts with a fresh pool and leaves the old one, locks and all, alone.
 std::atomic<Pool*> pool{new Pool};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { pool.store(new Pool); });
 

@@ -9,7 +9,8 @@ namespace aisec_fast {
 using Range = std::function<void(std::size_t begin, std::size_t end)>;
 
 // Splits [0, count) into contiguous ranges of at least `least` and runs them on at most thread_count() threads, one of
-// them the caller. Returns when all are done; the first exception is thrown again. Results must not depend on the split.
+// them the caller. Returns when all are done; the first exception is thrown again. Results must not depend on the
+// split.
 void parallel_for(std::size_t count, std::size_t least, const Range& range);
 
 std::size_t thread_count();

@@ -7,6 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+import numpy as np
+
+# Silences what NumPy reports and the contracts define: overflow, underflow and NaN. Without Numba's compiler integers
+# that wrap are reported too. The setting is each thread's own.
+quiet = np.errstate(over="ignore", under="ignore", invalid="ignore")
+
 
 class _Pool(NamedTuple):
     process: int
@@ -43,16 +49,17 @@ def parallel_for(count: int, threads: int, task: Callable[[int, int], object]) -
     The calling thread takes the first range. If tasks raise, the exception of the lowest range is raised, after every
     task has ended (they write into the caller's arrays).
     """
+    run = quiet(task)
     parts = min(count, threads)
     if parts <= 1:
         if count > 0:
-            task(0, count)
+            run(0, count)
         return
     bounds = [count * part // parts for part in range(parts + 1)]
     executor = _executor(parts - 1)
-    futures = [executor.submit(task, bounds[part], bounds[part + 1]) for part in range(1, parts)]
+    futures = [executor.submit(run, bounds[part], bounds[part + 1]) for part in range(1, parts)]
     try:
-        task(0, bounds[1])
+        run(0, bounds[1])
     finally:
         wait(futures)
     for future in futures:

@@ -20,9 +20,11 @@ from aisec_fast._numba._kernel import inlined, kernel
 from aisec_fast._numba._parallel import parallel_for, thread_count
 from aisec_fast._reference.noise import gaussian_integer_pair, laplace_integer
 
-U32, U64, I64, F64 = np.uint32, np.uint64, np.int64, np.float64
-Word: TypeAlias = np.uint32
-Block: TypeAlias = tuple[Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word]
+U32: TypeAlias = np.uint32
+U64: TypeAlias = np.uint64
+I64: TypeAlias = np.int64
+F64: TypeAlias = np.float64
+Block: TypeAlias = tuple[U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32]
 
 GROUP = 128  # samples made from LANES consecutive blocks
 LANES = 16
@@ -59,12 +61,12 @@ SINE = tuple((-1) ** (n // 2) / math.factorial(n) for n in range(19, 0, -2))  # 
 
 
 @inlined
-def _rotate(x: Word, distance: int) -> Word:
+def _rotate(x: U32, distance: int) -> U32:
     return U32(U32(x << U32(distance)) | U32(x >> U32(32 - distance)))
 
 
 @inlined
-def _quarter_round(a: Word, b: Word, c: Word, d: Word) -> tuple[Word, Word, Word, Word]:
+def _quarter_round(a: U32, b: U32, c: U32, d: U32) -> tuple[U32, U32, U32, U32]:
     a = U32(a + b)
     d = _rotate(U32(d ^ a), 16)
     c = U32(c + d)
@@ -91,7 +93,7 @@ def _double_round(x: Block) -> Block:
 
 
 @inlined
-def _blocks(key: NDArray[U32], domain: Word, level: Word, first: U64, lanes: int, words: NDArray[U32]) -> None:
+def _blocks(key: NDArray[U32], domain: U32, level: U32, first: U64, lanes: int, words: NDArray[U32]) -> None:
     """words[w, b] = word w of block first + b, for b < lanes. A lane becomes a vector element."""
     k0, k1, k2, k3, k4, k5, k6, k7 = key[0], key[1], key[2], key[3], key[4], key[5], key[6], key[7]
     for b in range(lanes):
@@ -103,16 +105,17 @@ def _blocks(key: NDArray[U32], domain: Word, level: Word, first: U64, lanes: int
         words[0, b], words[1, b], words[2, b], words[3, b] = x[0] + C0, x[1] + C1, x[2] + C2, x[3] + C3
         words[4, b], words[5, b], words[6, b], words[7, b] = x[4] + k0, x[5] + k1, x[6] + k2, x[7] + k3
         words[8, b], words[9, b], words[10, b], words[11, b] = x[8] + k4, x[9] + k5, x[10] + k6, x[11] + k7
-        words[12, b], words[13, b], words[14, b], words[15, b] = x[12] + low, x[13] + high, x[14] + domain, x[15] + level
+        words[12, b], words[13, b] = x[12] + low, x[13] + high
+        words[14, b], words[15, b] = x[14] + domain, x[15] + level
 
 
 @inlined
-def _join(low: Word, high: Word) -> U64:
+def _join(low: U32, high: U32) -> U64:
     return U64(U64(low) | U64(U64(high) << U64(32)))
 
 
 @kernel
-def _raw_words(key: NDArray[U32], domain: Word, first_group: int, out: NDArray[U64]) -> None:
+def _raw_words(key: NDArray[U32], domain: U32, first_group: int, out: NDArray[U64]) -> None:
     """Fill `out` with the words from group `first_group` on."""
     words = np.empty((16, LANES), U32)
     for start in range(0, out.size, GROUP):
@@ -145,8 +148,8 @@ def _negative_log(u: F64) -> F64:
     """-ln u for 2^-53 <= u < 1: u = 2^e m with m in [sqrt(1/2), sqrt 2), and ln m = 2 atanh t."""
     bits = F64(u).view(U64)
     shifted = U64(bits - SQRT_HALF_BITS)  # e in the top 12 bits, signed
-    e = U64(U64(U64(shifted >> U64(52)) ^ U64(0x800)) | TWO_52_BITS).view(F64) - E_BIAS
-    m = U64(bits - U64(shifted & TOP_12)).view(F64)
+    e = F64(U64(U64(U64(shifted >> U64(52)) ^ U64(0x800)) | TWO_52_BITS).view(F64) - E_BIAS)
+    m = F64(U64(bits - U64(shifted & TOP_12)).view(F64))
     t = (m - ONE) / (m + ONE)
     return F64(-(e * LN_2 + (t + t) * _polynomial(ARTANH, t * t)))
 
@@ -170,7 +173,7 @@ def _signed_integer(rounded: F64, sign: U64) -> I64:
 
 @inlined
 def _record(
-    record: NDArray[U64], number: int, w0: U64, w1: U64, key: NDArray[U32], domain: Word, words: NDArray[U32]
+    record: NDArray[U64], number: int, w0: U64, w1: U64, key: NDArray[U32], domain: U32, words: NDArray[U32]
 ) -> None:
     """Note down all that decides one flagged pair or sample. `words` is scratch."""
     _blocks(key, domain, REFINEMENT, U64(number), 1, words)
@@ -253,8 +256,7 @@ def _to_lattice(value: Any, inverse: F64) -> I64:
     if isinstance(value, np.int64):
         return I64(value)
     q = np.rint(F64(value) * inverse)
-    q = q if q == q else F64(0.0)
-    q = min(max(q, -LARGEST_INTEGER), LARGEST_INTEGER)
+    q = F64(0.0) if np.isnan(q) else min(max(q, -LARGEST_INTEGER), LARGEST_INTEGER)
     return I64(q)
 
 
@@ -272,7 +274,7 @@ def _first_unfit(x: NDArray[Any], limit: F64) -> int:
         stop = min(start + 4096, x.size)
         unfit = 0
         for i in range(start, stop):  # without an exit, so that it vectorises
-            unfit += I64(not (abs(F64(x[i])) <= limit))
+            unfit += not (abs(F64(x[i])) <= limit)
         if unfit > 0:
             for i in range(start, stop):
                 if not (abs(F64(x[i])) <= limit):
@@ -285,18 +287,12 @@ def _first_unfit(x: NDArray[Any], limit: F64) -> int:
 Draw: TypeAlias = Callable[[NDArray[U32], F64, F64, int, NDArray[I64], NDArray[U64]], int]
 
 
-def _quiet() -> np.errstate:
-    """Silence what only NumPy's scalars report: integers that wrap, and float32 results that overflow or underflow."""
-    return np.errstate(over="ignore", under="ignore", invalid="ignore")
-
-
 def random_words(out: NDArray[U64], key: bytes, domain: int) -> None:
     """Fill out, uint64 [n], with words 0, ..., n - 1 of `domain`'s main stream in the "raw words" layout."""
     chunk = CHUNK * GROUP
 
     def work(begin: int, end: int) -> None:
-        with _quiet():
-            _raw_words(_key_words(key), U32(domain), CHUNK * begin, out[begin * chunk : end * chunk])
+        _raw_words(_key_words(key), U32(domain), CHUNK * begin, out[begin * chunk : end * chunk])
 
     parallel_for(-(-out.size // chunk), thread_count(), work)
 
@@ -361,11 +357,9 @@ def _add(
             part = slice(first_group * GROUP, (first_group + CHUNK) * GROUP)
             used = z[: -(-x[part].size // GROUP)]
             integers = used.reshape(-1)
-            with _quiet():
-                flagged = draw(key_words, F64(s), limit, first_group, used, records)
+            flagged = draw(key_words, F64(s), limit, first_group, used, records)
             for record in records[:flagged].tolist():
                 decide(record, integers, first_group)
-            with _quiet():
-                _add_chunk(x[part], integers, inverse, F64(granularity), out[part])
+            _add_chunk(x[part], integers, inverse, F64(granularity), out[part])
 
     parallel_for(-(-x.size // (CHUNK * GROUP)), thread_count(), work)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Grads = Sequence[NDArray[Any]]
+Grads: TypeAlias = Sequence[NDArray[Any]]
+Floats: TypeAlias = NDArray[np.float64]
+Integers: TypeAlias = NDArray[np.int64]
 
 BLOCK, PARTIALS = 1024, 16
 SHRINK = 1 - 2.0**-30  # keeps a row that was scaled to max_norm below it after rounding

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -32,8 +32,8 @@ FRACTION_BITS = 448
 ONE = 1 << FRACTION_BITS
 SMALLEST_UNIFORM = 1 << (FRACTION_BITS - 320)
 
-Words = Sequence[int]
-Extra = Words | Callable[[], Words]
+Words: TypeAlias = Sequence[int]
+Extra: TypeAlias = Words | Callable[[], Words]
 """The eight 64-bit words of a refinement block, or a function that makes them."""
 
 
@@ -59,7 +59,7 @@ def chacha_block(key: bytes, counter: int, domain: int, level: int, rounds: int 
 
 def random_words(key: bytes, n: int, domain: int = RAW, start: int = 0) -> list[int]:
     """Return `n` 64-bit words of the main stream in the "raw words" layout, from word number `start` on."""
-    block = lru_cache(maxsize=None)(lambda counter: chacha_block(key, counter, domain, MAIN))
+    block = cache(lambda counter: chacha_block(key, counter, domain, MAIN))
     words = []
     for i in range(start, start + n):
         group, j = divmod(i, GROUP)
@@ -77,7 +77,7 @@ def refinement(key: bytes, domain: int, number: int) -> list[int]:
 
 def _expansion(words: Words, first_bits: int) -> int:
     """Read words as one binary fraction: the low `first_bits` bits of the first, then all 64 of each other word."""
-    bits, value = first_bits, words[0] & (2**first_bits - 1)
+    bits, value = first_bits, words[0] & ((1 << first_bits) - 1)
     for word in words[1:]:
         bits, value = bits + 64, value << 64 | word
     return value << (FRACTION_BITS - bits)
@@ -162,7 +162,7 @@ def laplace_integer(w: int, extra: Extra, s: float) -> int:
 def gaussian_integers(key: bytes, s: float, start: int, stop: int) -> list[int]:
     """Return the Gaussian integers Z of samples start, ..., stop - 1 of the stream of `key`."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def pair(group: int, k: int, b: int) -> tuple[int, int]:
         x = chacha_block(key, 16 * group + b, GAUSSIAN, MAIN)[4 * k : 4 * k + 4]
         extra = refinement(key, GAUSSIAN, 64 * group + 16 * k + b)
@@ -202,7 +202,7 @@ def from_lattice(integers: NDArray[np.int64], granularity: float, dtype: DTypeLi
 
 
 def add_gaussian(
-    x: NDArray[Any], sigma: float, granularity: float, key: bytes, dtype: DTypeLike = None
+    x: NDArray[Any], sigma: float, granularity: float, key: bytes, dtype: DTypeLike | None = None
 ) -> NDArray[Any]:
     """Return granularity * (q + Z), Z Gaussian of standard deviation sigma / granularity, in `dtype` (default: x's)."""
     noise = gaussian_integers(key, sigma / granularity, 0, x.size)

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from aisec_fast._errors import UnsupportedModuleError
-from aisec_fast.privacy.layers import LayerGradients, find_rule, supported_names
+from .._errors import UnsupportedModuleError
+from .layers import LayerGradients, find_rule, supported_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +29,14 @@ class CoveredLayer:
 
 @dataclass
 class Coverage:
-    """What `examine` found: covered layers, and one error for each thing that stands in the way."""
+    """What ``examine`` found: covered layers, and one error for each thing that stands in the way."""
 
     layers: list[CoveredLayer] = field(default_factory=list)
     errors: list[UnsupportedModuleError] = field(default_factory=list)
 
 
 def examine(module: nn.Module) -> Coverage:
-    """Sort the layers of `module` into covered ones and errors. Nothing is changed."""
+    """Sort the layers of ``module`` into covered ones and errors. Nothing is changed."""
     found = Coverage()
     for name, child in module.named_modules():
         label = f"{name or 'the model itself'} ({type(child).__name__})"
@@ -56,12 +56,11 @@ def examine(module: nn.Module) -> Coverage:
             continue
         for key in trainable:
             if rule is None or key not in rule.parameter_names:
-                found.errors.append(
-                    UnsupportedModuleError(
-                        f"parameter {f'{name}.{key}'.lstrip('.')!r} of module {label} has no rule for per-sample gradients; "
-                        f"supported layers: {supported_names()}. Freeze it (requires_grad_(False)) or replace the layer."
-                    )
+                message = (
+                    f"parameter {f'{name}.{key}'.lstrip('.')!r} of module {label} has no per-sample rule; "
+                    f"supported layers: {supported_names()}. Freeze it (requires_grad_(False)) or replace the layer"
                 )
+                found.errors.append(UnsupportedModuleError(message))
         if rule is not None:
             found.layers.append(CoveredLayer(name, child, rule, trainable))
     return found
@@ -89,7 +88,8 @@ class ModuleValidator:
 
     @staticmethod
     def validate(module: nn.Module, *, strict: bool = False) -> list[UnsupportedModuleError]:
-        """Return the errors that `make_private` would raise for the layers of `module`; with `strict`, raise them as one."""
+        """Return the errors that ``make_private`` would raise for the layers of ``module``; with ``strict``, raise
+        them as one."""
         errors = examine(module).errors
         if strict and errors:
             raise UnsupportedModuleError("\n".join(map(str, errors)))
@@ -97,16 +97,17 @@ class ModuleValidator:
 
     @classmethod
     def is_valid(cls, module: nn.Module) -> bool:
-        """True if `validate` finds nothing."""
+        """True if ``validate`` finds nothing."""
         return not cls.validate(module)
 
     @staticmethod
     def fix(module: nn.Module) -> nn.Module:
-        """Return a copy of `module` with GroupNorm in place of BatchNorm and InstanceNorm; `module` is left as it is.
+        """Return a copy of ``module`` with GroupNorm in place of BatchNorm and InstanceNorm; ``module`` is left as it
+        is.
 
-        BatchNorm over C channels becomes GroupNorm with gcd(32, C) groups (32 as in Wu and He, 2018), InstanceNorm becomes
-        GroupNorm with C groups, which is the same function without running statistics. Scale and shift are kept.
-        The optimizer must be made from the returned model's parameters.
+        BatchNorm over C channels becomes GroupNorm with gcd(32, C) groups (32 as in Wu and He, 2018), InstanceNorm
+        becomes GroupNorm with C groups, which is the same function without running statistics. Scale and shift are
+        kept. The optimizer must be made from the returned model's parameters.
         """
         fixed = copy.deepcopy(module)
         root = nn.ModuleDict({"root": fixed})  # so that the model itself can be replaced like any child

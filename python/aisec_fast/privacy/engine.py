@@ -1,4 +1,4 @@
-"""`PrivacyEngine`: makes a module, an optimizer and a data loader private, and keeps the account."""
+"""``PrivacyEngine``: makes a module, an optimizer and a data loader private, and keeps the account."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from aisec_fast import _checks, accounting, noise
-from aisec_fast._errors import UnsupportedModuleError
-from aisec_fast.privacy import recording, sampling
-from aisec_fast.privacy.coverage import CoveredLayer, examine
-from aisec_fast.privacy.step import PrivateStep, Release, trainable
+from .. import _checks, accounting, noise
+from .._errors import UnsupportedModuleError
+from .._sources import Source, chosen
+from . import recording, sampling
+from .coverage import CoveredLayer, examine
+from .step import PrivateStep, Release, trainable
 
 _REDUCTIONS = ("mean", "sum")
 
@@ -25,9 +26,10 @@ _REDUCTIONS = ("mean", "sum")
 class PrivacyEngine:
     """Differentially private training of torch models (DP-SGD, Abadi et al. 2016), with Opacus's names.
 
-    One engine keeps the account of everything it made private. Neighbouring data sets differ by one record replaced by a zero
-    contribution; epsilon is computed for the nominal noise multiplier, while the noise that is really drawn also pays for
-    rounding to the lattice (docs/noise.md, section 1). Rounding in the float sum over samples is not charged.
+    One engine keeps the account of everything it made private. Neighbouring data sets differ by one record replaced
+    by a zero contribution; epsilon is computed for the nominal noise multiplier, while the noise that is really drawn
+    also pays for rounding to the lattice (docs/noise.md, section 1). Rounding in the float sum over samples is not
+    charged.
 
     accountant: "pld" (tight), "rdp"; "prv" means "pld".
     secure_mode: Opacus's switch; accepted, because noise here is always exact and from a cryptographic generator.
@@ -50,7 +52,7 @@ class PrivacyEngine:
         clipping: str = "flat",
         loss_reduction: str = "mean",
         batch_first: bool = True,
-        source: noise.Source | None = None,
+        source: Source | None = None,
         criterion: Any = None,
         grad_sample_mode: str = "hooks",
         noise_generator: Any = None,
@@ -58,19 +60,22 @@ class PrivacyEngine:
     ) -> tuple[nn.Module, Optimizer, DataLoader[Any]]:
         """Return (module, optimizer, loader); the plain loop zero_grad, forward, backward, step over them is private.
 
-        `module` and `optimizer` are the very objects passed, with hooks; `loader` is new. Row i of every layer's input must
+        ``module`` and ``optimizer`` are the very objects passed, with hooks; ``loader`` is new. Row i of every
+        layer's input must
         belong to record i of the batch, in every forward pass of a step, and samples must not be mixed: no in-batch
         negatives, no loss divided by the number of tokens in the batch. One backward pass a step.
 
         noise_multiplier: noise standard deviation / max_grad_norm, >= 0; 0 clips only (epsilon is infinite).
         max_grad_norm: L2 norm to which each sample's gradient over all parameters is clipped.
-        poisson_sampling: True: each record enters a batch with probability 1/len(data_loader), as the accounting wants.
-            False: the batches of `data_loader`, accounted without amplification as one Gaussian mechanism for each pass over
-            the returned loader (counted when a step follows); evaluate on a loader of your own.
+        poisson_sampling: True: each record enters a batch with probability 1/len(data_loader), as the accounting
+        wants.
+            False: the batches of ``data_loader``, accounted without amplification as one Gaussian mechanism for each
+            pass over the returned loader (counted when a step follows); evaluate on a loader of your own.
         Steps on batches that did not come from the returned loader are accounted at sample rate 1, with a warning.
         loss_reduction: "mean" or "sum" over the batch, whichever the loss does.
         batch_first: False if the sequences that Linear, LayerNorm and Embedding see are [T, B, ...].
-        source: randomness of noise and sampling; None is a new `noise.SecureSource`. `SeededSource` is for tests only.
+        source: randomness of noise and sampling; None is a new ``noise.SecureSource``. ``SeededSource`` is for tests
+        only.
         criterion, grad_sample_mode, secure_mode: as in Opacus; not needed. noise_generator: must be None.
 
         Raises UnsupportedModuleError for layers that cannot be covered, TypeError or ValueError naming the argument.
@@ -79,7 +84,7 @@ class PrivacyEngine:
         clip = _checks.positive(max_grad_norm, "max_grad_norm")
         _check_options(clipping, loss_reduction, criterion, grad_sample_mode, noise_generator)
         layers = _check_model(module, optimizer)
-        source = noise.SecureSource() if source is None else source
+        source = noise.SecureSource() if source is None else chosen(source)
         if poisson_sampling:
             loader = sampling.poisson_loader(data_loader, source)
             expected = len(data_loader.dataset) / len(data_loader)  # type: ignore[arg-type]
@@ -113,9 +118,11 @@ class PrivacyEngine:
         poisson_sampling: bool = True,
         **options: Any,
     ) -> tuple[nn.Module, Optimizer, DataLoader[Any]]:
-        """Like `make_private`, with the least noise for which `epochs` passes cost at most `target_epsilon` at `target_delta`.
+        """Like ``make_private``, with the least noise for which ``epochs`` passes cost at most ``target_epsilon`` at
+        ``target_delta``.
 
-        The noise multiplier found is then in `engine.noise_multiplier`. ValueError if this engine has spent budget already.
+        The noise multiplier found is then in ``engine.noise_multiplier``. ValueError if this engine has spent budget
+        already.
         """
         if self._spent:
             raise ValueError(
@@ -141,7 +148,7 @@ class PrivacyEngine:
         )
 
     def get_epsilon(self, delta: float) -> float:
-        """Return epsilon at `delta`, in (0, 1), of all steps so far; 0 before the first, infinite without noise."""
+        """Return epsilon at ``delta``, in (0, 1), of all steps so far; 0 before the first, infinite without noise."""
         return accounting.epsilon_of(self._spent, delta, self.accountant)
 
     def __reduce__(self) -> NoReturn:
@@ -167,14 +174,15 @@ class _Account:
             if not self.warned:
                 self.warned = True
                 warnings.warn(
-                    "a step used a batch that did not come from the loader returned by make_private; such steps are accounted "
-                    "at sample rate 1",
+                    "a step used a batch that did not come from the loader returned by make_private; such steps are "
+                    "accounted at sample rate 1",
                     stacklevel=2,
                 )
         elif self.rate is not None:
             self.spent[self.noise_multiplier, self.rate] += 1
         else:
-            # A record takes part at most once in each pass, so a pass is one Gaussian mechanism. All passes begun are booked,
+            # A record takes part at most once in each pass, so a pass is one Gaussian mechanism. All passes begun are
+            # booked,
             # also one that another pass overtook: batches of both may be in this step and later ones.
             self.spent[self.noise_multiplier, 1.0] += self.tally.passes - self.passes_booked
             self.passes_booked = self.tally.passes
@@ -204,8 +212,8 @@ def _check_options(
         raise ValueError(f"loss_reduction is {loss_reduction!r}, but criterion has reduction {reduction!r}")
     if grad_sample_mode not in ("hooks", "functorch", "ew"):
         raise ValueError(
-            f"grad_sample_mode {grad_sample_mode!r} would return a wrapped criterion in Opacus; here the plain loss is enough and "
-            "one backward pass is all there is: leave it out"
+            f"grad_sample_mode {grad_sample_mode!r} would return a wrapped criterion in Opacus; here the plain loss "
+            "and one backward pass are enough: leave it out"
         )
     if noise_generator is not None:
         raise ValueError(

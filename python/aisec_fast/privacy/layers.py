@@ -3,12 +3,13 @@
 A rule is made for one use of a layer and answers for each of its trainable parameters, by name:
 
     squares(name)             [B] float64, squared norm of each sample's gradient
-    rows(name, start, stop)   [stop - start, *shape], the gradients of some samples themselves (only where nothing else will do)
-    total(name, weights)      [*shape], sum over samples of weight times gradient; a sample of weight 0 is selected away, never
-                              multiplied, so that its NaN or Inf stays out
+    rows(name, start, stop)   [stop - start, *shape], the gradients of some samples, where nothing else will do
+    total(name, weights)      [*shape], sum over samples of weight times gradient; a sample of weight 0 is selected
+                              away, never multiplied, so that its NaN or Inf stays out
 
-`activation` and `gradient` have the batch in dimension 0. Sources: Goodfellow 2015 (norms of a Linear layer from its input and
-output gradient), Li et al. 2022 (Gram matrices for sequences), Rochette et al. 2019 (grouped convolutions).
+``activation`` and ``gradient`` have the batch in dimension 0. Sources: Goodfellow 2015 (norms of a Linear layer from
+its input and output gradient), Li et al. 2022 (Gram matrices for sequences), Rochette et al. 2019 (grouped
+convolutions).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aisec_fast import clipping
+from .. import clipping
 
 # Elements that one temporary of a rule may hold (64 MiB of float32): larger work is done a few samples at a time.
 CHUNK_ELEMENTS = 2**24
@@ -55,15 +56,15 @@ class LayerGradients:
         return False
 
     def squares(self, name: str) -> Tensor:
-        """[B] float64: squared norms of the samples' gradients of parameter `name`."""
+        """[B] float64: squared norms of the samples' gradients of parameter ``name``."""
         return row_squares(self.rows(name, 0, self.batch))
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """[stop - start, *shape]: the gradients of samples `start` to `stop`."""
+        """[stop - start, *shape]: the gradients of samples ``start`` to ``stop``."""
         raise NotImplementedError
 
     def total(self, name: str, weights: Tensor) -> Tensor:
-        """[*shape]: sum over samples of `weights[i]` (float64, finite) times sample i's gradient."""
+        """[*shape]: sum over samples of ``weights[i]`` (float64, finite) times sample i's gradient."""
         return weighted_sum(self.rows(name, 0, self.batch), weights)
 
 
@@ -83,7 +84,7 @@ class LinearGradients(LayerGradients):
 
     def squares(self, name: str) -> Tensor:
         if name == "bias":
-            return row_squares(self.outputs.sum(1))
+            return super().squares(name)
         length, d, p = self.inputs.shape[1], self.inputs.shape[2], self.outputs.shape[2]
         if length == 1:  # the gradient is an outer product
             return row_squares(self.inputs) * row_squares(self.outputs)
@@ -94,10 +95,10 @@ class LinearGradients(LayerGradients):
     def _gram_squares(self, start: int, stop: int) -> Tensor:
         """Squared norms from the T x T Gram matrices, as upper bounds.
 
-        |sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t). Where tokens cancel the sum is small against its terms and
-        rounding could make it far too small, even negative, and a sample would escape clipping. Each product of two rounded
-        dot products is within gamma |a_s||a_t||g_s||g_t| of the truth, gamma = (d + p + 4) unit roundoffs to first order, so
-        the sum is within gamma A^2, A = sum_t |a_t||g_t|: add that.
+        |sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t). Where tokens cancel the sum is small against its terms
+        and rounding could make it far too small, even negative, and a sample would escape clipping. Each product of
+        two rounded dot products is within gamma |a_s||a_t||g_s||g_t| of the truth, gamma = (d + p + 4) unit roundoffs
+        to first order, so the sum is within gamma A^2, A = sum_t |a_t||g_t|: add that.
         """
         inputs, outputs = self.inputs[start:stop], self.outputs[start:stop]
         gram = torch.bmm(inputs, inputs.transpose(1, 2))
@@ -116,13 +117,15 @@ class LinearGradients(LayerGradients):
     def total(self, name: str, weights: Tensor) -> Tensor:
         if name == "bias":
             return weighted_sum(self.outputs.sum(1), weights)
-        # [B, T, p] -> [p, B T] times [B T, d]: the one GEMM that a plain backward would do, with the factors folded in.
+        # [B, T, p] -> [p, B T] times [B T, d]: the one GEMM that a plain backward would do, with the factors folded
+        # in.
         scaled = select_scale(self.outputs, weights).flatten(0, 1)
         return scaled.t() @ select(self.inputs, weights).flatten(0, 1)
 
 
 class ConvGradients(LayerGradients):
-    """Conv1d, Conv2d, Conv3d: per-sample gradients by one convolution_backward with the batch folded into the groups."""
+    """Conv1d, Conv2d, Conv3d: per-sample gradients by one convolution_backward with the batch folded into the
+    groups."""
 
     def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
         super().__init__(layer, activation, gradient)
@@ -146,14 +149,15 @@ class ConvGradients(LayerGradients):
         gradient = self.gradient[start:stop]
         if name == "bias":
             return gradient.flatten(2).sum(2)
-        batch, weight = stop - start, self.layer.weight
+        batch = stop - start
+        weight: Tensor = self.layer.weight
         if batch == 0:
             return weight.new_empty((0, *weight.shape))
         # Sample i owns channels [i*C, (i+1)*C) and the groups that belong to them. Only the weight's shape matters.
         stacked = weight.new_empty((batch * weight.shape[0], *weight.shape[1:]))
         one_image = self.activation[start:stop].flatten(0, 1).unsqueeze(0)
-        result = self._backward(gradient.flatten(0, 1).unsqueeze(0), one_image, stacked, batch * self.layer.groups)
-        return result.view(batch, *weight.shape)
+        gradients = self._backward(gradient.flatten(0, 1).unsqueeze(0), one_image, stacked, batch * self.layer.groups)
+        return gradients.view(batch, *weight.shape)
 
     def total(self, name: str, weights: Tensor) -> Tensor:
         if name == "bias":
@@ -187,7 +191,8 @@ class Conv3dGradients(ConvGradients):
 
 
 class EmbeddingGradients(LayerGradients):
-    """Embedding: a sample's gradient has one row for each different token it contains, so only those rows are formed."""
+    """Embedding: a sample's gradient has one row for each different token it contains, so only those rows are
+    formed."""
 
     layer_type = nn.Embedding
     parameter_names = ("weight",)
@@ -206,13 +211,13 @@ class EmbeddingGradients(LayerGradients):
     @classmethod
     def refusal(cls, layer: nn.Embedding) -> str | None:
         if layer.max_norm is not None:
-            return "max_norm rescales the rows of the tokens in a batch in place, outside of what is noised; use max_norm=None"
+            return "max_norm rescales the rows of a batch's tokens in place, where no noise is added; use max_norm=None"
         if layer.scale_grad_by_freq:
             return (
                 "scale_grad_by_freq makes a sample's gradient depend on the other samples; use scale_grad_by_freq=False"
             )
         if layer.sparse:
-            return "sparse=True asks for gradients that show which tokens occurred; noise makes them dense; use sparse=False"
+            return "sparse=True shows which tokens occurred, and noisy gradients are dense; use sparse=False"
         return None
 
     @classmethod
@@ -281,11 +286,7 @@ class LayerNormGradients(_NormGradients):
 
     def _reduce(self, values: Tensor) -> Tensor:
         shape = self.layer.normalized_shape
-        return (
-            values.reshape(self.batch, values[0:1].numel() // math.prod(shape), *shape).sum(1)
-            if self.batch
-            else (values.new_empty((0, *shape)))
-        )
+        return values.reshape(self.batch, values.shape[1:].numel() // math.prod(shape), *shape).sum(1)
 
 
 class GroupNormGradients(_NormGradients):
@@ -312,7 +313,8 @@ RULES: tuple[type[LayerGradients], ...] = (
 
 
 def find_rule(layer: nn.Module) -> type[LayerGradients] | None:
-    """The rule for `layer`, or None. A subclass (or an instance) with a forward of its own is not what the rule computes."""
+    """The rule for ``layer``, or None. A subclass (or an instance) with a forward of its own is not what the rule
+    computes."""
     for rule in RULES:
         base = rule.layer_type
         if isinstance(layer, base):
@@ -340,12 +342,12 @@ def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def select(values: Tensor, weights: Tensor) -> Tensor:
-    """`values` [B, ...] with the rows of weight 0 replaced by zeros, whatever they hold."""
+    """``values`` [B, ...] with the rows of weight 0 replaced by zeros, whatever they hold."""
     return torch.where(_column(weights != 0, values), values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 
 def select_scale(values: Tensor, weights: Tensor) -> Tensor:
-    """`values` [B, ...] with row i multiplied by weights[i]; rows of weight 0 are zeros, whatever they hold."""
+    """``values`` [B, ...] with row i multiplied by weights[i]; rows of weight 0 are zeros, whatever they hold."""
     return select(values, weights).mul_(_column(weights.to(values.dtype), values))
 
 
@@ -354,13 +356,15 @@ def _column(vector: Tensor, like: Tensor) -> Tensor:
 
 
 def _in_chunks(batch: int, elements: int, part: Callable[[int, int], Tensor], like: Tensor) -> Tensor:
-    """Concatenate `part(start, stop)` over chunks of samples, `elements` temporary elements each; [0] float64 if empty."""
+    """Concatenate ``part(start, stop)`` over chunks of samples, ``elements`` temporary elements each; [0] float64 if
+    empty."""
     parts = [part(start, stop) for start, stop in chunks(batch, elements)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=like.device)
 
 
 def chunks(batch: int, elements: int) -> Iterator[tuple[int, int]]:
-    """Split samples 0..batch into ranges whose temporaries of `elements` elements a sample stay within CHUNK_ELEMENTS."""
+    """Split samples 0..batch into ranges whose temporaries of ``elements`` elements a sample stay within
+    CHUNK_ELEMENTS."""
     size = max(1, CHUNK_ELEMENTS // max(1, elements))
     for start in range(0, batch, size):
         yield start, min(batch, start + size)

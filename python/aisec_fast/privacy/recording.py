@@ -1,8 +1,9 @@
-"""Record what each covered layer saw and what gradient came back, in one backward pass that makes activation gradients only.
+"""Record what each covered layer saw and what gradient came back, in one backward pass that makes activation
+gradients only.
 
-During its forward a covered layer's own parameters do not require grad, so autograd builds no weight-gradient nodes. Its output
-then goes through a *tap*, an identity whose backward records (activation, output gradient) and passes the gradient on. The
-sums over the batch that a plain backward would leave in `.grad` are never computed.
+During its forward a covered layer's own parameters do not require grad, so autograd builds no weight-gradient nodes.
+Its output then goes through a *tap*, an identity whose backward records (activation, output gradient) and passes the
+gradient on. The sums over the batch that a plain backward would leave in ``.grad`` are never computed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from aisec_fast._errors import PrivacyError
-from aisec_fast.privacy.coverage import CoveredLayer
+from .._errors import PrivacyError
+from .coverage import CoveredLayer
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,18 @@ class Record:
 
 
 class Recorder:
-    """The records of one backward pass. A second pass before they are taken is an error that stays until `drop`."""
+    """The records of one backward pass. A second pass before they are taken is an error that stays until ``drop``."""
 
     def __init__(self) -> None:
         self._records: list[Record] = []
         self._pass: int | None = None
         self._failure: str | None = None
-        # The tap takes this as an input that requires grad, so that a first layer, whose input requires none, is recorded too.
+        # The tap takes this as an input that requires grad, so that a first layer, whose input requires none, is
+        # recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
 
     def add(self, record: Record) -> None:
-        """Keep `record`, which was made during a backward pass."""
+        """Keep ``record``, which was made during a backward pass."""
         number = torch._C._current_graph_task_id()
         if self._pass is not None and number != self._pass:
             self.fail(
@@ -50,7 +52,7 @@ class Recorder:
         self._records.append(record)
 
     def fail(self, message: str) -> None:
-        """Raise PrivacyError, now and at every later step until `drop`: what has been recorded cannot be trusted."""
+        """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""
         self._records.clear()
         self._failure = message
         raise PrivacyError(message)
@@ -71,7 +73,8 @@ class Recorder:
 
 
 class _Tap(torch.autograd.Function):
-    """Identity; its backward records. Marking the output dirty instead of making a view lets in-place operations follow."""
+    """Identity; its backward records. Marking the output dirty instead of making a view lets in-place operations
+    follow."""
 
     @staticmethod
     def forward(
@@ -83,7 +86,7 @@ class _Tap(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (activation,) = ctx.saved_tensors
         ctx.recorder.add(Record(ctx.layer, activation, gradient))
@@ -109,7 +112,8 @@ class _Freeze:
 
 
 class _Thaw:
-    """Forward hook, also called when the forward raised: parameters require grad again, the output goes through the tap."""
+    """Forward hook, also called when the forward raised: parameters require grad again, the output goes through the
+    tap."""
 
     def __init__(self, freeze: _Freeze, recorder: Recorder) -> None:
         self.freeze, self.recorder = freeze, recorder
@@ -143,13 +147,14 @@ class _CopiedHook:
     def __call__(self, module: nn.Module, *rest: Any) -> None:
         if module.training and torch.is_grad_enabled():
             raise PrivacyError(
-                f"module {self.name!r} belongs to a copy of a private model, which no engine protects: use it in eval mode "
-                "or under no_grad, or load its state_dict into a fresh model"
+                f"module {self.name!r} belongs to a copy of a private model, which no engine protects: use it in eval "
+                "mode or under no_grad, or load its state_dict into a fresh model"
             )
 
 
 class _Guard:
-    """Post-accumulate hook: a gradient that autograd accumulates itself is an un-noised sum, so it is deleted and refused."""
+    """Post-accumulate hook: a gradient that autograd accumulates itself is an un-noised sum, so it is deleted and
+    refused."""
 
     def __init__(self, name: str, recorder: Recorder) -> None:
         self.name, self.recorder = name, recorder
@@ -163,7 +168,7 @@ class _Guard:
 
 
 def attach(layers: list[CoveredLayer], recorder: Recorder) -> None:
-    """Install the hooks on `layers` and the guards on their trainable parameters."""
+    """Install the hooks on ``layers`` and the guards on their trainable parameters."""
     guarded: set[int] = set()
     for layer in layers:
         freeze = _Freeze(layer)
@@ -174,9 +179,9 @@ def attach(layers: list[CoveredLayer], recorder: Recorder) -> None:
             if id(parameter) not in guarded:
                 guarded.add(id(parameter))
                 guard = _Guard(f"{layer.name}.{name}".lstrip("."), recorder)
-                parameter.register_post_accumulate_grad_hook(guard)
+                parameter.register_post_accumulate_grad_hook(guard)  # type: ignore[no-untyped-call]
 
 
 def is_attached(module: nn.Module) -> bool:
-    """True if some layer of `module` carries our hooks."""
+    """True if some layer of ``module`` carries our hooks."""
     return any(isinstance(hook, _Freeze) for child in module.modules() for hook in child._forward_pre_hooks.values())

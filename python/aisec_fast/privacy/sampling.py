@@ -9,20 +9,23 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 
-from aisec_fast import noise
-from aisec_fast._errors import PrivacyError
+from .. import noise
+from .._errors import PrivacyError
+from .._sources import Source
 
 _WORDS = 2**20  # random words drawn at a time: 8 MiB however large the data set is
 
 
 class PoissonBatchSampler(Sampler[list[int]]):
-    """Each of `steps` batches holds each of `size` records independently with probability 1/steps (at most 2^-64 less).
+    """Each of ``steps`` batches holds each of ``size`` records independently with probability 1/steps (at most 2^-64
+    less).
 
-    Batches vary in size and may be empty. Draws come from `source` (64 random bits a record, compared as integers) and are
+    Batches vary in size and may be empty. Draws come from ``source`` (64 random bits a record, compared as integers)
+    and are
     never the same twice: a new pass is a new draw.
     """
 
-    def __init__(self, size: int, steps: int, source: noise.Source) -> None:
+    def __init__(self, size: int, steps: int, source: Source) -> None:
         self.size, self.steps, self.source = size, steps, source
 
     def __len__(self) -> int:
@@ -59,8 +62,8 @@ class OnceBatchSampler(Sampler[list[int]]):
             seen.update(batch)
             if len(seen) != before + len(batch):
                 raise PrivacyError(
-                    "the data_loader's sampler drew a record twice in one pass, but poisson_sampling=False is accounted as one "
-                    "participation a pass; use a sampler without replacement, or poisson_sampling=True"
+                    "the data_loader's sampler drew a record twice in one pass, but poisson_sampling=False is "
+                    "accounted as one participation a pass; use a sampler without replacement, or poisson_sampling=True"
                 )
             yield batch
 
@@ -73,7 +76,8 @@ class Tally:
         self._waiting = 0  # batches of the newest pass that no step has used
 
     def handed_out(self, first: bool) -> None:
-        """A batch left the loader; `first` of its pass. Batches left over from an older pass are not counted any more."""
+        """A batch left the loader; ``first`` of its pass. Batches left over from an older pass are not counted any
+        more."""
         self.passes += first
         self._waiting = 1 if first else self._waiting + 1
 
@@ -86,7 +90,7 @@ class Tally:
 
 
 class PrivateLoader(DataLoader[Any]):
-    """A DataLoader over `loader`'s data set with another batch sampler, which counts the batches it hands out."""
+    """A DataLoader over ``loader``'s data set with another batch sampler, which counts the batches it hands out."""
 
     def __init__(self, loader: DataLoader[Any], batches: Sampler[list[int]]) -> None:
         super().__init__(
@@ -113,7 +117,8 @@ class PrivateLoader(DataLoader[Any]):
 
 
 class EmptyCollate:
-    """The user's collate function, which also makes an empty batch: tensors of batch size 0, shaped like the others."""
+    """The user's collate function, which also makes an empty batch: tensors of batch size 0, shaped like the
+    others."""
 
     def __init__(self, collate: Callable[[list[Any]], Any], dataset: Any) -> None:
         self.collate, self.dataset = collate, dataset
@@ -145,27 +150,28 @@ def _emptied(one: Any, two: Any) -> Any:
     raise TypeError(f"cannot make an empty batch of a {type(one).__name__}: the collate function must return tensors")
 
 
-def poisson_loader(loader: DataLoader[Any], source: noise.Source) -> PrivateLoader:
-    """A loader whose batches are Poisson samples at rate 1/len(loader), over the whole data set of `loader`."""
+def poisson_loader(loader: DataLoader[Any], source: Source) -> PrivateLoader:
+    """A loader whose batches are Poisson samples at rate 1/len(loader), over the whole data set of ``loader``."""
     check_loader(loader)
     batches = loader.batch_sampler
     sampler = batches.sampler if type(batches) is BatchSampler else batches
     if type(sampler) not in (SequentialSampler, RandomSampler):
         raise ValueError(
-            f"data_loader draws by {type(sampler).__name__}, which poisson_sampling=True would replace by Poisson sampling of its whole "
-            "data set; pass a loader with plain shuffling (for a part of the data: torch.utils.data.Subset)"
+            f"data_loader draws by {type(sampler).__name__}, which poisson_sampling=True would replace by Poisson "
+            "sampling of its whole data set; pass a loader with plain shuffling (for a part of the data: "
+            "torch.utils.data.Subset)"
         )
     return PrivateLoader(loader, PoissonBatchSampler(len(loader.dataset), len(loader), source))  # type: ignore[arg-type]
 
 
 def plain_loader(loader: DataLoader[Any]) -> PrivateLoader:
-    """A loader with the batches of `loader`, each record at most once a pass."""
+    """A loader with the batches of ``loader``, each record at most once a pass."""
     check_loader(loader)
     return PrivateLoader(loader, OnceBatchSampler(loader.batch_sampler))
 
 
 def batch_size_of(loader: DataLoader[Any]) -> int:
-    """The size of the batches that `loader` makes; ValueError if it has no fixed one."""
+    """The size of the batches that ``loader`` makes; ValueError if it has no fixed one."""
     size = getattr(loader.batch_sampler, "batch_size", None)
     if not isinstance(size, int):
         raise ValueError(
@@ -175,7 +181,7 @@ def batch_size_of(loader: DataLoader[Any]) -> int:
 
 
 def check_loader(loader: Any) -> None:
-    """Raise TypeError or ValueError unless `loader` can be sampled."""
+    """Raise TypeError or ValueError unless ``loader`` can be sampled."""
     if not isinstance(loader, DataLoader):
         raise TypeError(f"data_loader must be a torch DataLoader, got {type(loader).__name__}")
     if isinstance(loader.dataset, IterableDataset):

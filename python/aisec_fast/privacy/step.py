@@ -1,4 +1,4 @@
-"""The private step: a hook that runs before the user's optimizer and puts noisy clipped means into `.grad`."""
+"""The private step: a hook that runs before the user's optimizer and puts noisy clipped means into ``.grad``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from aisec_fast import noise
-from aisec_fast._errors import PrivacyError
-from aisec_fast.privacy.layers import LayerGradients, chunks, row_squares
-from aisec_fast.privacy.recording import Record, Recorder
+from .. import noise
+from .._errors import PrivacyError
+from .._sources import Source
+from .layers import LayerGradients, chunks, row_squares
+from .recording import Record, Recorder
 
 
 @dataclass(frozen=True)
 class Release:
-    """What a step releases: sums of gradients clipped to `max_grad_norm`, with noise, over the expected batch size."""
+    """What a step releases: sums of gradients clipped to ``max_grad_norm``, with noise, over the expected batch
+    size."""
 
     noise_multiplier: float
     max_grad_norm: float
@@ -30,14 +32,14 @@ class Release:
 
 
 class PrivateStep:
-    """Optimizer step pre-hook: clip and sum the records, book the step, add noise, set `.grad`."""
+    """Optimizer step pre-hook: clip and sum the records, book the step, add noise, set ``.grad``."""
 
     def __init__(
         self,
         module: nn.Module,
         recorder: Recorder,
         release: Release,
-        source: noise.Source,
+        source: Source,
         book: Callable[[], None],
     ) -> None:
         self.module, self.recorder, self.release, self.source, self.book = module, recorder, release, source, book
@@ -63,24 +65,25 @@ class PrivateStep:
 
 
 def charged_noise(release: Release, size: int) -> tuple[float, float]:
-    """Return (sigma, granularity) for `size` coordinates: epsilon stays nominal, sigma pays for rounding to the lattice."""
+    """Return (sigma, granularity) for ``size`` coordinates: epsilon stays nominal, sigma pays for rounding to the
+    lattice."""
     granularity = noise.default_granularity(release.noise_multiplier * release.max_grad_norm)
     sensitivity = noise.charged_sensitivity(release.max_grad_norm, size, granularity)
     return math.nextafter(release.noise_multiplier * sensitivity, math.inf), granularity
 
 
-def add_noise(sums: list[Tensor], sigma: float, granularity: float | None, source: noise.Source) -> None:
-    """Add Gaussian noise to `sums` in place. Values that do not fit saturate: raising would tell about the data."""
+def add_noise(sums: list[Tensor], sigma: float, granularity: float | None, source: Source) -> None:
+    """Add Gaussian noise to ``sums`` in place. Values that do not fit saturate: raising would tell about the data."""
     for dtype in {total.dtype for total in sums}:
         group = [total for total in sums if total.dtype == dtype]
         noise.add_gaussian(group, sigma, granularity=granularity, source=source, out=group, check=False)
 
 
 def clipped_sums(records: Iterable[Record], parameters: dict[str, nn.Parameter], release: Release) -> list[Tensor]:
-    """Return, for each parameter, the sum over samples of their gradients, each clipped to norm `max_grad_norm`.
+    """Return, for each parameter, the sum over samples of their gradients, each clipped to norm ``max_grad_norm``.
 
-    The norm is over all parameters. A sample whose norm is NaN or infinite contributes zero. A parameter without records gets
-    zeros. Raises PrivacyError if records disagree on the batch size.
+    The norm is over all parameters. A sample whose norm is NaN or infinite contributes zero. A parameter without
+    records gets zeros. Raises PrivacyError if records disagree on the batch size.
     """
     uses: dict[int, list[tuple[str, LayerGradients]]] = {id(p): [] for p in parameters.values()}
     batch: int | None = None
@@ -92,8 +95,8 @@ def clipped_sums(records: Iterable[Record], parameters: dict[str, nn.Parameter],
             batch, first = rule.batch, name
         elif rule.batch != batch:
             raise PrivacyError(
-                f"modules see different batch sizes: {first!r} {batch}, {name!r} {rule.batch}. Every covered layer must have the "
-                "samples in the batch dimension (an embedding of positions needs one row of positions for each sample)"
+                f"modules see different batch sizes: {first!r} {batch}, {name!r} {rule.batch}. Every covered layer "
+                "must have the samples in its batch dimension (an embedding of positions: a row of positions a sample)"
             )
         for key, parameter in record.layer.parameters.items():
             uses[id(parameter)].append((key, rule))
@@ -116,7 +119,7 @@ def _rule(record: Record, batch_first: bool) -> LayerGradients:
     activation, gradient = record.activation, record.gradient
     if not rule.batched(layer, activation):
         raise PrivacyError(
-            f"module {record.layer.name!r} got an input of shape {tuple(activation.shape)}, which has no batch dimension"
+            f"module {record.layer.name!r} got an input of shape {tuple(activation.shape)}: it has no batch dimension"
         )
     if not batch_first and rule.time_first(layer, activation):
         activation, gradient = activation.transpose(0, 1), gradient.transpose(0, 1)
@@ -133,7 +136,8 @@ def _squares(uses: list[tuple[str, LayerGradients]], batch: int, parameter: nn.P
     if len(uses) == 1:
         name, rule = uses[0]
         return rule.squares(name)
-    # Used several times (tied weights, a module called twice): the norm of the sum, so the gradients themselves are needed.
+    # Used several times (tied weights, a module called twice): the norm of the sum, so the gradients themselves are
+    # needed.
     parts = []
     for start, stop in chunks(batch, parameter.numel()):
         gradients = [rule.rows(name, start, stop) for name, rule in uses]
@@ -160,7 +164,7 @@ def check_same(now: dict[str, nn.Parameter], then: dict[str, nn.Parameter], opti
     for name in now.keys() | then.keys():
         if now.get(name) is not then.get(name):
             raise PrivacyError(
-                f"parameter {name!r} was frozen, unfrozen, added or replaced since make_private; call it on a fresh model"
+                f"parameter {name!r} was frozen, unfrozen or replaced since make_private; start with a fresh model"
             )
     if held != known:
         raise PrivacyError(

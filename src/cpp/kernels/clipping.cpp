@@ -66,8 +66,7 @@ void add_lattice(const void* rows_, std::ptrdiff_t stride, std::size_t count, co
     for (std::size_t r = 0; r < count; ++r) {
       if (factors[r] == 0.0) continue;
       const T* row = rows + static_cast<std::ptrdiff_t>(r) * stride + begin;
-      for (std::size_t c = 0; c < width; ++c)
-        total[begin + c] += static_cast<std::int32_t>(widen(row[c]) * factors[r]);
+      for (std::size_t c = 0; c < width; ++c) total[begin + c] += static_cast<std::int32_t>(widen(row[c]) * factors[r]);
     }
   }
 }
@@ -80,7 +79,9 @@ ClippingKernels kernels_of() {
 }  // namespace
 
 ClippingKernels clipping_kernels(DType dtype) {
-  return dtype == DType::float32 ? kernels_of<float>() : dtype == DType::float64 ? kernels_of<double>() : kernels_of<Bfloat16>();
+  return dtype == DType::float32   ? kernels_of<float>()
+         : dtype == DType::float64 ? kernels_of<double>()
+                                   : kernels_of<Bfloat16>();
 }
 
 }  // namespace aisec_fast::AISEC_ISA

@@ -58,8 +58,7 @@ void gaussian_group(std::int64_t* z, const Key& key, std::uint64_t group, double
   }
   if (!any) return;
   for (unsigned p = 0; p < group_pairs; ++p)
-    if (flagged[p])
-      resolve_gaussian_pair(wu[p], wv[p], key, group * group_pairs + p, s, z[p], z[group_pairs + p]);
+    if (flagged[p]) resolve_gaussian_pair(wu[p], wv[p], key, group * group_pairs + p, s, z[p], z[group_pairs + p]);
 }
 
 void laplace_group(std::int64_t* z, const Key& key, std::uint64_t group, double s) {

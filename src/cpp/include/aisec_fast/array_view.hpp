@@ -65,7 +65,8 @@ constexpr std::uint64_t read_only = 1;
 class ArrayView {
  public:
   // `stream` goes to __dlpack__ of producers without the C exchange API; None on the CPU.
-  ArrayView(const py::object& array, const char* name, const py::object& stream = py::none()) : name_(name), owner_(array) {
+  ArrayView(const py::object& array, const char* name, const py::object& stream = py::none())
+      : name_(name), owner_(array) {
     if (py::isinstance<py::array>(array))
       borrow_numpy(py::reinterpret_borrow<py::array>(array));
     else if (!borrow_exchange(array))
@@ -124,9 +125,9 @@ class ArrayView {
 
  private:
   bool contiguous_from(std::size_t axis) const {
+    if (size() == 0) return true;
     std::int64_t expected = 1;
     for (std::size_t i = shape_.size(); i-- > axis;) {
-      if (shape_[i] == 0) return true;
       if (shape_[i] != 1 && strides_[i] != expected) return false;
       expected *= shape_[i];
     }
@@ -179,8 +180,7 @@ class ArrayView {
       capsule = array.attr("__dlpack__")(py::arg("stream") = stream);
     }
     if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
-      auto* managed =
-          static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+      auto* managed = static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
       if (managed->version.major != 1)
         throw py::buffer_error(name_ + " speaks DLPack " + std::to_string(managed->version.major) + ", expected 1");
       borrow_tensor(managed->tensor);
@@ -206,12 +206,18 @@ class ArrayView {
   }
 
   void set_dtype(int code, py::ssize_t bits) {
-    if (code == 2 && bits == 32) dtype_ = DType::float32;
-    else if (code == 2 && bits == 64) dtype_ = DType::float64;
-    else if (code == 4 && bits == 16) dtype_ = DType::bfloat16;
-    else if (code == 0 && bits == 64) dtype_ = DType::int64;
-    else if (code == 1 && bits == 64) dtype_ = DType::uint64;
-    else throw py::type_error(name_ + " has a dtype that no kernel takes");
+    if (code == 2 && bits == 32)
+      dtype_ = DType::float32;
+    else if (code == 2 && bits == 64)
+      dtype_ = DType::float64;
+    else if (code == 4 && bits == 16)
+      dtype_ = DType::bfloat16;
+    else if (code == 0 && bits == 64)
+      dtype_ = DType::int64;
+    else if (code == 1 && bits == 64)
+      dtype_ = DType::uint64;
+    else
+      throw py::type_error(name_ + " has a dtype that no kernel takes");
   }
 
   std::string name_;

@@ -64,7 +64,8 @@ AISEC_HD void chacha_input(Word (&x)[16], const Key& key, Word index_low, Word i
 }
 
 template <class Word>
-AISEC_HD void chacha_block(Word (&out)[16], const Key& key, Word index_low, Word index_high, Domain domain, Level level) {
+AISEC_HD void chacha_block(Word (&out)[16], const Key& key, Word index_low, Word index_high, Domain domain,
+                           Level level) {
   Word input[16];
   chacha_input(input, key, index_low, index_high, domain, level);
   for (int i = 0; i < 16; ++i) out[i] = input[i];

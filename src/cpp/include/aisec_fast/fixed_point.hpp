@@ -1,6 +1,6 @@
 #pragma once
-// Non-negative fixed-point numbers with 64 integer and 320 fractional bits, truncating. They decide the rare noise samples
-// that binary64 leaves open (docs/noise.md section 4, "Resolver"), so plain and provable beats fast here.
+// Non-negative fixed-point numbers with 64 integer and 320 fractional bits, truncating. They decide the rare noise
+// samples that binary64 leaves open (docs/noise.md section 4, "Resolver"), so plain and provable beats fast here.
 #include <cstdint>
 
 #include "aisec_fast/host_device.hpp"
@@ -138,8 +138,8 @@ AISEC_HD_COLD Fixed square_root(const Fixed& a) {
 
 // -ln(a) for 0 < a < 1.
 AISEC_HD_COLD Fixed minus_logarithm(const Fixed& a) {
-  const Fixed ln2{{0xe7b876206debac98u, 0x8a0d175b8baafa2bu, 0x40f343267298b62du, 0xc9e3b39803f2f6afu,
-                   0xb17217f7d1cf79abu, 0}};
+  const Fixed ln2{
+      {0xe7b876206debac98u, 0x8a0d175b8baafa2bu, 0x40f343267298b62du, 0xc9e3b39803f2f6afu, 0xb17217f7d1cf79abu, 0}};
   const Fixed one = fixed_integer(1);
   Fixed mantissa = a;
   std::uint64_t exponent = 0;  // a = mantissa / 2^exponent, 1 <= mantissa < 2
@@ -156,8 +156,8 @@ AISEC_HD_COLD Fixed minus_logarithm(const Fixed& a) {
 
 // Cosine and sine of a quarter turn times f, 0 <= f < 1.
 AISEC_HD_COLD void cosine_sine(const Fixed& f, Fixed& cosine, Fixed& sine) {
-  const Fixed half_pi{{0xa29410f31c6809bbu, 0x04177d4c76273644u, 0x52049c1114cf98e8u, 0x898cc51701b839a2u,
-                       0x921fb54442d18469u, 1}};
+  const Fixed half_pi{
+      {0xa29410f31c6809bbu, 0x04177d4c76273644u, 0x52049c1114cf98e8u, 0x898cc51701b839a2u, 0x921fb54442d18469u, 1}};
   const Fixed one = fixed_integer(1), angle = multiply(f, half_pi), square = multiply(angle, angle);
   cosine = sine = one;
   for (std::uint64_t k = 40; k > 0; --k) {

@@ -4,7 +4,7 @@
 // sets by the linker, and the copy it keeps may use instructions this CPU lacks.
 #if defined(__CUDACC__)
 #define AISEC_HD __host__ __device__ __forceinline__
-#define AISEC_HD_COLD static __host__ __device__ __noinline__
+#define AISEC_HD_COLD inline __host__ __device__ __noinline__
 #else
 #define AISEC_HD inline __attribute__((always_inline))
 #define AISEC_HD_COLD inline __attribute__((noinline, cold))

@@ -1,6 +1,6 @@
 #pragma once
-// The table of CPU kernels. Each instruction set fills one; nothing but plain pointers crosses the boundary, so no vector
-// type and no inline function is shared between objects compiled for different instruction sets.
+// The table of CPU kernels. Each instruction set fills one; nothing but plain pointers crosses the boundary, so no
+// vector type and no inline function is shared between objects compiled for different instruction sets.
 #include <cstddef>
 #include <cstdint>
 
@@ -23,14 +23,14 @@ using FirstUnfit = std::size_t (*)(const void* x, std::size_t count, double gran
 struct NoiseKernels {
   void (*random_words)(std::uint64_t* out, std::size_t first, std::size_t last, const std::uint32_t* key,
                        std::uint32_t domain);
-  AddNoise gaussian_float32, gaussian_float64;                // float data
+  AddNoise gaussian_float32, gaussian_float64;                  // float data
   AddNoise gaussian_lattice_float32, gaussian_lattice_float64;  // int64 lattice integers in, floats out
   AddNoise laplace_float32, laplace_float64;
   FirstUnfit unfit_float32, unfit_float64;
 };
 
-// Kernels over rows of one dtype. `row` points to `columns` values; `rows` to the first of several rows that lie `stride`
-// values apart. A weight (or factor) of zero selects the row away: its values are not read.
+// Kernels over rows of one dtype. `row` points to `columns` values; `rows` to the first of several rows that lie
+// `stride` values apart. A weight (or factor) of zero selects the row away: its values are not read.
 struct ClippingKernels {
   void (*block_sums)(const void* row, std::size_t columns, double multiplier, double* sums);
   void (*add_weighted)(const void* rows, std::ptrdiff_t stride, std::size_t count, const double* weights,

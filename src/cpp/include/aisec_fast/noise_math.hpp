@@ -45,8 +45,8 @@ AISEC_HD std::int64_t nearest_integer(double value) {
 AISEC_HD double logarithm(double u) {
   constexpr std::uint64_t root_half = 0x3fe6a09e667f3bcdu, one = 0x3ff0000000000000u;
   const std::uint64_t bits = as_bits(u);
-  const std::uint64_t biased = (bits + (one - root_half)) >> 52;           // 1023 + e
-  const double m = as_double(bits - ((biased - 1023) << 52));              // in [sqrt(1/2), sqrt 2)
+  const std::uint64_t biased = (bits + (one - root_half)) >> 52;  // 1023 + e
+  const double m = as_double(bits - ((biased - 1023) << 52));     // in [sqrt(1/2), sqrt 2)
   const double e = as_double(biased | 0x4330000000000000u) - (0x1p52 + 1023.0);
   const double t = (m - 1.0) / (m + 1.0), z = t * t;
   double sum = 1.0 / 21.0;
@@ -127,8 +127,8 @@ AISEC_HD std::int64_t scaled_nearest_integer(const Fixed& value, double s) {
   return static_cast<std::int64_t>((integer_part + (std::uint64_t{1} << (shift - 1))) >> shift);
 }
 
-AISEC_HD_COLD void resolve_gaussian_pair(std::uint64_t wu, std::uint64_t wv, const Key& key, std::uint64_t pair, double s,
-                                         std::int64_t& first, std::int64_t& second) {
+AISEC_HD_COLD void resolve_gaussian_pair(std::uint64_t wu, std::uint64_t wv, const Key& key, std::uint64_t pair,
+                                         double s, std::int64_t& first, std::int64_t& second) {
   std::uint64_t e[8];
   refinement_words(e, key, Domain::gaussian, pair);
   Fixed u{{e[3], e[2], e[1], e[0], wu, 0}};

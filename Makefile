@@ -1,0 +1,88 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both make .venv, build, and run.
+# Needs python3 (3.10 or newer) with venv, a C++20 compiler and make; nvcc is used if it is found.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+CPP := $(shell find src tests -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
+# `make CUDA=OFF test` leaves the CUDA module out; for releases CUDA_ARCHITECTURES='75-real;80-real;90-real;100-real;120'.
+CUDA ?= AUTO
+CUDA_ARCHITECTURES ?= 80
+INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps
+DEFINES := -C cmake.define.AISEC_WERROR=ON -C cmake.define.AISEC_CUDA=$(CUDA) \
+           -C "cmake.define.AISEC_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)"
+
+.PHONY: help demo test lint unit unit-without-jit asan tsan tidy bench format clean
+
+help:
+	@echo 'make demo    train a real model privately on our kernels and see what it costs (about 2 minutes after the build)'
+	@echo 'make test    everything that CI runs: lint, types, build, all tests, coverage'
+	@echo 'make bench   kernels beside their memory floor         make format  format Python and C++'
+	@echo 'make asan    all tests under AddressSanitizer + UBSan  make tsan    the threaded tests under ThreadSanitizer'
+	@echo 'make tidy    clang-tidy                                make clean   remove .venv and build'
+
+# torch first and by pip: pulled in by another package, or by another installer, it brings gigabytes of CUDA.
+$(VENV)/packages: pyproject.toml
+	@echo '-- making $(VENV) (the first time this downloads about 400 MB)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --group dev dp-accounting numba numpy rich scikit-learn
+	@touch $@
+
+$(READY): $(VENV)/packages CMakeLists.txt $(shell find src -type f)
+	@echo '-- building the kernels (one to two minutes)'
+	@$(INSTALL) $(DEFINES) --editable .
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/aisec-fast demo --json demo.json
+
+test: lint unit unit-without-jit
+	@echo '-- all of make test passed'
+
+lint: $(READY)
+	@echo '-- lint, types, repository review'
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run --Werror $(CPP)
+	@$(BIN)/repo-review . --select ALL --show errskip
+
+unit: $(READY)
+	@echo '-- tests'
+	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
+
+# The Numba kernels once more as plain Python, where an out-of-range index is an error and not a wild read.
+unit-without-jit: $(READY)
+	@echo '-- contract tests of the Numba backend without its compiler'
+	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -k numba tests/test_noise.py tests/test_clipping.py
+
+# Sanitizer builds go to a folder of their own. The interpreter is not instrumented, so the runtime is preloaded; leaks are
+# not looked for: CPython and torch keep memory until exit on purpose.
+sanitized = $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --upgrade --target build/$(1)/site . \
+  -C build-dir=build/$(1)/cmake -C cmake.build-type=RelWithDebInfo -C cmake.define.AISEC_CUDA=OFF -C cmake.define.AISEC_SANITIZE=$(2)
+
+asan: $(READY)
+	@$(call sanitized,asan,address$(comma)undefined)
+	PYTHONPATH=build/asan/site LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not installs' $(PYTEST)
+
+tsan: $(READY)
+	@$(call sanitized,tsan,thread)
+	PYTHONPATH=build/tsan/site LD_PRELOAD="$$(g++ -print-file-name=libtsan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	TSAN_OPTIONS=report_bugs=1:exitcode=66:ignore_noninstrumented_modules=1 $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not installs' $(PYTEST)
+comma := ,
+
+tidy: $(READY)
+	@$(BIN)/clang-tidy -p $$(dirname $$(find build -name compile_commands.json | head -1)) --quiet $$(find src/cpp -name '*.cpp')
+
+bench: $(READY)
+	@$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds -q
+
+format: $(READY)
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet . ; $(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf $(VENV) build

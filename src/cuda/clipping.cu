@@ -1,0 +1,182 @@
+#include "clipping.cuh"
+
+#include "clipping_body.hpp"
+#include "queue.hpp"
+
+namespace aisec_fast::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(block_threads)
+    block_sums_kernel(Matrix<T> matrix, const double* multipliers, double* sums) {
+  block_sums(matrix, multipliers, sums);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    add_block_sums_kernel(const double* sums, std::uint64_t rows, std::uint64_t blocks, const double* multipliers,
+                          double* totals) {
+  add_block_sums(sums, rows, blocks, multipliers, totals);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    choose_multipliers_kernel(std::uint64_t rows, double* totals, double* multipliers) {
+  choose_multipliers(rows, totals, multipliers);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    norms_of_totals_kernel(std::uint64_t rows, const double* totals, const double* multipliers, double* norms) {
+  norms_of_totals(rows, totals, multipliers, norms);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    clip_factors_kernel(std::uint64_t rows, const double* norms, double max_norm, double* factors) {
+  clip_factors(rows, norms, max_norm, factors);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    lattice_factors_kernel(std::uint64_t rows, const double* norms, double max_norm, double granularity,
+                           double* factors) {
+  lattice_factors(rows, norms, max_norm, granularity, factors);
+}
+
+template <class T, class Out>
+__global__ void __launch_bounds__(block_threads)
+    weighted_sum_kernel(Matrix<T> matrix, const double* weights, Out* out) {
+  weighted_sum(matrix, weights, out);
+}
+
+template <class T>
+__global__ void __launch_bounds__(block_threads)
+    add_lattice_squares_kernel(Matrix<T> matrix, const double* factors, unsigned long long* square_sums) {
+  add_lattice_squares(matrix, factors, square_sums);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    drop_long_rows_kernel(std::uint64_t rows, const unsigned long long* square_sums, std::int64_t limit,
+                          double* factors) {
+  drop_long_rows(rows, square_sums, limit, factors);
+}
+
+template <class T>
+__global__ void __launch_bounds__(block_threads)
+    lattice_sum_kernel(Matrix<T> matrix, const double* factors, std::int64_t* out) {
+  lattice_sum(matrix, factors, out);
+}
+
+template <class T>
+std::vector<Matrix<T>> matrices_of(const Batch& batch) {
+  std::vector<Matrix<T>> matrices;
+  for (const Gradients& array : batch.arrays)
+    matrices.push_back({static_cast<const T*>(array.data), array.stride, batch.rows, array.columns});
+  return matrices;
+}
+
+// Calls use(matrices, zero), where zero has the type of the sums' results.
+template <class Use>
+void with_type(const Batch& batch, const Use& use) {
+  if (batch.dtype == DType::float64)
+    use(matrices_of<double>(batch), 0.0);
+  else if (batch.dtype == DType::bfloat16)
+    use(matrices_of<Bfloat16>(batch), 0.0f);
+  else
+    use(matrices_of<float>(batch), 0.0f);
+}
+
+// Sixteen threads a block of 1024 columns.
+template <class T>
+std::uint64_t team_threads(const Matrix<T>& matrix) {
+  return matrix.rows * matrix.blocks() * partial_sums;
+}
+
+// totals[row] += the array totals, in list order. The arrays take turns in `sums`: a stream runs its work in order.
+template <class T>
+void queue_totals(Queue& queue, const std::vector<Matrix<T>>& matrices, const double* multipliers, double* sums,
+                  double* totals) {
+  for (const Matrix<T>& matrix : matrices) {
+    queue.run(team_threads(matrix), block_sums_kernel<T>, matrix, multipliers, sums);
+    if (matrix.columns > 0)
+      queue.run(matrix.rows * block_threads, add_block_sums_kernel, sums, matrix.rows, matrix.blocks(), multipliers,
+                totals);
+  }
+}
+
+template <class T>
+void queue_norms(Queue& queue, const std::vector<Matrix<T>>& matrices, double* norms) {
+  const std::uint64_t rows = matrices[0].rows;
+  std::uint64_t most_blocks = 0;
+  for (const Matrix<T>& matrix : matrices) most_blocks = matrix.blocks() > most_blocks ? matrix.blocks() : most_blocks;
+  auto* sums = queue.scratch<double>(rows * most_blocks);
+  auto* totals = queue.scratch<double>(rows);
+  queue.fill_bytes(totals, 0, rows);
+  queue_totals(queue, matrices, nullptr, sums, totals);
+  double* multipliers = nullptr;
+  if (sizeof(T) == sizeof(double)) {
+    multipliers = queue.scratch<double>(rows);
+    queue.run(rows, choose_multipliers_kernel, rows, totals, multipliers);
+    queue_totals(queue, matrices, multipliers, sums, totals);
+  }
+  queue.run(rows, norms_of_totals_kernel, rows, totals, multipliers, norms);
+}
+
+template <class T, class Out>
+void queue_sums(Queue& queue, const std::vector<Matrix<T>>& matrices, const double* weights,
+                const std::vector<void*>& outs, Out) {
+  for (std::size_t a = 0; a < matrices.size(); ++a)
+    queue.run(matrices[a].columns, weighted_sum_kernel<T, Out>, matrices[a], weights, static_cast<Out*>(outs[a]));
+}
+
+template <class T>
+void queue_lattice(Queue& queue, const std::vector<Matrix<T>>& matrices, std::int64_t limit, double* factors,
+                   const std::vector<std::int64_t*>& outs) {
+  const std::uint64_t rows = matrices[0].rows;
+  auto* square_sums = queue.scratch<unsigned long long>(rows);
+  queue.fill_bytes(square_sums, 0, rows);
+  for (const Matrix<T>& matrix : matrices)
+    queue.run(team_threads(matrix), add_lattice_squares_kernel<T>, matrix, factors, square_sums);
+  queue.run(rows, drop_long_rows_kernel, rows, square_sums, limit, factors);
+  for (std::size_t a = 0; a < matrices.size(); ++a)
+    queue.run(matrices[a].columns, lattice_sum_kernel<T>, matrices[a], factors, outs[a]);
+}
+
+}  // namespace
+
+cudaError_t row_norms(const Batch& batch, double* norms, cudaStream_t stream) {
+  Queue queue(stream);
+  with_type(batch, [&](const auto& matrices, auto) { queue_norms(queue, matrices, norms); });
+  return queue.finish();
+}
+
+cudaError_t weighted_sum(const Batch& batch, const double* weights, const std::vector<void*>& outs,
+                         cudaStream_t stream) {
+  Queue queue(stream);
+  with_type(batch, [&](const auto& matrices, auto zero) { queue_sums(queue, matrices, weights, outs, zero); });
+  return queue.finish();
+}
+
+cudaError_t clip_and_sum(const Batch& batch, double max_norm, const std::vector<void*>& outs, double* norms,
+                         cudaStream_t stream) {
+  Queue queue(stream);
+  const std::uint64_t rows = batch.rows;
+  auto* factors = queue.scratch<double>(rows);
+  with_type(batch, [&](const auto& matrices, auto zero) {
+    queue_norms(queue, matrices, norms);
+    queue.run(rows, clip_factors_kernel, rows, norms, max_norm, factors);
+    queue_sums(queue, matrices, factors, outs, zero);
+  });
+  return queue.finish();
+}
+
+cudaError_t lattice_sum(const Batch& batch, double max_norm, double granularity, std::int64_t limit,
+                        const std::vector<std::int64_t*>& outs, double* norms, cudaStream_t stream) {
+  Queue queue(stream);
+  const std::uint64_t rows = batch.rows;
+  auto* factors = queue.scratch<double>(rows);
+  with_type(batch, [&](const auto& matrices, auto) {
+    queue_norms(queue, matrices, norms);
+    queue.run(rows, lattice_factors_kernel, rows, norms, max_norm, granularity, factors);
+    queue_lattice(queue, matrices, limit, factors, outs);
+  });
+  return queue.finish();
+}
+
+}  // namespace aisec_fast::cuda

@@ -1,0 +1,16 @@
+#pragma once
+// How a thread finds its share of the work. Every kernel of ours is a grid-stride loop: any number of blocks gives the
+// same result, so the launch chooses it by the size of the GPU, and indices have 64 bits whatever the grid.
+#include <cstdint>
+
+namespace aisec_fast::cuda {
+namespace {
+
+constexpr unsigned block_threads = 256;
+constexpr unsigned warp_threads = 32;
+
+__device__ inline std::uint64_t first_index() { return std::uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ inline std::uint64_t index_step() { return std::uint64_t{gridDim.x} * blockDim.x; }
+
+}  // namespace
+}  // namespace aisec_fast::cuda

@@ -1,0 +1,94 @@
+#include "noise.cuh"
+
+#include "noise_body.hpp"
+#include "queue.hpp"
+
+namespace aisec_fast::cuda {
+namespace {
+
+template <class X, class Out>
+__global__ void __launch_bounds__(block_threads)
+    add_gaussian_kernel(const X* x, Out* out, std::uint64_t count, NoiseCall call) {
+  add_gaussian(x, out, count, call);
+}
+
+template <class X>
+__global__ void __launch_bounds__(block_threads)
+    add_laplace_kernel(const X* x, X* out, std::uint64_t count, NoiseCall call) {
+  add_laplace(x, out, count, call);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    random_words_kernel(std::uint64_t* out, std::uint64_t count, NoiseCall call, Domain domain) {
+  random_words(out, count, call, domain);
+}
+
+template <class X>
+__global__ void __launch_bounds__(block_threads)
+    first_unfit_kernel(const X* x, std::uint64_t count, double granularity, unsigned long long* first) {
+  first_unfit(x, count, granularity, first);
+}
+
+// One thread a generator block.
+std::uint64_t noise_threads(std::size_t count) {
+  return (count / group_samples + (count % group_samples != 0)) * group_blocks;
+}
+
+template <class X, class Out>
+cudaError_t run_gaussian(const void* x, void* out, std::size_t count, const NoiseCall& call, cudaStream_t stream) {
+  Queue queue(stream);
+  queue.run(noise_threads(count), add_gaussian_kernel<X, Out>, static_cast<const X*>(x), static_cast<Out*>(out), count,
+            call);
+  return queue.finish();
+}
+
+template <class X>
+cudaError_t run_laplace(const void* x, void* out, std::size_t count, const NoiseCall& call, cudaStream_t stream) {
+  Queue queue(stream);
+  queue.run(noise_threads(count), add_laplace_kernel<X>, static_cast<const X*>(x), static_cast<X*>(out), count, call);
+  return queue.finish();
+}
+
+template <class X>
+cudaError_t run_unfit(const void* x, std::size_t count, double granularity, std::size_t& first, cudaStream_t stream) {
+  Queue queue(stream);
+  auto* found = queue.scratch<unsigned long long>(1);
+  queue.fill_bytes(found, 0xff, 1);  // larger than any index
+  queue.run(count, first_unfit_kernel<X>, static_cast<const X*>(x), count, granularity, found);
+  const unsigned long long index = queue.read(found);
+  first = index < count ? static_cast<std::size_t>(index) : count;
+  return queue.finish();
+}
+
+}  // namespace
+
+cudaError_t add_gaussian(DType x_type, const void* x, DType out_type, void* out, std::size_t count,
+                         const NoiseCall& call, cudaStream_t stream) {
+  const bool wide = out_type == DType::float64;
+  if (x_type == DType::int64)
+    return wide ? run_gaussian<std::int64_t, double>(x, out, count, call, stream)
+                : run_gaussian<std::int64_t, float>(x, out, count, call, stream);
+  return wide ? run_gaussian<double, double>(x, out, count, call, stream)
+              : run_gaussian<float, float>(x, out, count, call, stream);
+}
+
+cudaError_t add_laplace(DType type, const void* x, void* out, std::size_t count, const NoiseCall& call,
+                        cudaStream_t stream) {
+  return type == DType::float64 ? run_laplace<double>(x, out, count, call, stream)
+                                : run_laplace<float>(x, out, count, call, stream);
+}
+
+cudaError_t random_words(std::uint64_t* out, std::size_t count, const NoiseCall& call, std::uint32_t domain,
+                         cudaStream_t stream) {
+  Queue queue(stream);
+  queue.run(noise_threads(count), random_words_kernel, out, count, call, static_cast<Domain>(domain));
+  return queue.finish();
+}
+
+cudaError_t first_unfit(DType type, const void* x, std::size_t count, double granularity, std::size_t& first,
+                        cudaStream_t stream) {
+  return type == DType::float64 ? run_unfit<double>(x, count, granularity, first, stream)
+                                : run_unfit<float>(x, count, granularity, first, stream);
+}
+
+}  // namespace aisec_fast::cuda

@@ -1,0 +1,74 @@
+"""Every way to run a kernel, as one fixture: each instruction set of this CPU, Numba, and the CUDA bodies on the host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import aisec_fast
+from aisec_fast import _core
+
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=40)
+settings.load_profile("fixed")
+
+
+class Kernels(NamedTuple):
+    """The kernel functions of one backend; docs/noise.md and docs/clipping.md say what each must compute."""
+
+    name: str
+    noise: ModuleType
+    clipping: ModuleType
+
+
+NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]
+
+
+def load(name: str) -> Kernels:
+    if name.startswith("native"):
+        return Kernels(name, _core, _core)
+    if name == "numba":
+        from aisec_fast._numba import clipping, noise
+
+        return Kernels(name, noise, clipping)
+    from tests import cuda_on_host
+
+    return Kernels(name, cuda_on_host.noise, cuda_on_host.clipping)
+
+
+@pytest.fixture(params=[*NATIVE, "numba", "cuda_on_host"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """One backend after the other."""
+    best = _core.instruction_set()
+    if request.param.startswith("native"):
+        _core.use_instruction_set(request.param.removeprefix("native-"))
+    yield load(request.param)
+    _core.use_instruction_set(best)
+
+
+@pytest.fixture(params=["native", "numba"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The CPU backends as a user forces them."""
+    with aisec_fast.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    """aisec_fast.set_num_threads, undone at the end."""
+    before = aisec_fast.get_num_threads()
+    yield aisec_fast.set_num_threads
+    aisec_fast.set_num_threads(before)
+
+
+WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+
+
+def bits(array: Any) -> bytes:
+    """An array's bytes: equality of these is equality of bits."""
+    return np.ascontiguousarray(array).tobytes()

@@ -1,0 +1,303 @@
+#pragma once
+// CUDA kernels on one CPU thread, for tests. Each GPU thread is a fiber that runs until it meets a barrier or a shuffle;
+// the scheduler wakes the waiting fibers when all that must arrive have arrived. Nothing is left to chance: the fibers
+// run in an order one chooses (`order`), so a missing barrier gives the same wrong result every time.
+//
+// Stricter than a GPU, where these go unnoticed until they hang or do harm. Each throws Failure and says where:
+//   - threads of a block wait at different barriers, or some have returned while others wait
+//   - a shuffle whose mask names threads that do not come, or that reads from a thread outside the mask
+// Only what our kernels use: one-dimensional grids, __syncthreads, __shfl_down_sync, atomicAdd and atomicMin.
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <numeric>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __host__
+#define __device__
+#define __global__
+#define __launch_bounds__(threads)
+#define __shared__ static  // one block runs at a time
+
+struct dim3 {
+  unsigned x, y = 1, z = 1;
+  dim3(unsigned x_ = 1) : x(x_) {}
+};
+inline dim3 blockIdx{0}, threadIdx{0}, blockDim, gridDim;
+
+namespace host_cuda {
+
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// 0: threads take turns from first to last, 1: from last to first, else: shuffled, a different way for each number.
+inline unsigned order = 0;
+
+constexpr unsigned warp_threads = 32;
+
+enum class State { ready, at_barrier, in_shuffle, returned };
+
+struct Fiber {
+  ucontext_t context;
+  State state;
+  std::source_location where;  // of the barrier or shuffle
+  unsigned mask;               // of the shuffle
+  unsigned source;             // thread it reads from
+  std::uint64_t value;         // sent, then received
+  void* fake_stack;            // ASan's
+};
+
+class Machine {
+ public:
+  static Machine& get() {
+    static Machine machine;
+    return machine;
+  }
+
+  void launch(unsigned blocks, unsigned threads, const std::function<void()>& body) {
+    const std::lock_guard lock(mutex_);  // blockIdx and shared memory are global
+    make_stacks(threads);
+    fibers_.assign(threads, {});
+    body_ = &body;
+    gridDim = dim3(blocks);
+    blockDim = dim3(threads);
+    for (unsigned block = 0; block < blocks; ++block) {
+      blockIdx = dim3(block);
+      for (unsigned t = 0; t < threads; ++t) start(t);
+      while (!std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.state == State::returned; }))
+        run_round();
+    }
+  }
+
+  void barrier(const std::source_location& where) {
+    fibers_[current_].where = where;
+    wait(State::at_barrier);
+  }
+
+  std::uint64_t shuffle(unsigned mask, std::uint64_t value, unsigned source, const std::source_location& where) {
+    Fiber& fiber = fibers_[current_];
+    fiber.mask = mask;
+    fiber.value = value;
+    fiber.source = source;
+    fiber.where = where;
+    wait(State::in_shuffle);
+    return fiber.value;
+  }
+
+ private:
+  // ASan's frames are several times larger.
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr std::size_t stack_bytes = 256 << 10;
+#else
+  static constexpr std::size_t stack_bytes = 64 << 10;
+#endif
+
+  // Each stack lies above a page that must not be touched: an overflow stops the program instead of spoiling a neighbour.
+  void make_stacks(unsigned threads) {
+    if (threads <= stacks_) return;
+    const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE)), slot = stack_bytes + page;
+    void* memory = mmap(nullptr, slot * threads, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw Failure("no memory for stacks");
+    stack_memory_ = static_cast<char*>(memory);
+    for (unsigned t = 0; t < threads; ++t)
+      if (mprotect(stack_memory_ + t * slot + page, stack_bytes, PROT_READ | PROT_WRITE) != 0)
+        throw Failure("no memory for stacks");
+    stacks_ = threads;
+  }
+  char* stack(unsigned thread) const {
+    const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    return stack_memory_ + thread * (stack_bytes + page) + page;
+  }
+
+  void start(unsigned thread) {
+    Fiber& fiber = fibers_[thread];
+    fiber.state = State::ready;
+    fiber.fake_stack = nullptr;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = stack(thread);
+    fiber.context.uc_stack.ss_size = stack_bytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, [] { get().run_thread(); }, 0);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(stack(thread), stack_bytes);  // frames of the thread that had this stack before
+#endif
+  }
+
+  void run_thread() {
+    arrived_in_fiber();
+    (*body_)();
+    wait(State::returned);
+  }
+
+  // From the scheduler into a fiber, and back.
+  void resume(unsigned thread) {
+    current_ = thread;
+    threadIdx = dim3(thread);
+#if defined(__SANITIZE_ADDRESS__)
+    void* fake_stack = nullptr;
+    __sanitizer_start_switch_fiber(&fake_stack, stack(thread), stack_bytes);
+#endif
+    swapcontext(&scheduler_, &fibers_[thread].context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+  }
+  void wait(State state) {
+    Fiber& fiber = fibers_[current_];
+    fiber.state = state;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(state == State::returned ? nullptr : &fiber.fake_stack, scheduler_stack_,
+                                   scheduler_stack_bytes_);
+#endif
+    swapcontext(&fiber.context, &scheduler_);
+    arrived_in_fiber();
+  }
+  void arrived_in_fiber() {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fibers_[current_].fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
+#endif
+  }
+
+  // Every ready thread runs until it waits or returns; then those whose wait is over become ready.
+  void run_round() {
+    std::vector<unsigned> turn(fibers_.size());
+    std::iota(turn.begin(), turn.end(), 0u);
+    if (order == 1) std::reverse(turn.begin(), turn.end());
+    if (order > 1)
+      for (unsigned i = static_cast<unsigned>(turn.size()); i > 1; --i) std::swap(turn[i - 1], turn[random() % i]);
+    for (const unsigned t : turn)
+      if (fibers_[t].state == State::ready) resume(t);
+    const bool shuffled = finish_shuffles();
+    if (!shuffled) finish_barrier();
+  }
+
+  // Whether any shuffle had all its threads.
+  bool finish_shuffles() {
+    bool any = false;
+    for (unsigned first = 0; first < fibers_.size(); first += warp_threads)
+      for (unsigned lane = 0; lane < warp_threads && first + lane < fibers_.size(); ++lane)
+        any |= finish_shuffle(first, first + lane);
+    return any;
+  }
+  bool finish_shuffle(unsigned warp, unsigned thread) {
+    const Fiber& leader = fibers_[thread];
+    if (leader.state != State::in_shuffle) return false;
+    std::vector<unsigned> members;
+    for (unsigned lane = 0; lane < warp_threads; ++lane) {
+      if ((leader.mask >> lane & 1) == 0) continue;
+      const unsigned member = warp + lane;
+      if (member >= fibers_.size() || fibers_[member].state != State::in_shuffle ||
+          fibers_[member].mask != leader.mask || !same(fibers_[member].where, leader.where))
+        return false;
+      members.push_back(member);
+    }
+    if (std::find(members.begin(), members.end(), thread) == members.end())
+      fail("a thread is not in the mask of its own shuffle");
+    std::vector<std::uint64_t> received;
+    for (const unsigned member : members) {
+      if (std::find(members.begin(), members.end(), fibers_[member].source) == members.end())
+        fail("a shuffle reads from a thread outside its mask");
+      received.push_back(fibers_[fibers_[member].source].value);
+    }
+    for (std::size_t i = 0; i < members.size(); ++i) {
+      fibers_[members[i]].value = received[i];
+      fibers_[members[i]].state = State::ready;
+    }
+    return true;
+  }
+
+  void finish_barrier() {
+    if (std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.state == State::returned; })) return;
+    for (const Fiber& fiber : fibers_) {
+      if (fiber.state != State::at_barrier) fail("deadlock");
+      if (!same(fiber.where, fibers_[0].where)) fail("divergent barrier");
+    }
+    for (Fiber& fiber : fibers_) fiber.state = State::ready;
+  }
+
+  static bool same(const std::source_location& a, const std::source_location& b) {
+    return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+  }
+
+  // Says what the threads of the block do, one line for each run of threads that do the same.
+  [[noreturn]] void fail(const std::string& what) const {
+    std::string report = what + " in block " + std::to_string(blockIdx.x) + ":";
+    std::string last;
+    for (unsigned t = 0; t < fibers_.size(); ++t) {
+      const std::string doing = describe(fibers_[t]);
+      if (doing != last) report += "\n  from thread " + std::to_string(t) + " on: " + doing;
+      last = doing;
+    }
+    throw Failure(report);
+  }
+  static std::string describe(const Fiber& fiber) {
+    if (fiber.state == State::returned) return "returned";
+    const std::string at = std::string(fiber.where.file_name()) + ":" + std::to_string(fiber.where.line());
+    if (fiber.state == State::at_barrier) return "waits in __syncthreads at " + at;
+    return "waits in a shuffle at " + at;
+  }
+
+  unsigned random() {
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u + order;
+    return static_cast<unsigned>(random_ >> 33);
+  }
+
+  std::mutex mutex_;
+  std::vector<Fiber> fibers_;
+  const std::function<void()>* body_ = nullptr;
+  ucontext_t scheduler_{};
+  unsigned current_ = 0, stacks_ = 0;
+  char* stack_memory_ = nullptr;
+  std::uint64_t random_ = 1;
+  const void* scheduler_stack_ = nullptr;
+  std::size_t scheduler_stack_bytes_ = 0;
+};
+
+}  // namespace host_cuda
+
+inline void __syncthreads(const std::source_location& where = std::source_location::current()) {
+  host_cuda::Machine::get().barrier(where);
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned distance, unsigned width = host_cuda::warp_threads,
+                   const std::source_location& where = std::source_location::current()) {
+  static_assert(sizeof(T) <= sizeof(std::uint64_t));
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  // A thread whose source lies beyond its group of `width` gets its own value.
+  const unsigned source = threadIdx.x % width + distance < width ? threadIdx.x + distance : threadIdx.x;
+  bits = host_cuda::Machine::get().shuffle(mask, bits, source, where);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <class T>
+T atomicAdd(T* target, T value) {
+  const T old = *target;
+  *target = old + value;
+  return old;
+}
+
+template <class T>
+T atomicMin(T* target, T value) {
+  const T old = *target;
+  *target = std::min(old, value);
+  return old;
+}

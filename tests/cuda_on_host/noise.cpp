@@ -1,0 +1,30 @@
+// The CUDA noise kernels and their launches, compiled by g++, for ctypes (noise.py) and for check_noise.cpp.
+#include "noise.cu"
+
+#include "entry.hpp"
+
+using namespace aisec_fast;
+
+extern "C" {
+
+void set_order(unsigned order) { host_cuda::order = order; }
+
+const char* add_gaussian(int x_type, const void* x, int out_type, void* out, std::size_t count, const NoiseCall* call) {
+  return report([&] {
+    return cuda::add_gaussian(static_cast<DType>(x_type), x, static_cast<DType>(out_type), out, count, *call, nullptr);
+  });
+}
+
+const char* add_laplace(int type, const void* x, void* out, std::size_t count, const NoiseCall* call) {
+  return report([&] { return cuda::add_laplace(static_cast<DType>(type), x, out, count, *call, nullptr); });
+}
+
+const char* random_words(std::uint64_t* out, std::size_t count, const NoiseCall* call, std::uint32_t domain) {
+  return report([&] { return cuda::random_words(out, count, *call, domain, nullptr); });
+}
+
+const char* first_unfit(int type, const void* x, std::size_t count, double granularity, std::size_t* first) {
+  return report([&] { return cuda::first_unfit(static_cast<DType>(type), x, count, granularity, *first, nullptr); });
+}
+
+}  // extern "C"

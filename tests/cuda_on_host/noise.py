@@ -1,0 +1,51 @@
+"""The noise functions of `_core`, by the CUDA kernels on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+
+import numpy as np
+
+from cuda_on_host import build
+from cuda_on_host._call import Array, call, dtype_number, output, pointer
+
+
+class NoiseCall(ctypes.Structure):
+    _fields_ = [("key", ctypes.c_uint32 * 8), ("scale", ctypes.c_double), ("granularity", ctypes.c_double)]
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    return build.library("noise")
+
+
+def _noise_call(sigma: float, granularity: float, key: bytes) -> ctypes.c_void_p:
+    if not 1.0 <= sigma / granularity <= 2.0**40:
+        raise ValueError(f"sigma / granularity is {sigma / granularity}, expected 1 to 2^40")
+    words = (ctypes.c_uint32 * 8)(*struct.unpack("<8I", key))
+    return ctypes.byref(NoiseCall(words, sigma / granularity, granularity))
+
+
+def add_gaussian(x: Array, out: Array, sigma: float, granularity: float, key: bytes, order: int = 0) -> None:
+    result = output(out, out.dtype if x.dtype == np.int64 else x.dtype)
+    arguments = [dtype_number(x), pointer(x), dtype_number(out), result, ctypes.c_size_t(x.size)]
+    call(library(), "add_gaussian", *arguments, _noise_call(sigma, granularity, key), order=order)
+
+
+def add_laplace(x: Array, out: Array, scale: float, granularity: float, key: bytes, order: int = 0) -> None:
+    arguments = [dtype_number(x), pointer(x), output(out, x.dtype), ctypes.c_size_t(x.size)]
+    call(library(), "add_laplace", *arguments, _noise_call(scale, granularity, key), order=order)
+
+
+def random_words(out: Array, key: bytes, domain: int, order: int = 0) -> None:
+    arguments = [output(out, np.uint64), ctypes.c_size_t(out.size), _noise_call(1.0, 1.0, key), ctypes.c_uint32(domain)]
+    call(library(), "random_words", *arguments, order=order)
+
+
+def first_unfit(x: Array, granularity: float, order: int = 0) -> int:
+    first = ctypes.c_size_t()
+    arguments = [dtype_number(x), pointer(x), ctypes.c_size_t(x.size), ctypes.c_double(granularity)]
+    call(library(), "first_unfit", *arguments, ctypes.byref(first), order=order)
+    return -1 if first.value == x.size else first.value

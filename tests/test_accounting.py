@@ -1,0 +1,109 @@
+"""Epsilon against dp-accounting's own numbers, and the search for a noise multiplier."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+dp_accounting = pytest.importorskip("dp_accounting")
+from aisec_fast import accounting  # noqa: E402
+from dp_accounting import pld, rdp  # noqa: E402
+
+RELATIONS = dp_accounting.NeighboringRelation
+RUN = {"noise_multiplier": 1.1, "sample_rate": 0.02, "steps": 300}
+
+
+def truth(accountant: Any, noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
+    event = dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(noise_multiplier))
+    return float(accountant.compose(event, steps).get_epsilon(delta))
+
+
+@pytest.mark.parametrize("relation", [RELATIONS.REPLACE_SPECIAL, RELATIONS.ADD_OR_REMOVE_ONE], ids=lambda r: r.name)
+@pytest.mark.parametrize(("name", "cls"), [("pld", pld.PLDAccountant), ("rdp", rdp.RdpAccountant)])
+def test_epsilon_is_that_of_dp_accounting(name: str, cls: Any, relation: Any) -> None:
+    """Under both relations: replacing a record by a zero contribution costs what adding or removing one does."""
+    expected = truth(cls(neighboring_relation=relation), **RUN, delta=1e-5)
+    assert accounting.get_epsilon(**RUN, delta=1e-5, accountant=name) == expected
+
+
+def test_prv_means_pld() -> None:
+    assert accounting.get_epsilon(**RUN, delta=1e-5, accountant="prv") == accounting.get_epsilon(**RUN, delta=1e-5)
+
+
+def test_single_gaussian_release_against_the_formula() -> None:
+    """delta(epsilon) of one Gaussian mechanism (Balle and Wang, 2018), from the normal distribution function."""
+
+    def normal(x: float) -> float:
+        return 0.5 * math.erfc(-x / math.sqrt(2))
+
+    sigma, delta = 2.0, 1e-5
+    epsilon = accounting.get_epsilon(noise_multiplier=sigma, sample_rate=1, steps=1, delta=delta)
+    at = normal(0.5 / sigma - epsilon * sigma) - math.exp(epsilon) * normal(-0.5 / sigma - epsilon * sigma)
+    assert at == pytest.approx(delta, rel=1e-2)
+    assert at <= delta  # the accountant rounds up
+
+
+def test_no_steps_and_no_noise() -> None:
+    assert accounting.get_epsilon(noise_multiplier=0, sample_rate=0.1, steps=0, delta=1e-5) == 0.0
+    assert accounting.get_epsilon(noise_multiplier=0, sample_rate=0.1, steps=1, delta=1e-5) == math.inf
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize(("target", "rate", "length"), [(1.0, 0.02, {"steps": 150}), (6.0, 1.0, {"epochs": 3})])
+def test_noise_multiplier_meets_its_target(accountant: str, target: float, rate: float, length: dict[str, int]) -> None:
+    multiplier = accounting.get_noise_multiplier(
+        target_epsilon=target, target_delta=1e-5, sample_rate=rate, accountant=accountant, **length
+    )
+    steps = length.get("steps", length.get("epochs"))
+    run = {"sample_rate": rate, "steps": steps, "delta": 1e-5, "accountant": accountant}
+    assert accounting.get_epsilon(noise_multiplier=multiplier, **run) <= target
+    assert accounting.get_epsilon(noise_multiplier=multiplier * (1 - 2e-4), **run) > target
+
+
+def test_epochs_are_whole_steps() -> None:
+    """Three epochs at rate 1/49 are 147 steps, whatever 3 / (1/49) is in floating point."""
+    by_steps = {"target_epsilon": 2.0, "target_delta": 1e-5, "sample_rate": 1 / 49, "accountant": "rdp"}
+    exact = accounting.get_noise_multiplier(**by_steps, steps=147)
+    assert accounting.get_noise_multiplier(**by_steps, epochs=3) == exact
+
+
+SEARCH = {"target_epsilon": 1.0, "target_delta": 1e-5, "sample_rate": 0.1, "steps": 10}
+BAD = [
+    ("get_epsilon", {"noise_multiplier": -1.0}, ValueError, "noise_multiplier"),
+    ("get_epsilon", {"noise_multiplier": float("nan")}, ValueError, "noise_multiplier"),
+    ("get_epsilon", {"noise_multiplier": "1"}, TypeError, "noise_multiplier"),
+    ("get_epsilon", {"sample_rate": 0.0}, ValueError, "sample_rate"),
+    ("get_epsilon", {"sample_rate": 1.5}, ValueError, "sample_rate"),
+    ("get_epsilon", {"steps": -1}, ValueError, "steps"),
+    ("get_epsilon", {"steps": 1.5}, TypeError, "steps"),
+    ("get_epsilon", {"delta": 0.0}, ValueError, "delta"),
+    ("get_epsilon", {"delta": 1.0}, ValueError, "delta"),
+    ("get_epsilon", {"accountant": "gdp"}, ValueError, "accountant"),
+    ("get_epsilon", {"accountant": 3}, ValueError, "accountant"),
+    ("get_noise_multiplier", {"target_epsilon": 0.0}, ValueError, "target_epsilon"),
+    ("get_noise_multiplier", {"target_epsilon": math.inf}, ValueError, "target_epsilon"),
+    ("get_noise_multiplier", {"target_delta": 2.0}, ValueError, "target_delta"),
+    ("get_noise_multiplier", {"sample_rate": True}, TypeError, "sample_rate"),
+    ("get_noise_multiplier", {"steps": 0}, ValueError, "steps"),
+    ("get_noise_multiplier", {"epochs": 1}, ValueError, "steps and epochs"),
+    ("get_noise_multiplier", {"steps": None}, ValueError, "steps and epochs"),
+    ("get_noise_multiplier", {"steps": None, "epochs": -1}, ValueError, "epochs"),
+    ("get_noise_multiplier", {"target_epsilon": 1e-9, "target_delta": 1e-300}, ValueError, "target_epsilon"),
+]
+
+
+@pytest.mark.parametrize(("function", "change", "error", "match"), BAD)
+def test_bad_input(function: str, change: dict[str, Any], error: type[Exception], match: str) -> None:
+    good = {**RUN, "delta": 1e-5} if function == "get_epsilon" else SEARCH
+    with pytest.raises(error, match=match):
+        getattr(accounting, function)(**{**good, **change})
+
+
+def test_import_is_light() -> None:
+    code = "import sys, aisec_fast.accounting; print('dp_accounting' in sys.modules, 'torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]

@@ -1,0 +1,237 @@
+"""The clipping family: every backend against the reference, bit by bit, and the promises of docs/clipping.md."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from aisec_fast import clipping, noise
+from aisec_fast._reference import clipping as reference
+from tests.conftest import WITHOUT_JIT, Kernels, bits
+
+SHAPES = [(0, 3), (1, 1), (3, 0), (1, 1023), (2, 1024), (3, 1025), (5, 16), (7, 33)]
+SHAPES += [] if WITHOUT_JIT else [(64, 1000), (300, 4097), (3, 70_000)]
+DTYPES = ["float32", "float64", "bfloat16"]
+
+
+def gradients(shape: tuple[int, ...], dtype: str, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    """Random gradients; bfloat16 as its bits in uint16, which is what the kernels get."""
+    values = np.random.default_rng(seed).standard_normal(shape) * scale
+    if dtype == "bfloat16":
+        return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(dtype)
+
+
+def exact(grad: np.ndarray) -> np.ndarray:
+    """The values in float64."""
+    values = reference.from_bfloat16(grad) if grad.dtype == np.uint16 else grad
+    return values.astype(np.float64).reshape(grad.shape[0], int(np.prod(grad.shape[1:])))
+
+
+def sums_like(grads: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.full(g.shape[1:], 7, np.float64 if g.dtype == np.float64 else np.float32) for g in grads]
+
+
+class Native:
+    """The native kernels take bfloat16 as a dtype of its own, which numpy lacks: torch carries it."""
+
+    @staticmethod
+    def operand(kernels: Kernels, grad: np.ndarray) -> object:
+        if grad.dtype != np.uint16 or not kernels.name.startswith("native"):
+            return grad
+        import torch
+
+        return torch.from_numpy(grad.view(np.int16)).view(torch.bfloat16)
+
+
+def operands(kernels: Kernels, grads: list[np.ndarray]) -> list[object]:
+    return [Native.operand(kernels, grad) for grad in grads]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norms(kernels: Kernels, shape: tuple[int, int], dtype: str) -> None:
+    grad = gradients(shape, dtype)
+    norms = np.full(shape[0], 7.0)
+    kernels.clipping.norms(operands(kernels, [grad]), norms)
+    assert bits(norms) == bits(reference.row_norms([grad]))
+    for row, norm in zip(exact(grad), norms, strict=True):  # and the reference's order is close to the truth
+        truth = math.sqrt(math.fsum(v * v for v in row))
+        assert abs(norm - truth) <= (68 + shape[1] // 1024 + 1) * 2.0**-53 * truth
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_clip_and_sum(kernels: Kernels, shape: tuple[int, int], dtype: str) -> None:
+    grads = [gradients(shape, dtype), gradients((shape[0], 5, 3), dtype, seed=1)]
+    outs, norms = sums_like(grads), np.empty(shape[0])
+    bound = 0.9 * math.sqrt(shape[1] + 15)
+    kernels.clipping.clip_and_sum(operands(kernels, grads), bound, outs, norms)
+    sums, expected = reference.clip_and_sum(grads, bound)
+    assert bits(norms) == bits(expected)
+    assert [bits(out) for out in outs] == [bits(s) for s in sums]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weighted_sum(kernels: Kernels, dtype: str) -> None:
+    grad = gradients((9, 1500 if not WITHOUT_JIT else 40), dtype)
+    if dtype != "bfloat16":
+        grad[4] = np.nan
+    weights = np.linspace(-1, 1, 9)
+    assert weights[4] == 0.0  # selects the NaN row away
+    outs = sums_like([grad])
+    kernels.clipping.weighted_sum(operands(kernels, [grad]), weights, outs)
+    assert bits(outs[0]) == bits(reference.weighted_sum(grad, weights).astype(outs[0].dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lattice_sum(kernels: Kernels, shape: tuple[int, int], dtype: str) -> None:
+    grads = [gradients(shape, dtype, scale=0.1), gradients((shape[0], 4), dtype, seed=1)]
+    bound, granularity = 1.3, clipping.lattice_granularity(1.3, 0.8)
+    limit = math.floor((bound / granularity) ** 2)
+    outs, norms = [np.full(g.shape[1:], 7, np.int64) for g in grads], np.empty(shape[0])
+    kernels.clipping.lattice_sum(operands(kernels, grads), bound, granularity, limit, outs, norms)
+    expected, _ = reference.lattice_sum(grads, bound, granularity)
+    assert [out.tolist() for out in outs] == [e.reshape(o.shape).tolist() for e, o in zip(expected, outs, strict=True)]
+
+
+def test_lattice_limit_drops_a_row(kernels: Kernels) -> None:
+    """The integer check decides, not the norm: with a limit one too small the row is gone, all of it."""
+    grads = [np.array([[3.0, 4.0], [0.1, 0.1]], np.float32)]
+    rows, _ = reference.lattice_rows(grads, 1.0, 2.0**-10)
+    largest = int((rows[0].astype(object) ** 2).sum(axis=1).max())
+    for limit, expected in ((largest, rows[0].sum(axis=0)), (largest - 1, rows[0][1])):
+        out, norms = np.empty(2, np.int64), np.empty(2)
+        kernels.clipping.lattice_sum(grads, 1.0, 2.0**-10, limit, [out], norms)
+        assert out.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_a_bad_row_is_selected_away(kernels: Kernels, dtype: str, poison: float) -> None:
+    grad = gradients((5, 40), dtype)
+    grad[2, 7] = poison
+    out, norms = np.empty(40, dtype), np.empty(5)
+    kernels.clipping.clip_and_sum([grad], 1.0, [out], norms)
+    rest, good = np.empty(40, dtype), np.empty(4)
+    kernels.clipping.clip_and_sum([np.delete(grad, 2, axis=0)], 1.0, [rest], good)
+    assert bits(out) == bits(rest)
+    assert not np.isfinite(norms[2])
+    integers, fewer = np.empty(40, np.int64), np.empty(40, np.int64)
+    kernels.clipping.lattice_sum([grad], 1.0, 2.0**-20, 2**40, [integers], norms)
+    kernels.clipping.lattice_sum([np.delete(grad, 2, axis=0)], 1.0, 2.0**-20, 2**40, [fewer], good)
+    assert integers.tolist() == fewer.tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-160, 1e160, 1e300])
+def test_extreme_float64_norms_are_rescued(kernels: Kernels, scale: float) -> None:
+    grad = np.array([[3.0, 4.0, 0.0]]) * scale
+    norms = np.empty(1)
+    kernels.clipping.norms([grad], norms)
+    truth = math.hypot(*grad[0])
+    assert norms[0] == pytest.approx(truth, rel=1e-14, abs=5e-324)
+    assert bits(norms) == bits(reference.row_norms([grad]))
+
+
+def test_zero_rows(kernels: Kernels) -> None:
+    out, norms = np.empty(3, np.float32), np.empty(2)
+    kernels.clipping.clip_and_sum([np.zeros((2, 3), np.float32)], 1.0, [out], norms)
+    assert out.tolist() == [0, 0, 0]
+    assert norms.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("view", ["every second row", "rows of a wider array", "reversed rows"])
+def test_rows_may_lie_apart(kernels: Kernels, view: str) -> None:
+    whole = gradients((12, 50), "float32")
+    grad = {"every second row": whole[::2], "rows of a wider array": whole[:, 3:40], "reversed rows": whole[::-1]}[view]
+    out, norms = np.empty(grad.shape[1], np.float32), np.empty(grad.shape[0])
+    kernels.clipping.clip_and_sum([grad], 2.0, [out], norms)
+    expected, other = np.empty_like(out), np.empty_like(norms)
+    kernels.clipping.clip_and_sum([grad.copy()], 2.0, [expected], other)
+    assert bits(out) == bits(expected)
+    assert bits(norms) == bits(other)
+
+
+def test_bits_do_not_depend_on_threads(kernels: Kernels, threads) -> None:
+    grad = gradients((20, 300) if WITHOUT_JIT else (40, 60_001), "float32")
+    seen = set()
+    for count in (1, 2, 3, 7):
+        threads(count)
+        out, norms = np.empty(grad.shape[1], np.float32), np.empty(grad.shape[0])
+        integers = np.empty(grad.shape[1], np.int64)
+        kernels.clipping.clip_and_sum([grad], 10.0, [out], norms)
+        kernels.clipping.lattice_sum([grad], 10.0, 2.0**-17, 2**60, [integers], norms)
+        seen.add(bits(out) + bits(norms) + bits(integers))
+    assert len(seen) == 1
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(0, 40), min_size=1, max_size=3),
+    st.floats(1e-3, 1e3),
+    st.sampled_from(["float32", "float64"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_clipped_sum_is_within_its_bound(rows: int, widths: list[int], bound: float, dtype: str, seed: int) -> None:
+    grads = [gradients((rows, w), dtype, seed + i, scale=10.0 ** (seed % 5 - 2)) for i, w in enumerate(widths)]
+    sums, norms = clipping.clip_and_sum(grads, bound)
+    norms = np.asarray(norms, np.float64)
+    truth = np.concatenate([exact(g) for g in grads], axis=1)
+    lengths = np.array([math.sqrt(math.fsum(v * v for v in row)) for row in truth])
+    unit = 2.0**-53 if dtype == "float64" else 2.0**-24
+    assert np.all(np.abs(norms - lengths) <= 80 * 2.0**-53 * lengths + unit * lengths)
+    scaled = truth * np.minimum(1, bound / np.maximum(lengths, 1e-300))[:, None]
+    error = np.abs(np.concatenate([np.ravel(s) for s in sums]) - scaled.sum(axis=0))
+    allowed = (rows + 90) * 2.0**-53 * np.abs(scaled).sum(axis=0) + unit * np.abs(scaled.sum(axis=0)) + 1e-45
+    assert np.all(error <= allowed)
+
+
+@given(st.integers(1, 20), st.floats(1e-3, 1e3), st.floats(2.0**-20, 100.0), st.integers(0, 2**32 - 1))
+def test_sensitivity_is_exact(width: int, bound: float, multiplier: float, seed: int) -> None:
+    """Removing a row moves the integers by at most max_norm / g, in exact arithmetic."""
+    from fractions import Fraction
+
+    grad = gradients((4, width), "float32", seed, scale=10.0 ** (seed % 7 - 3))
+    granularity = clipping.lattice_granularity(bound, multiplier)
+    rows, _ = reference.lattice_rows([grad], bound, granularity)
+    whole, _ = reference.lattice_sum([grad], bound, granularity)
+    less, _ = reference.lattice_sum([grad[1:]], bound, granularity)
+    difference = [int(a) - int(b) for a, b in zip(whole[0], less[0], strict=True)]
+    assert difference == rows[0][0].tolist()
+    assert Fraction(granularity) ** 2 * sum(d * d for d in difference) <= Fraction(bound) ** 2
+
+
+def test_private_sum_is_the_clipped_sum_plus_noise(backend: str) -> None:
+    """Chi-square of the noise, false-alarm rate 1e-6."""
+    grad = gradients((30, 20_000), "float32")
+    private = clipping.private_sum(grad, 1.0, 2.0, source=noise.SeededSource(1))
+    plain = clipping.private_sum(grad, 1.0, 0.0)
+    clipped, _ = clipping.clip_and_sum(grad, 1.0)
+    assert np.abs(plain - clipped).max() < 30 * (2.0**-20 + 2.0**-29)
+    statistic = float(np.sum(((private - plain).astype(np.float64) / 2.0) ** 2))
+    low, high = stats.chi2(20_000).ppf([5e-7, 1 - 5e-7])
+    assert low < statistic < high
+
+
+def test_private_sum_lists_and_dtypes(backend: str) -> None:
+    import torch
+
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        grads = [torch.randn(6, 3, 2).to(dtype), torch.randn(6, 4).to(dtype)]
+        sums = clipping.private_sum(grads, 1.0, 1.0)
+        assert [tuple(s.shape) for s in sums] == [(3, 2), (4,)]
+        assert all(s.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) for s in sums)
+        assert clipping.per_sample_norms(grads).dtype == sums[0].dtype
+
+
+def test_huge_row_needs_64_bit_addresses() -> None:
+    """More than 2^31 columns; untouched zero pages cost no memory."""
+    grad = np.zeros((1, 2**31 + 10), np.float32)
+    grad[0, -1], grad[0, 2**31 - 1] = 3.0, 4.0
+    assert clipping.per_sample_norms(grad).tolist() == [5.0]

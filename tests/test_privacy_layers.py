@@ -1,0 +1,372 @@
+"""The clipped gradient of every covered layer against a loop over single samples in float64.
+
+In float64 the engine and the loop differ by rounding only: each entry of the sum is within a few hundred roundings of values
+no larger than max_norm, far below 1e-11. In float32 the forward pass itself is rounded; see ``test_float32``.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import torch.nn.functional as F  # noqa: E402
+from aisec_fast.privacy import PrivacyEngine, layers  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+
+CLIP = 0.7
+LossOf = Callable[[Tensor, Tensor], Tensor]  # (model output, target) -> [B] losses
+
+
+def private_gradients(
+    model: nn.Module, x: Tensor, y: Tensor, loss_of: LossOf, *, reduction: str = "mean", batch_first: bool = True
+) -> list[Tensor]:
+    """The sum of clipped gradients that one noiseless step puts into ``.grad`` (times the expected batch size)."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    records = TensorDataset(torch.arange(8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no noise; a batch of our own
+        PrivacyEngine().make_private(
+            module=model,
+            optimizer=optimizer,
+            data_loader=DataLoader(records, batch_size=8),
+            noise_multiplier=0.0,
+            max_grad_norm=CLIP,
+            loss_reduction=reduction,
+            batch_first=batch_first,
+        )
+        losses = loss_of(model(x), y)
+        (losses.mean() if reduction == "mean" else losses.sum()).backward()
+        assert all(p.grad is None for p in model.parameters())
+        optimizer.step()
+    return [p.grad * 8 for p in model.parameters() if p.requires_grad]
+
+
+def loop_gradients(
+    model: nn.Module, x: Tensor, y: Tensor, loss_of: LossOf, dim: int = 0
+) -> tuple[list[Tensor], list[float]]:
+    """The same sum from one backward pass per sample in float64, and the norms before clipping."""
+    model = copy.deepcopy(model).double()
+    x = x.double() if x.is_floating_point() else x
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    sums, norms = [torch.zeros_like(p) for p in parameters], []
+    for i in range(x.shape[dim]):
+        output = model(x.narrow(dim, i, 1))
+        gradients = torch.autograd.grad(loss_of(output, y[i : i + 1]).sum(), parameters, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+        norms.append(float(torch.sqrt(sum(g.square().sum() for g in gradients))))
+        if norms[-1] < float("inf"):
+            for total, g in zip(sums, gradients, strict=True):
+                total += g * min(1.0, CLIP / max(norms[-1], 1e-300))
+    return sums, norms
+
+
+def check(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss_of: LossOf,
+    *,
+    reduction: str = "mean",
+    batch_first: bool = True,
+    tolerance: float = 1e-11,
+) -> None:
+    expected, norms = loop_gradients(model, x, y, loss_of, dim=0 if batch_first else 1)
+    assert min(norms) < CLIP < max(norms), f"the test should clip some samples and not others: {norms}"
+    got = private_gradients(model, x, y, loss_of, reduction=reduction, batch_first=batch_first)
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g.double(), e, rtol=0.0, atol=tolerance * CLIP * len(norms))
+
+
+def square_loss(output: Tensor, y: Tensor) -> Tensor:
+    """A per-sample loss whose size differs between samples, so that some are clipped and others are not."""
+    return (output.flatten(1) - y[:, None]).square().mean(1) * y.exp()
+
+
+def data(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(shape, dtype=dtype), torch.linspace(-7.0, 3.0, shape[0], dtype=dtype)
+
+
+# ------------------------------------------------------------------------------------------------ single layers
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(6, 5), (9, 6)),
+    "linear without bias": (lambda: nn.Linear(6, 5, bias=False), (9, 6)),
+    "linear, short sequences: Gram": (lambda: nn.Linear(6, 9), (9, 3, 6)),
+    "linear, long sequences: per sample": (lambda: nn.Linear(3, 2), (9, 7, 3)),
+    "linear, two sequence dimensions": (lambda: nn.Linear(6, 5), (9, 2, 2, 6)),
+    "linear, sequences of length one": (lambda: nn.Linear(6, 5), (9, 1, 6)),
+    "conv1d": (lambda: nn.Conv1d(2, 4, 3, stride=2, padding=1), (9, 2, 11)),
+    "conv2d": (lambda: nn.Conv2d(2, 4, 3), (9, 2, 7, 6)),
+    "conv2d strides, padding, dilation": (
+        lambda: nn.Conv2d(2, 4, (3, 2), stride=(2, 3), padding=(1, 2), dilation=(2, 1)),
+        (9, 2, 9, 8),
+    ),
+    "conv2d groups": (lambda: nn.Conv2d(4, 6, 3, groups=2, bias=False), (9, 4, 6, 6)),
+    "conv2d depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4, padding="valid"), (9, 4, 6, 6)),
+    "conv2d same": (lambda: nn.Conv2d(2, 3, 3, padding="same"), (9, 2, 6, 6)),
+    "conv2d same, even kernel": (lambda: nn.Conv2d(2, 3, (4, 3), padding="same", dilation=(1, 2)), (9, 2, 6, 6)),
+    "conv2d reflect": (lambda: nn.Conv2d(2, 3, 3, padding=(2, 1), padding_mode="reflect"), (9, 2, 6, 6)),
+    "conv2d circular same": (lambda: nn.Conv2d(2, 3, 4, padding="same", padding_mode="circular"), (9, 2, 6, 6)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 2, stride=2, padding=1), (9, 2, 4, 5, 4)),
+    "layer norm": (lambda: nn.LayerNorm(5), (9, 5)),
+    "layer norm on sequences": (lambda: nn.LayerNorm(5), (9, 4, 5)),
+    "layer norm, two dimensions": (lambda: nn.LayerNorm((4, 5)), (9, 3, 4, 5)),
+    "layer norm without bias": (lambda: nn.LayerNorm(5, bias=False), (9, 4, 5)),
+    "group norm": (lambda: nn.GroupNorm(2, 6), (9, 6, 3, 3)),
+    "group norm without space": (lambda: nn.GroupNorm(2, 6), (9, 6)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer(name: str, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rule, also where memory limits make it work a few samples at a time."""
+    if chunked:
+        monkeypatch.setattr(layers, "CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr(layers, "KEEP_ELEMENTS", 0)
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    check(make().double(), *data(shape), square_loss)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("padding", [None, 2, -1])
+@pytest.mark.parametrize("shape", [(9, 6), (9,), (9, 2, 3)])
+def test_embedding(shape: tuple[int, ...], padding: int | None, reduction: str) -> None:
+    """Tokens that repeat inside a sample and between samples, and a padding token."""
+    torch.manual_seed(0)
+    model = nn.Embedding(4, 3, padding_idx=padding).double()
+    check(model, torch.randint(0, 4, shape), data((9, 1))[1], square_loss, reduction=reduction)
+
+
+def test_frozen_parameters_are_left_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    model[0].weight.requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    check(model, *data((9, 6)), square_loss)
+    assert model[0].weight.grad is None
+
+
+def test_gram_norm_is_never_too_small() -> None:
+    """Tokens that cancel: the Gram sum loses all its digits, so the norm has to be an upper bound."""
+    torch.manual_seed(0)
+    for scale in (1e-4, 1e-3, 1e-2):
+        inputs = torch.randn(16, 1, 64).repeat(1, 2, 1)
+        outputs = torch.randn(16, 1, 64)
+        outputs = torch.cat([outputs, -outputs * (1 + scale)], 1)
+        rule = layers.LinearGradients(nn.Linear(64, 64), inputs, outputs)
+        truth = torch.bmm(outputs.double().transpose(1, 2), inputs.double()).square().sum((1, 2))
+        assert (rule.squares("weight") >= truth).all()
+
+
+# -------------------------------------------------------------------------------------------------- whole models
+
+
+class Block(nn.Module):
+    """Residual block with in-place ReLU and in-place addition."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.c1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.n1 = nn.GroupNorm(2, outputs)
+        self.c2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.n2 = nn.GroupNorm(2, outputs)
+        self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu_(self.n1(self.c1(x)))
+        y = self.n2(self.c2(y))
+        y += self.short(x)
+        return F.relu_(y)
+
+
+class Layer(nn.Module):
+    """Transformer layer of Linear, LayerNorm and scaled_dot_product_attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.n1(x)).view(batch, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, width)
+        x = x + self.out(a)
+        return x + self.down(F.gelu(self.up(self.n2(x))))
+
+
+class Transformer(nn.Module):
+    """Language model; with ``tied``, the output layer shares the token embedding's weight."""
+
+    def __init__(self, words: int = 11, width: int = 8, tied: bool = False) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(words, width), nn.Embedding(16, width)
+        self.layers = nn.Sequential(Layer(width), Layer(width))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words)
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[1]).repeat(x.shape[0], 1)
+        return self.head(self.norm(self.layers(self.tokens(x) + self.positions(positions))))
+
+
+class Reused(nn.Module):
+    """One layer called three times, on inputs of different shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.core, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.core(torch.tanh(self.core(self.first(x))))
+        pair = torch.stack([h, x[:, :5]], 1)
+        return self.last(self.core(pair).sum(1))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 5, 2, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2, 1),
+        nn.Conv2d(6, 8, 3, groups=2),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(8 * 5 * 5, 10),
+    )
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(12, 16), nn.ReLU(inplace=True), nn.Linear(16, 4)), (9, 12)),
+    "cnn": (cnn, (9, 2, 16, 16)),
+    "resnet": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3, 1, 1),
+            Block(4, 4, 1),
+            Block(4, 8, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 5),
+        ),
+        (9, 3, 8, 8),
+    ),
+    "reused": (Reused, (9, 6)),
+    "transformer": (Transformer, ()),
+    "tied transformer": (lambda: Transformer(tied=True), ()),
+}
+
+
+def model_case(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor, LossOf]:
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    model = make().to(dtype)
+    if shape:
+        return model, *data(shape, dtype), square_loss
+    x = torch.randint(0, 11, (9, 5))
+    scale = torch.logspace(-2, 0.5, 9, dtype=dtype)
+
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output.transpose(1, 2), y[:, :5].long(), reduction="none").mean(1) * y[:, 5]
+
+    return model, x, torch.cat([torch.randint(0, 11, (9, 5)).to(dtype), scale[:, None]], 1), loss
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model(name: str) -> None:
+    check(*model_case(name, torch.float64))
+
+
+@pytest.mark.parametrize("name", ["reused", "tied transformer"])
+def test_reuse_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "CHUNK_ELEMENTS", 200)
+    check(*model_case(name, torch.float64))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float32(name: str) -> None:
+    """Float32 against the float64 loop. Sums of at most 256 terms through at most 20 layers: each layer's relative error
+    is at most 256 * 2^-24 = 1.5e-5 of the values it sums, so 3e-4 of max_norm per sample is a generous bound."""
+    check(*model_case(name, torch.float32), tolerance=3e-4)
+
+
+def test_several_forward_passes_into_one_loss() -> None:
+    """Two views of the same records: each sample's gradients are added before the norm is taken."""
+
+    class TwoViews(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(48, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) + self.net(x.flip(3))
+
+    torch.manual_seed(0)
+    check(TwoViews().double(), *data((9, 1, 6, 6)), square_loss)
+
+
+def test_batch_second() -> None:
+    """Sequences of shape [T, B, ...], reduced over time before a head that sees [B, d]."""
+
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.mix, self.norm, self.head = (
+                nn.Embedding(7, 6),
+                nn.Linear(6, 5),
+                nn.LayerNorm(5),
+                nn.Linear(5, 3),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.mix(self.tokens(x))).mean(0))
+
+    torch.manual_seed(0)
+    x = torch.randint(0, 7, (4, 9))
+    check(TimeFirst().double(), x, data((9, 1))[1], square_loss, batch_first=False)
+
+
+# -------------------------------------------------------------------------------------------- samples to leave out
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "reused"])
+def test_bad_sample_contributes_zero(name: str, chunked: bool, poison: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample with NaN or Inf counts as zero and changes nothing else. The loop leaves it out too."""
+    if chunked:
+        monkeypatch.setattr(layers, "CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr(layers, "KEEP_ELEMENTS", 0)
+    model, x, y, loss = model_case(name, torch.float64)
+    x[4] = poison
+    kept = [i for i in range(9) if i != 4]
+    expected, _ = loop_gradients(model, x[kept], y[kept], loss)
+    got = private_gradients(model, x, y, loss)
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=0.0, atol=1e-11 * CLIP * 9)
+
+
+def test_bad_gradient_of_a_transformer_sample() -> None:
+    """The same where the input is fine and the loss is not."""
+    model, x, y, loss = model_case("tied transformer", torch.float64)
+    y[4, 5] = float("nan")
+    kept = [i for i in range(9) if i != 4]
+    expected, _ = loop_gradients(model, x[kept], y[kept], loss)
+    for g, e in zip(private_gradients(model, x, y, loss), expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=0.0, atol=1e-11 * CLIP * 9)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_empty_batch(name: str) -> None:
+    model, x, y, loss = model_case(name, torch.float64)
+    assert all((g == 0).all() for g in private_gradients(model, x[:0], y[:0], loss))
