@@ -15,7 +15,9 @@ ZERO_EXTRA, ONES_EXTRA = [0] * 8, [ONES] * 8
 SCALES = [1.0, 1.5, 2.0**10, 2.0**20.3, 2.0**36, 2.0**40]
 words = st.one_of(
     st.integers(0, ONES),
-    st.sampled_from([0, 1, ONES, ONES - 1, 2**48, 2**48 - 1, 2**64 - 2**47, 2**64 - 2**47 - 1, 2**63, 2**62, 2**62 - 1]),
+    st.sampled_from(
+        [0, 1, ONES, ONES - 1, 2**48, 2**48 - 1, 2**64 - 2**47, 2**64 - 2**47 - 1, 2**63, 2**62, 2**62 - 1]
+    ),
 )
 extras = st.one_of(st.lists(st.integers(0, ONES), min_size=8, max_size=8), st.sampled_from([ZERO_EXTRA, ONES_EXTRA]))
 scales = st.one_of(st.sampled_from(SCALES), st.floats(1.0, 2.0**40))
@@ -34,10 +36,10 @@ def binary(words: list[int]) -> str:
 
 
 def true_pair(wu: int, wv: int, extra: list[int], s: float) -> tuple[mpmath.mpf, mpmath.mpf]:
-    angle_bits = binary([wv, *extra[4:]])
+    sign_bits, angle_bits = f"{wv:064b}"[:2], binary([wv, *extra[4:]])[2:]
     radius = mpmath.sqrt(-2 * mpmath.log(fraction(binary([wu, *extra[:4]]))))
-    angle = mpmath.mpf(int(angle_bits[2:], 2)) / 2**318 * mpmath.pi / 2
-    signs = [-1 if bit == "1" else 1 for bit in angle_bits[:2]]
+    angle = mpmath.mpf(int(angle_bits, 2)) / 2**318 * mpmath.pi / 2
+    signs = [-1 if bit == "1" else 1 for bit in sign_bits]
     return signs[0] * s * radius * mpmath.cos(angle), signs[1] * s * radius * mpmath.sin(angle)
 
 
@@ -62,10 +64,10 @@ def precision():
 def test_block_of_rfc_8439():
     """Section 2.3.2: key 00 01 ... 1f, nonce 00:00:00:09:00:00:00:4a:00:00:00:00, block counter 1, 20 rounds."""
     block = noise.chacha_block(bytes(range(32)), 1 | 0x09000000 << 32, 0x4A000000, 0, rounds=20)
-    assert [f"{word:08x}" for word in block] == (
+    assert " ".join(f"{word:08x}" for word in block) == (
         "e4e7f110 15593bd1 1fdd0f50 c47120a3 c7f4d1c7 0368c033 9aaa2204 4e6cd4c3 "
         "466482d2 09aa9f07 05d7c214 a2028bd9 d19c12b5 b94e16de e883d0cb 4e3c50a2"
-    ).split()
+    )
 
 
 def test_block_with_twelve_rounds():
@@ -140,17 +142,73 @@ def test_near_ties(seed):
         assert got == [target - 0.5, target + 0.5]
 
 
-def test_a_tie_is_decided_by_the_last_bits_of_the_expansion():
-    """Two expansions that agree in 64 bits give two integers."""
-    wu, wv = 2**63, 2**61
-    low = true_pair(wu, wv, ZERO_EXTRA, 1.0)[0]
-    high = true_pair(wu, wv, [ONES] * 4 + [0] * 4, 1.0)[0]
-    middle = (low + high) / 2  # u grows, the radius shrinks: high < middle < low
-    s = float((2**39 + mpmath.mpf(1) / 2) / middle)
-    for wanted in range(2**39 - 4, 2**39 + 4):  # s is rounded: look for a half-integer between the two
-        if s * high < wanted + mpmath.mpf(1) / 2 < s * low:
-            break
-    else:
-        pytest.skip("no half-integer between the two")
-    assert noise.gaussian_integer_pair(wu, wv, ZERO_EXTRA, s)[0] == wanted + 1
-    assert noise.gaussian_integer_pair(wu, wv, [ONES] * 4 + [0] * 4, s)[0] == wanted
+def test_refinement_words_continue_the_expansion():
+    """Main words that leave the integers open: the refinement words decide, those of u and those of f."""
+    wu, wv, s = 1, 2**62 - 1, 2.0**30
+    of_u, of_f = [ONES] * 4 + [0] * 4, [0] * 4 + [ONES] * 4
+    got = {tuple(noise.gaussian_integer_pair(wu, wv, extra, s)) for extra in (ZERO_EXTRA, of_u)}
+    assert len(got) == 2
+    above = 2.0**40  # the second sample is near zero: f is the only thing that moves it
+    pairs = [noise.gaussian_integer_pair(0, 0, extra, above) for extra in (ZERO_EXTRA, of_f)]
+    assert pairs == [tuple(map(nearest, true_pair(0, 0, extra, above))) for extra in (ZERO_EXTRA, of_f)]
+    assert noise.gaussian_integer_pair(wu, wv, lambda: of_u, s) == noise.gaussian_integer_pair(wu, wv, of_u, s)
+
+
+def test_streams_read_the_documented_words():
+    """Sample i of a stream, far from the start too, from blocks made by hand."""
+    key, s = bytes(range(32)), 2.0**21
+    for start in (0, 2**33 + 60):
+        group, stop = start // 128, start + 70
+        gaussian = noise.gaussian_integers(key, s, start, stop)
+        laplace = noise.laplace_integers(key, s, start, stop)
+        for i in range(start, stop):
+            j = i % 128
+            half, k, b = j // 64, j % 64 // 16, j % 16
+            x = noise.chacha_block(key, 16 * (i // 128) + b, 1, 0)
+            wu, wv = x[4 * k] + 2**32 * x[4 * k + 1], x[4 * k + 2] + 2**32 * x[4 * k + 3]
+            extra = noise.refinement(key, 1, 64 * (i // 128) + 16 * k + b)
+            assert gaussian[i - start] == nearest(true_pair(wu, wv, extra, s)[half])
+            y = noise.chacha_block(key, 16 * (i // 128) + b, 2, 0)
+            w = y[2 * (j // 16)] + 2**32 * y[2 * (j // 16) + 1]
+            assert laplace[i - start] == nearest(true_laplace(w, noise.refinement(key, 2, i), s))
+        assert stop // 128 > group or start == 0
+
+
+# --- Arrays -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_to_lattice(dtype):
+    x = np.array([0.25, 0.75, -0.25, -0.75, 1.25, np.nan, np.inf, -np.inf, 1e30, 3.0], dtype)
+    assert noise.to_lattice(x, 0.5).tolist() == [0, 2, 0, -2, 2, 0, 2**62, -(2**62), 2**62, 6]  # ties to even
+    assert noise.to_lattice(np.array([2.0**-900], np.float64), 2.0**-900).tolist() == [1]
+    q = np.array([2**62 - 1, -3])
+    assert noise.to_lattice(q, 0.5).tolist() == q.tolist()
+
+
+def test_from_lattice_rounds_once():
+    """2^60 + 2^36 + 1 lies above the middle of two float32; rounded to float64 first it would be a tie, and go down."""
+    integers = np.array([2**60 + 2**36 + 1, 3, -5])
+    got = noise.from_lattice(integers, 0.25, np.float32)
+    assert got.dtype == np.float32
+    assert [int(4 * float(value)) for value in got] == [2**60 + 2**37, 3, -5]
+    assert noise.from_lattice(integers[1:], 2.0**200, np.float32).tolist() == [np.inf, -np.inf]
+    assert noise.from_lattice(integers[1:], 2.0**-200, np.float32).tolist() == [0.0, -0.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_are_lattice_points(dtype):
+    key, sigma, g = bytes(32), 3.0, 2.0**-10
+    x = np.linspace(-4, 4, 30).reshape(5, 6).astype(dtype)
+    for add, integers in (
+        (noise.add_gaussian, noise.gaussian_integers),
+        (noise.add_laplace, noise.laplace_integers),
+    ):
+        got = add(x, sigma, g, key)
+        assert got.dtype == dtype
+        z = integers(key, sigma / g, 0, 30)
+        assert (got.ravel() / g).tolist() == [round(float(v) / g) + n for v, n in zip(x.ravel(), z, strict=True)]
+    q = np.arange(4)
+    assert noise.add_gaussian(q, sigma, g, key, np.float64).tolist() == (
+        noise.add_gaussian(q * g, sigma, g, key).tolist()
+    )

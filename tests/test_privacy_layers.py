@@ -1,7 +1,7 @@
 """The clipped gradient of every covered layer against a loop over single samples in float64.
 
-In float64 the engine and the loop differ by rounding only: each entry of the sum is within a few hundred roundings of values
-no larger than max_norm, far below 1e-11. In float32 the forward pass itself is rounded; see ``test_float32``.
+In float64 the engine and the loop differ by rounding only: each entry of the sum is within a few hundred roundings of
+values no larger than max_norm, far below 1e-11. In float32 the forward pass itself is rounded; see ``test_float32``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from aisec_fast.privacy import PrivacyEngine, layers  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 CLIP = 0.7
@@ -168,6 +170,39 @@ def test_gram_norm_is_never_too_small() -> None:
         assert (rule.squares("weight") >= truth).all()
 
 
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor that any torch operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(value, Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("case", ["linear", "gram", "long sequences", "embedding"])
+def test_no_matrix_of_all_samples_gradients(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing as large as batch x parameters is ever made for Linear and Embedding."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(layers, "CHUNK_ELEMENTS", 3 * 64 * 64)
+    batch, length = 32, {"linear": 1, "gram": 4, "long sequences": 128, "embedding": 16}[case]
+    if case == "embedding":
+        model, x = nn.Embedding(500, 64), torch.randint(0, 500, (batch, length))
+        rule = layers.EmbeddingGradients(model, x, torch.randn(batch, length, 64))
+    else:
+        model, x = nn.Linear(64, 64), torch.randn(batch, length, 64)
+        rule = layers.LinearGradients(model, x, torch.randn(batch, length, 64))
+    with LargestTensor() as largest:
+        rule.squares("weight")
+        rule.total("weight", torch.ones(batch, dtype=torch.float64))
+    inputs_and_weight = max(batch * length * 64, model.weight.numel(), 3 * 64 * 64)
+    assert largest.elements <= inputs_and_weight
+    assert case == "long sequences" or inputs_and_weight * 2 < batch * model.weight.numel()
+
+
 # -------------------------------------------------------------------------------------------------- whole models
 
 
@@ -295,8 +330,11 @@ def test_reuse_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_float32(name: str) -> None:
-    """Float32 against the float64 loop. Sums of at most 256 terms through at most 20 layers: each layer's relative error
-    is at most 256 * 2^-24 = 1.5e-5 of the values it sums, so 3e-4 of max_norm per sample is a generous bound."""
+    """Float32 against the float64 loop.
+
+    Sums of at most 256 terms through at most 20 layers: each layer's relative error is at most 256 * 2^-24 = 1.5e-5 of
+    the values it sums, so 3e-4 of max_norm per sample is a generous bound.
+    """
     check(*model_case(name, torch.float32), tolerance=3e-4)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._errors import BackendError
+
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
 
 
@@ -143,8 +145,10 @@ def _describe_foreign(value: Any, name: str) -> Array:
     if kind == _DLPACK_CPU:
         return _describe_numpy(np.from_dlpack(value), name)
     if kind == _DLPACK_CUDA:
-        import cupy
-
+        try:
+            import cupy
+        except ImportError:
+            raise BackendError(f"{name} lives on a CUDA device and is none of torch: reading it needs cupy") from None
         return _describe_cupy(cupy.from_dlpack(value), name)
     raise ValueError(f"{name} lives on DLPack device type {kind}, expected 1 (CPU) or 2 (CUDA)")
 

@@ -9,6 +9,7 @@ independently with probability ``sample_rate``.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -68,6 +69,7 @@ def get_noise_multiplier(
         steps = round(exact) if math.isclose(exact, round(exact), rel_tol=1e-9) else math.ceil(exact)
     number = _checks.whole(steps, "steps", least=1)
 
+    @functools.cache
     def excess(noise_multiplier: float, method: str) -> float:
         """log(epsilon / target): falls with the noise multiplier, nearly a straight line in its logarithm."""
         epsilon = epsilon_of({(noise_multiplier, sample_rate): number}, target_delta, method)
@@ -80,7 +82,8 @@ def get_noise_multiplier(
         high *= 2.0
         if high > _LARGEST:
             raise ValueError(
-                f"target_epsilon {target_epsilon} at target_delta {target_delta} needs a noise multiplier above {_LARGEST:g}"
+                f"target_epsilon {target_epsilon} at target_delta {target_delta} needs a noise multiplier above "
+                f"{_LARGEST:g}"
             )
     while excess(high / 2.0, "rdp") <= 0:
         high /= 2.0

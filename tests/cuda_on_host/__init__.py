@@ -4,6 +4,6 @@
 each compiles for some seconds; the result is kept in the temporary folder until a source changes.
 """
 
-from cuda_on_host import clipping, noise
+from . import clipping, noise
 
 __all__ = ["clipping", "noise"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cuda_on_host import build
-from cuda_on_host._call import Array, call, dtype_number, output, pointer
+from . import build
+from ._call import Array, call, dtype_number, output, pointer
 
 
 class Gradients(ctypes.Structure):

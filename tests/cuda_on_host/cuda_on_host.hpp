@@ -21,6 +21,7 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -235,15 +236,17 @@ class Machine {
     return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
   }
 
-  // Says what the threads of the block do, one line for each run of threads that do the same.
+  // Says what the threads of the block do.
   [[noreturn]] void fail(const std::string& what) const {
     std::string report = what + " in block " + std::to_string(blockIdx.x) + ":";
-    std::string last;
-    for (unsigned t = 0; t < fibers_.size(); ++t) {
-      const std::string doing = describe(fibers_[t]);
-      if (doing != last) report += "\n  from thread " + std::to_string(t) + " on: " + doing;
-      last = doing;
+    std::vector<std::pair<std::string, unsigned>> groups;
+    for (const Fiber& fiber : fibers_) {
+      const std::string doing = describe(fiber);
+      auto group = std::find_if(groups.begin(), groups.end(), [&](const auto& known) { return known.first == doing; });
+      if (group == groups.end()) group = groups.insert(groups.end(), {doing, 0});
+      ++group->second;
     }
+    for (const auto& [doing, count] : groups) report += "\n  " + std::to_string(count) + " threads: " + doing;
     throw Failure(report);
   }
   static std::string describe(const Fiber& fiber) {

@@ -2,6 +2,7 @@
 #include "noise.cu"
 
 #include "entry.hpp"
+#include "noise_entry.hpp"
 
 using namespace aisec_fast;
 

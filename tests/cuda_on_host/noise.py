@@ -8,8 +8,8 @@ import struct
 
 import numpy as np
 
-from cuda_on_host import build
-from cuda_on_host._call import Array, call, dtype_number, output, pointer
+from . import build
+from ._call import Array, call, dtype_number, output, pointer
 
 
 class NoiseCall(ctypes.Structure):

@@ -127,10 +127,9 @@ AISEC_HD std::int64_t scaled_nearest_integer(const Fixed& value, double s) {
   return static_cast<std::int64_t>((integer_part + (std::uint64_t{1} << (shift - 1))) >> shift);
 }
 
-AISEC_HD_COLD void resolve_gaussian_pair(std::uint64_t wu, std::uint64_t wv, const Key& key, std::uint64_t pair,
-                                         double s, std::int64_t& first, std::int64_t& second) {
-  std::uint64_t e[8];
-  refinement_words(e, key, Domain::gaussian, pair);
+// The pair's two integers from its whole expansion; e continues wu and wv.
+AISEC_HD_COLD void decide_gaussian_pair(std::uint64_t wu, std::uint64_t wv, const std::uint64_t (&e)[8], double s,
+                                        std::int64_t& first, std::int64_t& second) {
   Fixed u{{e[3], e[2], e[1], e[0], wu, 0}};
   if (is_zero(u)) u.limb[0] = 1;
   Fixed f{{e[7], e[6], e[5], e[4], wv & 0x3fffffffffffffffu, 0}};
@@ -142,13 +141,25 @@ AISEC_HD_COLD void resolve_gaussian_pair(std::uint64_t wu, std::uint64_t wv, con
   second = with_sign(scaled_nearest_integer(multiply(radius, sine), s), wv << 1);
 }
 
-AISEC_HD_COLD std::int64_t resolve_laplace_sample(std::uint64_t w, const Key& key, std::uint64_t sample, double s) {
-  std::uint64_t e[8];
-  refinement_words(e, key, Domain::laplace, sample);
+AISEC_HD_COLD std::int64_t decide_laplace_sample(std::uint64_t w, const std::uint64_t (&e)[8], double s) {
   Fixed u{{e[3], e[2], e[1], e[0], w & 0x7fffffffffffffffu, 0}};
   u = shift_left(u, 1);
   if (is_zero(u)) u.limb[0] = 2;
   return with_sign(scaled_nearest_integer(minus_logarithm(u), s), w);
+}
+
+// What becomes of a flagged pair or sample.
+AISEC_HD_COLD void resolve_gaussian_pair(std::uint64_t wu, std::uint64_t wv, const Key& key, std::uint64_t pair,
+                                         double s, std::int64_t& first, std::int64_t& second) {
+  std::uint64_t e[8];
+  refinement_words(e, key, Domain::gaussian, pair);
+  decide_gaussian_pair(wu, wv, e, s, first, second);
+}
+
+AISEC_HD_COLD std::int64_t resolve_laplace_sample(std::uint64_t w, const Key& key, std::uint64_t sample, double s) {
+  std::uint64_t e[8];
+  refinement_words(e, key, Domain::laplace, sample);
+  return decide_laplace_sample(w, e, s);
 }
 
 // rint(x / g), NaN as 0, the rest clamped to +-2^62.

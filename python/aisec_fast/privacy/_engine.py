@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from .. import _checks, accounting, noise
 from .._errors import UnsupportedModuleError
 from .._sources import Source, chosen
-from . import recording, sampling
-from .coverage import CoveredLayer, examine
-from .step import PrivateStep, Release, trainable
+from . import _recording, _sampling
+from ._coverage import CoveredLayer, examine
+from ._step import PrivateStep, Release, trainable
 
 _REDUCTIONS = ("mean", "sum")
 
@@ -86,20 +86,20 @@ class PrivacyEngine:
         layers = _check_model(module, optimizer)
         source = noise.SecureSource() if source is None else chosen(source)
         if poisson_sampling:
-            loader = sampling.poisson_loader(data_loader, source)
+            loader = _sampling.poisson_loader(data_loader, source)
             expected = len(data_loader.dataset) / len(data_loader)  # type: ignore[arg-type]
         else:
-            loader = sampling.plain_loader(data_loader)
-            expected = float(sampling.batch_size_of(data_loader))
+            loader = _sampling.plain_loader(data_loader)
+            expected = float(_sampling.batch_size_of(data_loader))
         if release_noise == 0:
             warnings.warn(
                 "noise_multiplier is 0: gradients are clipped but not private (epsilon is infinite)", stacklevel=2
             )
         release = Release(release_noise, clip, expected, loss_reduction == "mean", batch_first)
-        recorder = recording.Recorder()
+        recorder = _recording.Recorder()
         account = _Account(self._spent, release_noise, loader.tally, 1 / len(loader) if poisson_sampling else None)
         step = PrivateStep(module, recorder, release, source, account.book)
-        recording.attach(layers, recorder)
+        _recording.attach(layers, recorder)
         optimizer.register_step_pre_hook(step)
         _drop_on_zero_grad(optimizer, recorder)
         self.noise_multiplier = release_noise
@@ -129,7 +129,7 @@ class PrivacyEngine:
                 "target_epsilon is for a whole run, but this engine has already spent budget; use a new engine"
             )
         epochs = _checks.whole(epochs, "epochs", least=1)
-        sampling.check_loader(data_loader)
+        _sampling.check_loader(data_loader)
         steps = len(data_loader)
         return self.make_private(
             module=module,
@@ -161,7 +161,7 @@ class _Account:
     """Books the steps of one make_private."""
 
     def __init__(
-        self, spent: Counter[tuple[float, float]], noise_multiplier: float, tally: sampling.Tally, rate: float | None
+        self, spent: Counter[tuple[float, float]], noise_multiplier: float, tally: _sampling.Tally, rate: float | None
     ) -> None:
         self.spent, self.noise_multiplier, self.tally, self.rate = spent, noise_multiplier, tally, rate
         self.passes_booked = 0
@@ -188,7 +188,7 @@ class _Account:
             self.passes_booked = self.tally.passes
 
 
-def _drop_on_zero_grad(optimizer: Optimizer, recorder: recording.Recorder) -> None:
+def _drop_on_zero_grad(optimizer: Optimizer, recorder: _recording.Recorder) -> None:
     """zero_grad also forgets a backward pass that no step used, as it would forget its gradients."""
     original = optimizer.zero_grad
 
@@ -227,7 +227,7 @@ def _check_model(module: nn.Module, optimizer: Optimizer) -> list[CoveredLayer]:
         raise TypeError(f"module must be a torch Module, got {type(module).__name__}")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
-    if recording.is_attached(module):
+    if _recording.is_attached(module):
         raise ValueError("module is already private; load its state_dict into a fresh model to start again")
     parameters = trainable(module)
     for name, parameter in parameters.items():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .._errors import PrivacyError
-from .coverage import CoveredLayer
+from ._coverage import CoveredLayer
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ class _Freeze:
         self.layer = layer
         self.active = False
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         # In eval mode or without grad nothing is recorded and nothing is touched.
         self.active = module.training and torch.is_grad_enabled()
         if self.active:
             for parameter in self.layer.parameters.values():
                 parameter.requires_grad_(False)
 
-    def __reduce__(self) -> tuple[type[_CopiedHook], tuple[str]]:
-        return _CopiedHook, (self.layer.name,)
+    def __reduce__(self) -> tuple[type[_CopiedFreeze], tuple[str]]:
+        return _CopiedFreeze, (self.layer.name,)
 
 
 class _Thaw:
@@ -134,22 +134,29 @@ class _Thaw:
         )
         return tapped
 
-    def __reduce__(self) -> tuple[type[_CopiedHook], tuple[str]]:
-        return _CopiedHook, (self.freeze.layer.name,)
+    def __reduce__(self) -> tuple[type[_CopiedThaw], tuple[()]]:
+        return _CopiedThaw, ()
 
 
-class _CopiedHook:
+class _CopiedFreeze:
     """What a copy (deepcopy, pickle) of a private model carries: good for inference, refuses to train unprotected."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, module: nn.Module, *rest: Any) -> None:
+    def __call__(self, module: nn.Module, *_rest: Any) -> None:
         if module.training and torch.is_grad_enabled():
             raise PrivacyError(
                 f"module {self.name!r} belongs to a copy of a private model, which no engine protects: use it in eval "
                 "mode or under no_grad, or load its state_dict into a fresh model"
             )
+
+
+class _CopiedThaw:
+    """Does nothing: the copied pre-hook has refused already where it had to."""
+
+    def __call__(self, *_rest: Any) -> None:
+        return
 
 
 class _Guard:

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from .. import noise
 from .._errors import PrivacyError
 from .._sources import Source
-from .layers import LayerGradients, chunks, row_squares
-from .recording import Record, Recorder
+from ._layers import LayerGradients, chunks, position_rank, row_squares
+from ._recording import Record, Recorder
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,12 @@ def clipped_sums(records: Iterable[Record], parameters: dict[str, nn.Parameter],
 def _rule(record: Record, batch_first: bool) -> LayerGradients:
     layer, rule = record.layer.module, record.layer.rule
     activation, gradient = record.activation, record.gradient
-    if not rule.batched(layer, activation):
+    inner = position_rank(layer)
+    if activation.dim() <= inner:
         raise PrivacyError(
             f"module {record.layer.name!r} got an input of shape {tuple(activation.shape)}: it has no batch dimension"
         )
-    if not batch_first and rule.time_first(layer, activation):
+    if not batch_first and rule.takes_sequences and activation.dim() > inner + 1:
         activation, gradient = activation.transpose(0, 1), gradient.transpose(0, 1)
     dtype = next(iter(record.layer.parameters.values())).dtype
     if activation.is_floating_point():

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .. import clipping
 
@@ -35,25 +35,11 @@ class LayerGradients:
 
     layer_type: ClassVar[type[nn.Module]]
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    takes_sequences: ClassVar[bool] = False  # and may therefore have time before the batch
 
     def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
         self.layer, self.activation, self.gradient = layer, activation, gradient
         self.batch = gradient.shape[0]
-
-    @classmethod
-    def refusal(cls, layer: Any) -> str | None:
-        """The reason why a layer of the right type cannot be covered, or None."""
-        return None
-
-    @classmethod
-    def batched(cls, layer: Any, activation: Tensor) -> bool:
-        """False if the input has no batch dimension."""
-        return activation.dim() >= 2
-
-    @classmethod
-    def time_first(cls, layer: Any, activation: Tensor) -> bool:
-        """True if, with batch_first=False, dimension 0 of the input is time and dimension 1 the batch."""
-        return False
 
     def squares(self, name: str) -> Tensor:
         """[B] float64: squared norms of the samples' gradients of parameter ``name``."""
@@ -72,15 +58,12 @@ class LinearGradients(LayerGradients):
     """Linear on [B, d] or [B, ..., d]: never a B x D matrix."""
 
     layer_type = nn.Linear
+    takes_sequences = True
 
     def __init__(self, layer: nn.Linear, activation: Tensor, gradient: Tensor) -> None:
         super().__init__(layer, activation, gradient)
         self.inputs = activation.flatten(1, -2) if activation.dim() > 2 else activation.unsqueeze(1)  # [B, T, d]
         self.outputs = gradient.flatten(1, -2) if gradient.dim() > 2 else gradient.unsqueeze(1)  # [B, T, p]
-
-    @classmethod
-    def time_first(cls, layer: nn.Linear, activation: Tensor) -> bool:
-        return activation.dim() > 2
 
     def squares(self, name: str) -> Tensor:
         if name == "bias":
@@ -131,10 +114,6 @@ class ConvGradients(LayerGradients):
         super().__init__(layer, activation, gradient)
         self.activation, self.padding = _padded(layer, activation)
         self.kept: Tensor | None = None
-
-    @classmethod
-    def batched(cls, layer: Any, activation: Tensor) -> bool:
-        return activation.dim() == len(layer.kernel_size) + 2
 
     def squares(self, name: str) -> Tensor:
         if name == "bias":
@@ -195,6 +174,7 @@ class EmbeddingGradients(LayerGradients):
     formed."""
 
     layer_type = nn.Embedding
+    takes_sequences = True
     parameter_names = ("weight",)
 
     def __init__(self, layer: nn.Embedding, activation: Tensor, gradient: Tensor) -> None:
@@ -207,26 +187,6 @@ class EmbeddingGradients(LayerGradients):
             used = tokens != layer.padding_idx  # the padding row is never trained
             tokens, samples, vectors = tokens[used], samples[used], vectors[used]
         self.tokens, self.samples, self.vectors = tokens, samples, vectors
-
-    @classmethod
-    def refusal(cls, layer: nn.Embedding) -> str | None:
-        if layer.max_norm is not None:
-            return "max_norm rescales the rows of a batch's tokens in place, where no noise is added; use max_norm=None"
-        if layer.scale_grad_by_freq:
-            return (
-                "scale_grad_by_freq makes a sample's gradient depend on the other samples; use scale_grad_by_freq=False"
-            )
-        if layer.sparse:
-            return "sparse=True shows which tokens occurred, and noisy gradients are dense; use sparse=False"
-        return None
-
-    @classmethod
-    def batched(cls, layer: nn.Embedding, activation: Tensor) -> bool:
-        return activation.dim() >= 1
-
-    @classmethod
-    def time_first(cls, layer: nn.Embedding, activation: Tensor) -> bool:
-        return activation.dim() > 1
 
     def squares(self, name: str) -> Tensor:
         pairs, place = torch.unique(self.samples * self.layer.num_embeddings + self.tokens, return_inverse=True)
@@ -272,17 +232,10 @@ class LayerNormGradients(_NormGradients):
     """LayerNorm over the last dimensions."""
 
     layer_type = nn.LayerNorm
-
-    @classmethod
-    def batched(cls, layer: nn.LayerNorm, activation: Tensor) -> bool:
-        return activation.dim() > len(layer.normalized_shape)
-
-    @classmethod
-    def time_first(cls, layer: nn.LayerNorm, activation: Tensor) -> bool:
-        return activation.dim() > len(layer.normalized_shape) + 1
+    takes_sequences = True
 
     def _normalised(self) -> Tensor:
-        return F.layer_norm(self.activation, self.layer.normalized_shape, None, None, self.layer.eps)
+        return functional.layer_norm(self.activation, self.layer.normalized_shape, None, None, self.layer.eps)
 
     def _reduce(self, values: Tensor) -> Tensor:
         shape = self.layer.normalized_shape
@@ -295,7 +248,7 @@ class GroupNormGradients(_NormGradients):
     layer_type = nn.GroupNorm
 
     def _normalised(self) -> Tensor:
-        return F.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
+        return functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
 
     def _reduce(self, values: Tensor) -> Tensor:
         return values.flatten(2).sum(2) if values.dim() > 2 else values
@@ -321,6 +274,28 @@ def find_rule(layer: nn.Module) -> type[LayerGradients] | None:
             same = all(getattr(type(layer), f, None) is getattr(base, f, None) for f in ("forward", "_conv_forward"))
             return rule if same and not {"forward", "_conv_forward"} & vars(layer).keys() else None
     return None
+
+
+def refusal(layer: nn.Module) -> str | None:
+    """The reason why a layer of a covered type cannot be covered as it is set up, or None."""
+    if not isinstance(layer, nn.Embedding):
+        return None
+    if layer.max_norm is not None:
+        return "max_norm rescales the rows of a batch's tokens in place, where no noise is added; use max_norm=None"
+    if layer.scale_grad_by_freq:
+        return "scale_grad_by_freq makes a sample's gradient depend on the others; use scale_grad_by_freq=False"
+    if layer.sparse:
+        return "sparse=True shows which tokens occurred, and noisy gradients are dense; use sparse=False"
+    return None
+
+
+def position_rank(layer: Any) -> int:
+    """How many of the last dimensions of the layer's input belong to one position of one sample."""
+    if isinstance(layer, nn.LayerNorm):
+        return len(layer.normalized_shape)
+    if isinstance(layer, nn.Embedding):
+        return 0
+    return 1 + len(getattr(layer, "kernel_size", ()))  # the channels, and the space of a convolution
 
 
 def supported_names() -> str:
@@ -381,7 +356,7 @@ def _padded(layer: Any, activation: Tensor) -> tuple[Tensor, list[int]]:
         before = after = list(layer.padding)
     if layer.padding_mode == "zeros" and before == after:
         return activation, before
-    # F.pad wants the last dimension first. torch, too, pads the input and then convolves without padding.
+    # pad wants the last dimension first. torch, too, pads the input and then convolves without padding.
     sides = [side for pair in reversed(list(zip(before, after, strict=True))) for side in pair]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return F.pad(activation, sides, mode=mode), [0] * len(before)
+    return functional.pad(activation, sides, mode=mode), [0] * len(before)

@@ -14,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .._errors import UnsupportedModuleError
-from .layers import LayerGradients, find_rule, supported_names
+from ._layers import LayerGradients, find_rule, refusal, supported_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def examine(module: nn.Module) -> Coverage:
     found = Coverage()
     for name, child in module.named_modules():
         label = f"{name or 'the model itself'} ({type(child).__name__})"
-        reason = _coupling(child)
+        reason = _coupling(child) or refusal(child)
         if reason is not None:
             found.errors.append(UnsupportedModuleError(f"module {label}: {reason}"))
             continue
@@ -50,10 +50,6 @@ def examine(module: nn.Module) -> Coverage:
         if not trainable:
             continue
         rule = find_rule(child)
-        refusal = None if rule is None else rule.refusal(child)
-        if refusal is not None:
-            found.errors.append(UnsupportedModuleError(f"module {label}: {refusal}"))
-            continue
         for key in trainable:
             if rule is None or key not in rule.parameter_names:
                 message = (

@@ -1,0 +1,77 @@
+"""The command ``aisec-fast``: one module for each subcommand, imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from . import demo, epsilon, info
+from ._output import MissingPackageError, missing_package
+
+_DESCRIPTION = "Fast, provable kernels for privacy and robustness in machine learning."
+_EPILOG = """\
+examples:
+  aisec-fast info                      what this installation can do
+  aisec-fast demo                      train a real model privately and see what it costs
+  aisec-fast epsilon --noise-multiplier 1.1 --sample-rate 256/60000 --epochs 10 --delta 1e-5
+
+exit codes: 0 fine, 1 differs from what was expected, 2 could not check or wrong usage, 130 interrupted
+"""
+
+_FINE, _COULD_NOT, _INTERRUPTED = 0, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (default: those of the process) and return its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has said why
+        return stop.code if isinstance(stop.code, int) else _COULD_NOT
+    # dp-accounting logs a warning for every Renyi order that it leaves out of its search.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        return _stop("interrupted; no result was written", _INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if (missing := missing_package(error)) is None:
+            raise
+        return _stop(missing, _COULD_NOT)
+    except (MissingPackageError, ValueError, TypeError, OSError) as error:
+        return _stop(str(error), _COULD_NOT)
+    return _FINE
+
+
+def _stop(message: str, code: int) -> int:
+    print(f"aisec-fast: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aisec-fast",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (info, demo, epsilon):
+        command = commands.add_parser(
+            module.__name__.rpartition(".")[2],
+            help=module.HELP,
+            description=module.DESCRIPTION,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.add_argument(
+            "--json",
+            nargs="?",
+            const="-",
+            metavar="FILE",
+            help="write the result as JSON, to FILE or (without FILE) to standard output",
+        )
+        command.set_defaults(run=module.run)
+    return parser

@@ -1,0 +1,122 @@
+// Runs every noise kernel on heap buffers of exact size, for AddressSanitizer, and compares with loops over samples.
+#include "aisec_fast/noise_math.hpp"
+#include "check.hpp"
+#include "noise_entry.hpp"
+
+using namespace aisec_fast;
+
+namespace {
+
+template <class T>
+constexpr DType dtype_of = sizeof(T) == 4 ? DType::float32 : DType::float64;
+template <>
+constexpr DType dtype_of<std::int64_t> = DType::int64;
+
+NoiseCall example(double scale) {
+  NoiseCall call{{}, scale, 0x1p-20};
+  for (std::uint32_t i = 0; i < 8; ++i) call.key[i] = 0x03020100u + 0x04040404u * i;
+  return call;
+}
+
+Key key_of(const NoiseCall& call) {
+  Key key;
+  std::memcpy(key.word, call.key, sizeof key.word);
+  return key;
+}
+
+// Sample i as the table of docs/noise.md section 3 says it, one block for each.
+void words_of(std::uint32_t (&words)[16], const NoiseCall& call, std::uint64_t i, Domain domain) {
+  const std::uint64_t block = i / 128 * 16 + i % 16;
+  chacha_block(words, key_of(call), static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), domain,
+               Level::main);
+}
+
+std::uint64_t plain_word(const NoiseCall& call, std::uint64_t i, Domain domain) {
+  std::uint32_t words[16];
+  words_of(words, call, i, domain);
+  return join(words[2 * (i % 128 / 16)], words[2 * (i % 128 / 16) + 1]);
+}
+
+std::int64_t plain_gaussian(const NoiseCall& call, std::uint64_t i) {
+  std::uint32_t words[16];
+  words_of(words, call, i, Domain::gaussian);
+  const std::uint64_t k = i % 64 / 16;
+  std::int64_t side[2];
+  resolve_gaussian_pair(join(words[4 * k], words[4 * k + 1]), join(words[4 * k + 2], words[4 * k + 3]), key_of(call),
+                        i / 128 * 64 + i % 64, call.scale, side[0], side[1]);
+  return side[i % 128 / 64];
+}
+
+template <class X, class Out>
+Out plain_sum(X x, std::int64_t noise, double granularity) {
+  return from_lattice<Out>(to_lattice(x, 1.0 / granularity) + noise, granularity);
+}
+
+template <class X, class Out>
+void check_gaussian(std::size_t size, double scale) {
+  const NoiseCall call = example(scale);
+  Buffer<X> x(size);
+  Buffer<Out> out(size), expected(size);
+  for (std::size_t i = 0; i < size; ++i) x[i] = static_cast<X>(next_value() * 100.0);
+  for (std::size_t i = 0; i < size; ++i) expected[i] = plain_sum<X, Out>(x[i], plain_gaussian(call, i), call.granularity);
+  no_error(add_gaussian(static_cast<int>(dtype_of<X>), x.data(), static_cast<int>(dtype_of<Out>), out.data(), size, &call));
+  expect(out == expected, "add_gaussian", size);
+}
+
+template <class X>
+void check_laplace(std::size_t size, double scale) {
+  const NoiseCall call = example(scale);
+  Buffer<X> x(size), expected(size);
+  for (std::size_t i = 0; i < size; ++i) {
+    x[i] = static_cast<X>(next_value());
+    const std::int64_t noise =
+        resolve_laplace_sample(plain_word(call, i, Domain::laplace), key_of(call), i, call.scale);
+    expected[i] = plain_sum<X, X>(x[i], noise, call.granularity);
+  }
+  no_error(add_laplace(static_cast<int>(dtype_of<X>), x.data(), x.data(), size, &call));  // in place
+  expect(x == expected, "add_laplace", size);
+}
+
+void check_words(std::size_t size) {
+  const NoiseCall call = example(1.0);
+  Buffer<std::uint64_t> out(size), expected(size);
+  for (std::size_t i = 0; i < size; ++i) expected[i] = plain_word(call, i, Domain::words);
+  no_error(random_words(out.data(), size, &call, 0));
+  expect(out == expected, "random_words", size);
+}
+
+template <class X>
+void check_unfit(std::size_t size) {
+  Buffer<X> x(size);
+  for (std::size_t i = 0; i < size; ++i) x[i] = static_cast<X>(next_value());
+  std::size_t first = 0;
+  no_error(first_unfit(static_cast<int>(dtype_of<X>), x.data(), size, 1.0, &first));
+  expect(first == size, "first_unfit of good values", size);
+  if (size == 0) return;
+  x[size / 2] = x[size - 1] = static_cast<X>(0x1p63);
+  no_error(first_unfit(static_cast<int>(dtype_of<X>), x.data(), size, 1.0, &first));
+  expect(first == size / 2, "first_unfit", size);
+}
+
+}  // namespace
+
+int main() {
+  for (const unsigned order : {0u, 1u}) {
+    set_order(order);
+    for (const std::size_t size : {0u, 1u, 15u, 127u, 128u, 129u, 321u})
+      for (const double scale : {1.0, 0x1.8p20, 0x1p40}) {  // at the last one everything is resolved
+        check_gaussian<float, float>(size, scale);
+        check_gaussian<double, double>(size, scale);
+        check_gaussian<std::int64_t, float>(size, scale);
+        check_gaussian<std::int64_t, double>(size, scale);
+        check_laplace<float>(size, scale);
+        check_laplace<double>(size, scale);
+      }
+    for (const std::size_t size : {0u, 1u, 127u, 129u, 70'000u}) check_words(size);  // the last one: grid-stride
+    for (const std::size_t size : {0u, 1u, 255u, 257u, 9'000u}) {
+      check_unfit<float>(size);
+      check_unfit<double>(size);
+    }
+  }
+  std::puts("noise: every result as expected");
+}

@@ -1,0 +1,115 @@
+"""The rules of the house that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "python" / "aisec_fast"
+FAMILIES = ("clipping", "noise")
+
+
+def test_import_is_light() -> None:
+    heavy = ("torch", "scipy", "numba", "cupy", "matplotlib", "dp_accounting", "rich", "sklearn", "aisec_fast._core")
+    code = f"import sys, aisec_fast, aisec_fast.noise, aisec_fast.clipping\nprint([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_has_its_file_in_every_layer(family: str) -> None:
+    for path in (
+        f"src/cpp/kernels/{family}.cpp",
+        f"src/cpp/bind_{family}.cpp",
+        f"src/cuda/{family}_body.hpp",
+        f"src/cuda/{family}.cu",
+        f"src/cuda/{family}.cuh",
+        f"python/aisec_fast/{family}.py",
+        f"python/aisec_fast/_numba/{family}.py",
+        f"python/aisec_fast/_reference/{family}.py",
+        f"tests/test_{family}.py",
+        f"benchmarks/bench_{family}.py",
+        f"docs/{family}.md",
+    ):
+        assert (ROOT / path).is_file(), f"{path} is missing"
+
+
+def functions(path: Path) -> dict[str, list[str]]:
+    """Public functions of a module or stub and their argument names."""
+    tree = ast.parse(path.read_text())
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return {f.name: [argument.arg for argument in f.args.args] for f in found}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backends_have_the_same_functions(family: str) -> None:
+    core, cuda = functions(PACKAGE / "_core.pyi"), functions(PACKAGE / "_cuda.pyi")
+    numba = functions(PACKAGE / "_numba" / f"{family}.py")
+    assert numba
+    for name, arguments in numba.items():
+        assert core[name] == cuda[name] == arguments, name
+
+
+@pytest.mark.parametrize("module", ["_core", "_cuda"])
+def test_stubs_are_current(module: str) -> None:
+    pytest.importorskip(f"aisec_fast.{module}", reason="not in this build")
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy.stubtest", f"aisec_fast.{module}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    compiled = __import__(f"aisec_fast.{module}", fromlist=[module])
+    for name, arguments in functions(PACKAGE / f"{module}.pyi").items():
+        signature = getattr(compiled, name).__doc__.splitlines()[0]
+        assert re.findall(r"(\w+): ", signature) == arguments, signature
+
+
+def kernel_objects() -> dict[str, list[Path]]:
+    """Object files of each instruction set in the newest build folder."""
+    folders = sorted(ROOT.glob("build/cp*/CMakeFiles"), key=lambda folder: folder.stat().st_mtime)
+    if not folders:
+        pytest.skip("no build folder: the package was not built here")
+    return {
+        target.name.removeprefix("kernels_").removesuffix(".dir"): list(target.rglob("*.o"))
+        for target in folders[-1].glob("kernels_*.dir")
+    }
+
+
+def test_instruction_sets_share_no_symbol() -> None:
+    """A weak symbol defined in two of them would be merged, and the copy kept might use instructions the CPU lacks."""
+    owners: dict[str, str] = {}
+    objects = kernel_objects()
+    assert set(objects) >= {"baseline"}
+    for isa, files in objects.items():
+        assert files
+        for file in files:
+            listing = subprocess.run(["nm", "--defined-only", file], capture_output=True, text=True, check=True).stdout
+            for line in listing.splitlines():
+                _, kind, symbol = line.split(maxsplit=2)
+                assert kind not in "wWvVuC", f"weak symbol in {isa}: {line}"
+                if kind.isupper():
+                    assert owners.setdefault(symbol, isa) == isa, f"{symbol} is in {owners[symbol]} and {isa}"
+    assert len(owners) >= 3 * len(objects)  # the tables and families were seen
+
+
+def test_one_version_everywhere() -> None:
+    import aisec_fast
+    from aisec_fast import _core
+
+    stated = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert stated
+    newest = re.search(r"^## (?:\[)?(\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert {aisec_fast.__version__, _core.version, newest[1]} == {stated[1]}
+
+
+def test_papers_name_files_that_exist() -> None:
+    for paper in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))):
+        text = (ROOT / paper).read_text()
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert ((ROOT / paper).parent / target).exists(), f"{paper} links to {target}"
