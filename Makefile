@@ -59,21 +59,24 @@ unit-without-jit: $(READY)
 	@echo '-- contract tests of the Numba backend without its compiler'
 	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -k numba tests/test_noise.py tests/test_clipping.py
 
-# Sanitizer builds go to a folder of their own. The interpreter is not instrumented, so the runtime is preloaded; leaks are
-# not looked for: CPython and torch keep memory until exit on purpose.
+# Sanitizer builds go to a folder of their own; -S keeps the editable install's import hook from hiding them. The interpreter
+# is not instrumented, so the runtimes are preloaded; leaks are not looked for: CPython and torch keep memory on purpose.
+comma := ,
 sanitized = $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --upgrade --target build/$(1)/site . \
   -C build-dir=build/$(1)/cmake -C cmake.build-type=RelWithDebInfo -C cmake.define.AISEC_CUDA=OFF -C cmake.define.AISEC_SANITIZE=$(2)
+library = $$(g++ -print-file-name=lib$(1).so)
+SANITIZED_TESTS := -m pytest -q -p no:cacheprovider -m 'not installs'
+SITE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 asan: $(READY)
 	@$(call sanitized,asan,address$(comma)undefined)
-	PYTHONPATH=build/asan/site LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not installs' $(PYTEST)
+	LD_PRELOAD="$(call library,asan) $(call library,ubsan) $(call library,stdc++)" ASAN_OPTIONS=detect_leaks=0 \
+	PYTHONPATH=$(CURDIR)/build/asan/site:$(SITE) $(BIN)/python -S $(SANITIZED_TESTS) $(PYTEST)
 
 tsan: $(READY)
 	@$(call sanitized,tsan,thread)
-	PYTHONPATH=build/tsan/site LD_PRELOAD="$$(g++ -print-file-name=libtsan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	TSAN_OPTIONS=report_bugs=1:exitcode=66:ignore_noninstrumented_modules=1 $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not installs' $(PYTEST)
-comma := ,
+	LD_PRELOAD="$(call library,tsan) $(call library,stdc++)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:die_after_fork=0 \
+	PYTHONPATH=$(CURDIR)/build/tsan/site:$(SITE) $(BIN)/python -S $(SANITIZED_TESTS) $(PYTEST)
 
 tidy: $(READY)
 	@$(BIN)/clang-tidy -p $$(dirname $$(find build -name compile_commands.json | head -1)) --quiet $$(find src/cpp -name '*.cpp')

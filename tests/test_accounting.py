@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 dp_accounting = pytest.importorskip("dp_accounting")
-from aisec_fast import accounting  # noqa: E402
-from dp_accounting import pld, rdp  # noqa: E402
+from dp_accounting import pld, rdp
+
+from aisec_fast import accounting
 
 RELATIONS = dp_accounting.NeighboringRelation
 RUN = {"noise_multiplier": 1.1, "sample_rate": 0.02, "steps": 300}

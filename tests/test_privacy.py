@@ -15,9 +15,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 dp_accounting = pytest.importorskip("dp_accounting")
-from scipy import stats  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils.data import (  # noqa: E402
+from scipy import stats
+from torch import Tensor, nn
+from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
@@ -26,9 +26,8 @@ from torch.utils.data import (  # noqa: E402
     WeightedRandomSampler,
 )
 
-from aisec_fast import PrivacyError, UnsupportedModuleError, accounting, noise  # noqa: E402
-from aisec_fast.privacy import ModuleValidator, PrivacyEngine, sampling  # noqa: E402
-from aisec_fast.privacy import step as step_module  # noqa: E402
+from aisec_fast import PrivacyError, UnsupportedModuleError, accounting, noise
+from aisec_fast.privacy import ModuleValidator, PrivacyEngine, _sampling, _step
 
 DELTA = 1e-5
 FALSE_ALARM = 1e-6  # of each statistical check, were its seed not fixed
@@ -184,7 +183,7 @@ def test_noise_variance_of_each_parameter() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(100, 80), nn.LayerNorm(80), nn.Linear(80, 60, bias=False))
     _, _, optimizer, _ = private(model, noise_multiplier=1.3, max_grad_norm=0.5, poisson_sampling=False)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="did not come from the loader"):
         optimizer.step()
     step = next(iter(optimizer._optimizer_step_pre_hooks.values()))
     for parameter in model.parameters():
@@ -243,7 +242,7 @@ def test_huge_gradients_saturate_instead_of_raising() -> None:
     torch.manual_seed(0)
     _, model, optimizer, _ = private(nn.Linear(4, 2))
     (model(torch.full((3, 4), 1e30)) * 1e30).mean().backward()
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="did not come from the loader"):
         optimizer.step()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
@@ -295,18 +294,12 @@ def test_foreign_batches_cost_full_price(poisson: bool) -> None:
 
 
 def test_no_noise_is_said_once_and_costs_infinity() -> None:
+    engine, model = PrivacyEngine(), small_model()
+    arguments = {"module": model, "optimizer": _sgd(model), "data_loader": small_loader(), "max_grad_norm": 1.0}
     with pytest.warns(UserWarning, match="not private") as caught:
-        engine = PrivacyEngine()
-        model = small_model()
-        _, optimizer, loader = engine.make_private(
-            module=model,
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-            data_loader=small_loader(),
-            noise_multiplier=0,
-            max_grad_norm=1.0,
-        )
-        train(model, optimizer, loader)
+        _, optimizer, loader = engine.make_private(**arguments, noise_multiplier=0)
     assert len(caught) == 1
+    train(model, optimizer, loader)
     assert engine.get_epsilon(DELTA) == math.inf
 
 
@@ -379,7 +372,7 @@ def test_engine_and_loader_are_not_copied() -> None:
 def test_poisson_inclusion_frequency() -> None:
     """Each record independently with probability 1/steps: counts per record, batch sizes and pairs, at FALSE_ALARM each."""
     size, steps, passes = 50, 4, 500
-    sampler = sampling.PoissonBatchSampler(size, steps, noise.SeededSource(3))
+    sampler = _sampling.PoissonBatchSampler(size, steps, noise.SeededSource(3))
     assert len(sampler) == steps
     drawn = np.zeros((passes * steps, size))
     for i in range(passes):
@@ -399,11 +392,11 @@ def test_poisson_inclusion_frequency() -> None:
 
 
 def test_poisson_sampler_draws_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "_WORDS", 7)
-    batches = list(sampling.PoissonBatchSampler(50, 2, noise.SeededSource(3)))
+    monkeypatch.setattr(_sampling, "_WORDS", 7)
+    batches = list(_sampling.PoissonBatchSampler(50, 2, noise.SeededSource(3)))
     assert all(set(b) <= set(range(50)) for b in batches)
     assert max(max(b) for b in batches) > 42
-    assert list(sampling.PoissonBatchSampler(9, 1, noise.SeededSource(3))) == [list(range(9))]
+    assert list(_sampling.PoissonBatchSampler(9, 1, noise.SeededSource(3))) == [list(range(9))]
 
 
 def test_empty_batches_have_the_right_shape_and_train() -> None:
@@ -432,7 +425,7 @@ def _time_first(samples: list[Any]) -> dict[str, Any]:
 def test_empty_batch_of_a_structure() -> None:
     """The batch dimension is found, wherever it is."""
     records = TensorDataset(torch.randn(3, 5, 2))
-    collate = sampling.EmptyCollate(_time_first, records)
+    collate = _sampling.EmptyCollate(_time_first, records)
     empty = collate([])
     assert empty["x"].shape == (5, 0, 2)
     assert empty["pair"].a.shape == empty["pair"].b[0].shape == (0, 2)
@@ -440,7 +433,7 @@ def test_empty_batch_of_a_structure() -> None:
     assert collate([records[0]])["x"].shape == (5, 1, 2)
     for bad in (lambda s: torch.zeros(3), lambda s: 7):
         with pytest.raises(TypeError, match="empty batch"):
-            sampling.EmptyCollate(bad, records)([])
+            _sampling.EmptyCollate(bad, records)([])
 
 
 def test_loader_settings_are_kept_and_workers_work() -> None:
@@ -699,7 +692,7 @@ def _already_private() -> dict[str, Any]:
 
 
 def _optimizer_already_private() -> dict[str, Any]:
-    _, old, optimizer, _ = private()
+    _, _, optimizer, _ = private()
     model = small_model()
     for group in optimizer.param_groups:
         group["params"] = list(model.parameters())
@@ -827,13 +820,13 @@ def test_all_problems_are_listed() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4), nn.LSTM(4, 2))
     errors = ModuleValidator.validate(model)
     assert len(errors) == 5  # one for the norm, four for the LSTM's parameters
-    with pytest.raises(UnsupportedModuleError, match="(?s)BatchNorm1d.*weight_hh_l0"):
+    with pytest.raises(UnsupportedModuleError, match=r"(?s)BatchNorm1d.*weight_hh_l0"):
         ModuleValidator.validate(model, strict=True)
 
 
 def test_mixed_precision_parameters_are_noised_by_dtype() -> None:
     torch.manual_seed(0)
     sums = [torch.zeros(300), torch.zeros(300, dtype=torch.float64)]
-    step_module.add_noise(sums, 2.0, None, noise.SeededSource(1))
+    _step.add_noise(sums, 2.0, None, noise.SeededSource(1))
     for total in sums:
         assert 1.5 < float(total.double().std()) < 2.5

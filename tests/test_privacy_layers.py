@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-import torch.nn.functional as F  # noqa: E402
-from aisec_fast.privacy import PrivacyEngine, layers  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+
+from aisec_fast.privacy import PrivacyEngine, _layers
 
 CLIP = 0.7
 LossOf = Callable[[Tensor, Tensor], Tensor]  # (model output, target) -> [B] losses
@@ -132,8 +133,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_layer(name: str, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rule, also where memory limits make it work a few samples at a time."""
     if chunked:
-        monkeypatch.setattr(layers, "CHUNK_ELEMENTS", 1)
-        monkeypatch.setattr(layers, "KEEP_ELEMENTS", 0)
+        monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr(_layers, "KEEP_ELEMENTS", 0)
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     check(make().double(), *data(shape), square_loss)
@@ -165,7 +166,7 @@ def test_gram_norm_is_never_too_small() -> None:
         inputs = torch.randn(16, 1, 64).repeat(1, 2, 1)
         outputs = torch.randn(16, 1, 64)
         outputs = torch.cat([outputs, -outputs * (1 + scale)], 1)
-        rule = layers.LinearGradients(nn.Linear(64, 64), inputs, outputs)
+        rule = _layers.LinearGradients(nn.Linear(64, 64), inputs, outputs)
         truth = torch.bmm(outputs.double().transpose(1, 2), inputs.double()).square().sum((1, 2))
         assert (rule.squares("weight") >= truth).all()
 
@@ -187,14 +188,14 @@ class LargestTensor(TorchDispatchMode):
 def test_no_matrix_of_all_samples_gradients(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing as large as batch x parameters is ever made for Linear and Embedding."""
     torch.manual_seed(0)
-    monkeypatch.setattr(layers, "CHUNK_ELEMENTS", 3 * 64 * 64)
+    monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 3 * 64 * 64)
     batch, length = 32, {"linear": 1, "gram": 4, "long sequences": 128, "embedding": 16}[case]
     if case == "embedding":
         model, x = nn.Embedding(500, 64), torch.randint(0, 500, (batch, length))
-        rule = layers.EmbeddingGradients(model, x, torch.randn(batch, length, 64))
+        rule = _layers.EmbeddingGradients(model, x, torch.randn(batch, length, 64))
     else:
         model, x = nn.Linear(64, 64), torch.randn(batch, length, 64)
-        rule = layers.LinearGradients(model, x, torch.randn(batch, length, 64))
+        rule = _layers.LinearGradients(model, x, torch.randn(batch, length, 64))
     with LargestTensor() as largest:
         rule.squares("weight")
         rule.total("weight", torch.ones(batch, dtype=torch.float64))
@@ -324,7 +325,7 @@ def test_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["reused", "tied transformer"])
 def test_reuse_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "CHUNK_ELEMENTS", 200)
+    monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 200)
     check(*model_case(name, torch.float64))
 
 
@@ -383,8 +384,8 @@ def test_batch_second() -> None:
 def test_bad_sample_contributes_zero(name: str, chunked: bool, poison: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample with NaN or Inf counts as zero and changes nothing else. The loop leaves it out too."""
     if chunked:
-        monkeypatch.setattr(layers, "CHUNK_ELEMENTS", 1)
-        monkeypatch.setattr(layers, "KEEP_ELEMENTS", 0)
+        monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 1)
+        monkeypatch.setattr(_layers, "KEEP_ELEMENTS", 0)
     model, x, y, loss = model_case(name, torch.float64)
     x[4] = poison
     kept = [i for i in range(9) if i != 4]

@@ -150,9 +150,9 @@ def _accountant(method: str) -> PrivacyAccountant:
     return pld.PLDAccountant(neighboring_relation=relation)
 
 
-def accountant_name(accountant: str) -> str:
+def accountant_name(accountant: object) -> str:
     """Return "pld" or "rdp"; raises ValueError for anything else."""
-    name = _ALIASES.get(accountant, accountant) if isinstance(accountant, str) else accountant
+    name = _ALIASES.get(str(accountant), str(accountant))
     if name not in ACCOUNTANTS:
         raise ValueError(f"accountant must be one of {', '.join(ACCOUNTANTS)} or prv (meaning pld), got {accountant!r}")
     return name

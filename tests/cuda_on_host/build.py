@@ -20,7 +20,7 @@ COMPILER = os.environ.get("CXX", "g++")
 # -fno-gnu-unique: each library has its own blockIdx and stacks, even beside a mutant of itself.
 FLAGS = ["-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fno-gnu-unique"]
 LIBRARY = ["-O2", "-shared", "-fPIC"]
-SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+SANITIZED = ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
 def library(name: str, cuda: Path = CUDA) -> ctypes.CDLL:

@@ -149,11 +149,10 @@ void check(std::size_t rows, std::size_t columns, double scale) {
 int main() {
   for (const unsigned order : {0u, 1u}) {
     set_order(order);
-    for (const std::size_t columns : {0u, 1u, 15u, 127u, 129u, 1024u, 1025u, 5'000u})
+    for (const std::size_t columns : {0u, 1u, 127u, 129u, 1024u, 1025u})
       for (const std::size_t rows : {0u, 1u, 5u}) {
         check<float, float>(rows, columns, 1.0);
         check<Bfloat16, float>(rows, columns, 1.0);
-        check<double, double>(rows, columns, 1.0);
         check<double, double>(rows, columns, 1e-250);
         check<double, double>(rows, columns, 1e250);
       }

@@ -103,7 +103,7 @@ void check_unfit(std::size_t size) {
 int main() {
   for (const unsigned order : {0u, 1u}) {
     set_order(order);
-    for (const std::size_t size : {0u, 1u, 15u, 127u, 128u, 129u, 321u})
+    for (const std::size_t size : {0u, 1u, 15u, 127u, 129u})
       for (const double scale : {1.0, 0x1.8p20, 0x1p40}) {  // at the last one everything is resolved
         check_gaussian<float, float>(size, scale);
         check_gaussian<double, double>(size, scale);

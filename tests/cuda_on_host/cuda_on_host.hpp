@@ -135,9 +135,6 @@ class Machine {
     fiber.context.uc_stack.ss_size = stack_bytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, [] { get().run_thread(); }, 0);
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(stack(thread), stack_bytes);  // frames of the thread that had this stack before
-#endif
   }
 
   void run_thread() {
@@ -236,8 +233,12 @@ class Machine {
     return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
   }
 
-  // Says what the threads of the block do.
+  // Says what the threads of the block do, and leaves them there.
   [[noreturn]] void fail(const std::string& what) const {
+#if defined(__SANITIZE_ADDRESS__)
+    // Their frames are never left: what ASan has marked in them must not meet the next thread on the same stack.
+    for (unsigned t = 0; t < stacks_; ++t) __asan_unpoison_memory_region(stack(t), stack_bytes);
+#endif
     std::string report = what + " in block " + std::to_string(blockIdx.x) + ":";
     std::vector<std::pair<std::string, unsigned>> groups;
     for (const Fiber& fiber : fibers_) {

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 
 from . import demo, epsilon, info
-from ._output import MissingPackageError, missing_package
+from ._output import MissingPackageError, missing_package, say
 
 _DESCRIPTION = "Fast, provable kernels for privacy and robustness in machine learning."
 _EPILOG = """\
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stop(message: str, code: int) -> int:
-    print(f"aisec-fast: {message}", file=sys.stderr)
+    say(f"aisec-fast: {message}", error=True)
     return code
 
 

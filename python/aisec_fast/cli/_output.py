@@ -20,6 +20,13 @@ _PACKAGES = {
 }
 
 
+def say(text: str, *, error: bool = False) -> None:
+    """Print one message."""
+    stream = sys.stderr if error else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
+
+
 class MissingPackageError(Exception):
     """A command needs packages that are not installed; the message says how to get them."""
 
@@ -63,7 +70,7 @@ def write_json(result: dict[str, Any], destination: str) -> None:
     """Write ``result`` to a file, whole or not at all; "-" is standard output."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     if destination == "-":
-        sys.stdout.write(text)
+        say(text.rstrip())
         return
     path = Path(destination)
     check_destination(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from aisec_fast import accounting
 
-from ._output import write_json
+from ._output import say, write_json
 
 HELP = "epsilon of a DP-SGD run, or the noise multiplier that a target epsilon needs"
 DESCRIPTION = """\
@@ -68,9 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
         write_json(result, arguments.json)
     if arguments.json != "-":
         shown = f"{epsilon:.4g}" if math.isfinite(epsilon) else "infinite (no noise)"
-        print(f"epsilon           {shown} at delta {delta:g}")
-        print(f"noise multiplier  {noise_multiplier:.6g}")
-        print(f"run               {steps} steps at sample rate {rate:.6g} (accountant {accountant})")
+        say(f"epsilon           {shown} at delta {delta:g}")
+        say(f"noise multiplier  {noise_multiplier:.6g}")
+        say(f"run               {steps} steps at sample rate {rate:.6g} (accountant {accountant})")
 
 
 def steps_of(epochs: float, sample_rate: float) -> int:

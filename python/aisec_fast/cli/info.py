@@ -7,7 +7,7 @@ from typing import Any
 
 import aisec_fast
 
-from ._output import write_json
+from ._output import say, write_json
 
 HELP = "show backends, instruction sets, threads, GPUs and versions"
 DESCRIPTION = "Show what this installation can do and what it is using."
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(found, arguments.json)
     if arguments.json != "-":
-        print("\n".join(f"{name:<17} {value}".rstrip() for name, value in _lines(found)))
+        say("\n".join(f"{name:<17} {value}".rstrip() for name, value in _lines(found)))
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:

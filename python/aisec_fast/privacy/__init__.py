@@ -3,12 +3,12 @@
     model, optimizer, loader = PrivacyEngine().make_private(
         module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0)
 
-_layers    how each layer type gives per-sample gradient norms and clipped sums
-_coverage  which layers of a model are covered, and why the rest is refused; ``ModuleValidator``
-_recording hooks that record (activation, output gradient) of each covered layer during the one backward pass
-_sampling  Poisson sampling of batches, and the count of what the loader handed out
-_step      clip, sum, book, add noise, hand ``.grad`` to the user's optimizer
-_engine    the public class that puts them together
+_layers     how each layer type gives per-sample gradient norms and clipped sums
+_coverage   which layers of a model are covered, and why the rest is refused; ``ModuleValidator``
+_recording  hooks that record (activation, output gradient) of each covered layer during the one backward pass
+_sampling   Poisson sampling of batches, and the count of what the loader handed out
+_step       clip, sum, book, add noise, hand ``.grad`` to the user's optimizer
+_engine     the public class that puts them together
 """
 
 from ._coverage import ModuleValidator

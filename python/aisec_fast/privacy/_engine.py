@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -35,7 +35,7 @@ class PrivacyEngine:
     secure_mode: Opacus's switch; accepted, because noise here is always exact and from a cryptographic generator.
     """
 
-    def __init__(self, *, accountant: str = "pld", secure_mode: bool = False) -> None:
+    def __init__(self, *, accountant: str = "pld", secure_mode: bool = True) -> None:  # noqa: ARG002
         self.accountant = accounting.accountant_name(accountant)
         self.noise_multiplier: float | None = None  # of the latest make_private
         self._spent: Counter[tuple[float, float]] = Counter()  # (noise multiplier, sample rate) -> steps
@@ -56,7 +56,7 @@ class PrivacyEngine:
         criterion: Any = None,
         grad_sample_mode: str = "hooks",
         noise_generator: Any = None,
-        secure_mode: bool = False,
+        secure_mode: bool = True,  # noqa: ARG002
     ) -> tuple[nn.Module, Optimizer, DataLoader[Any]]:
         """Return (module, optimizer, loader); the plain loop zero_grad, forward, backward, step over them is private.
 
@@ -231,7 +231,7 @@ def _check_model(module: nn.Module, optimizer: Optimizer) -> list[CoveredLayer]:
         raise ValueError("module is already private; load its state_dict into a fresh model to start again")
     parameters = trainable(module)
     for name, parameter in parameters.items():
-        if isinstance(parameter, UninitializedParameter):
+        if is_lazy(parameter):
             raise ValueError(f"parameter {name!r} is not initialised; run the lazy module once")
     found = examine(module)
     if found.errors:

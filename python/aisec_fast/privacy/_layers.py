@@ -188,21 +188,21 @@ class EmbeddingGradients(LayerGradients):
             tokens, samples, vectors = tokens[used], samples[used], vectors[used]
         self.tokens, self.samples, self.vectors = tokens, samples, vectors
 
-    def squares(self, name: str) -> Tensor:
+    def squares(self, _name: str) -> Tensor:
         pairs, place = torch.unique(self.samples * self.layer.num_embeddings + self.tokens, return_inverse=True)
         sums = self.vectors.new_zeros((pairs.shape[0], self.layer.embedding_dim)).index_add_(0, place, self.vectors)
         owner = pairs.div(self.layer.num_embeddings, rounding_mode="floor")
         result = torch.zeros(self.batch, dtype=torch.float64, device=self.vectors.device)
         return result.index_add_(0, owner, row_squares(sums))
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def rows(self, _name: str, start: int, stop: int) -> Tensor:
         inside = (self.samples >= start) & (self.samples < stop)
         place = (self.samples[inside] - start) * self.layer.num_embeddings + self.tokens[inside]
         size = (stop - start) * self.layer.num_embeddings
         dense = self.vectors.new_zeros((size, self.layer.embedding_dim)).index_add_(0, place, self.vectors[inside])
         return dense.view(stop - start, *self.layer.weight.shape)
 
-    def total(self, name: str, weights: Tensor) -> Tensor:
+    def total(self, _name: str, weights: Tensor) -> Tensor:
         scaled = select_scale(self.vectors, weights[self.samples])
         return self.vectors.new_zeros(self.layer.weight.shape).index_add_(0, self.tokens, scaled)
 

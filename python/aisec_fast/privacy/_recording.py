@@ -78,7 +78,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, anchor: Tensor, activation: Tensor, layer: CoveredLayer, recorder: Recorder
+        ctx: Any, output: Tensor, _anchor: Tensor, activation: Tensor, layer: CoveredLayer, recorder: Recorder
     ) -> Tensor:
         ctx.mark_dirty(output)
         ctx.save_for_backward(activation)  # torch then notices if somebody changes the activation in place
@@ -119,7 +119,7 @@ class _Thaw:
         self.freeze, self.recorder = freeze, recorder
 
     def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
     ) -> Tensor | None:
         if not self.freeze.active:
             return None

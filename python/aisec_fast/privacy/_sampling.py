@@ -172,8 +172,8 @@ def plain_loader(loader: DataLoader[Any]) -> PrivateLoader:
 
 def batch_size_of(loader: DataLoader[Any]) -> int:
     """The size of the batches that ``loader`` makes; ValueError if it has no fixed one."""
-    size = getattr(loader.batch_sampler, "batch_size", None)
-    if not isinstance(size, int):
+    size: int | None = getattr(loader.batch_sampler, "batch_size", None)
+    if size is None:
         raise ValueError(
             "data_loader's batch_sampler has no batch_size attribute, and steps are divided by the expected batch size"
         )
