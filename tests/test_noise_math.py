@@ -136,6 +136,33 @@ def test_near_ties_are_flagged_and_decided(math: ctypes.CDLL) -> None:
             assert fast_laplace(math, w, s)[1]
 
 
+def words_of(value: mpf, first_bits: int) -> list[int]:
+    """The expansion of a number in (0, 1): its first word of so many bits, then four of 64."""
+    bits = int(mp.floor(value * mpf(2) ** (first_bits + 256)))
+    return [bits >> 256, *(bits >> shift & ONES for shift in (192, 128, 64, 0))]
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_ties_that_need_all_the_bits(math: ctypes.CDLL, side: int) -> None:
+    """The expansion of u is made so that the sample misses a half-integer by 2^-240: each of its words matters."""
+    offset = mpf(side) / mpf(2) ** 240
+    for s in (1.0, 2.0**20 * 1.37, 2.0**38):
+        for _ in range(40):
+            wv, tail = DRAW.getrandbits(62), [DRAW.getrandbits(64) for _ in range(4)]
+            _, sine = gaussian_truth(0, wv, [0, 0, 0, 1, *tail])
+            unit = sine / mp.sqrt(-2 * mp.log(mpf(1) / mpf(2) ** 320))
+            target = mp.floor(mpf(s) * unit * DRAW.uniform(0.5, 4)) + mpf(1) / 2 + offset
+            radius = target / (mpf(s) * unit)
+            if radius < 8:  # beyond, 320 bits of u do not come this close
+                wu, *extra = words_of(mp.exp(-(radius**2) / 2), 64)
+                assert decide(math, wu, wv, extra + tail, s)[1] == int(mp.floor(target + mpf(1) / 2))
+                assert fast(math, wu, wv, s)[2]
+            target = mp.floor(mpf(s) * DRAW.uniform(0.1, 4)) + mpf(1) / 2 + offset
+            w, *extra = words_of(mp.exp(-target / mpf(s)), 63)
+            assert decide_laplace(math, w, extra + tail, s) == int(mp.floor(target + mpf(1) / 2))
+            assert fast_laplace(math, w, s)[1]
+
+
 def test_every_continuation_of_an_accepted_pair_agrees(math: ctypes.CDLL) -> None:
     """The least and the greatest expansion that start with the words the fast step read give its integers."""
     s = 2.0**20 * 1.91

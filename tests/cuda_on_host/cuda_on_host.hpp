@@ -135,6 +135,7 @@ class Machine {
     fiber.context.uc_stack.ss_size = stack_bytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, [] { get().run_thread(); }, 0);
+    fiber.context.uc_stack.ss_size = 0;  // or ASan's swapcontext would wipe its marks off the whole stack at every switch
   }
 
   void run_thread() {
