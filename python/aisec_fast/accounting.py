@@ -30,11 +30,15 @@ def get_epsilon(
 ) -> float:
     """Return epsilon at ``delta`` after ``steps`` steps of DP-SGD with Poisson sampling.
 
-    noise_multiplier: noise standard deviation / clipping norm, >= 0; 0 costs infinite epsilon.
-    sample_rate: probability with which each record enters a batch, in (0, 1].
-    accountant: "pld" (tight), "rdp" (looser, faster); "prv" means "pld".
+    Args:
+        noise_multiplier: noise standard deviation / clipping norm, >= 0; 0 costs infinite epsilon.
+        sample_rate: probability with which each record enters a batch, in (0, 1].
+        steps: number of steps, >= 0.
+        delta: in (0, 1).
+        accountant: "pld" (tight) or "rdp" (looser, faster); "prv" means "pld".
 
-    Raises TypeError or ValueError naming the argument.
+    Raises:
+        TypeError, ValueError: an argument out of its range, named.
     """
     mechanism = _checks.not_negative(noise_multiplier, "noise_multiplier"), _rate(sample_rate)
     return epsilon_of({mechanism: _checks.whole(steps, "steps")}, delta, accountant)
@@ -49,14 +53,18 @@ def get_noise_multiplier(
     epochs: float | None = None,
     accountant: str = "pld",
 ) -> float:
-    """Return the smallest noise multiplier, up to 0.01 %, whose epsilon at ``target_delta`` is at most
-    ``target_epsilon``.
+    """Return the smallest noise multiplier, up to 0.01 %, that keeps a run within a budget.
 
-    Give either ``steps`` or ``epochs`` (one epoch is 1 / sample_rate steps, the total rounded up). The returned value
-    has been
-    checked: ``get_epsilon`` of it never exceeds the target.
+    Args:
+        target_epsilon: epsilon allowed at ``target_delta``; ``get_epsilon`` of the result never exceeds it.
+        target_delta: in (0, 1).
+        sample_rate: probability with which each record enters a batch, in (0, 1].
+        steps: number of steps; or give
+        epochs: number of epochs of 1 / sample_rate steps each, the total rounded up.
+        accountant: "pld" (tight) or "rdp" (looser, faster); "prv" means "pld".
 
-    Raises TypeError or ValueError naming the argument; ValueError if no multiplier below 10^6 is enough.
+    Raises:
+        TypeError, ValueError: an argument out of its range, named; no noise multiplier below 10^6 is enough.
     """
     target_epsilon = _checks.positive(target_epsilon, "target_epsilon")
     target_delta = _checks.probability(target_delta, "target_delta")

@@ -1,6 +1,6 @@
 #pragma once
-// Clipping on the GPU: what src/cpp/clipping.hpp declares for the CPU. Pointers, those in `batch` too, are device memory
-// of the current device; the work is queued on `stream`.
+// Clipping on the GPU: what src/cpp/clipping.hpp declares for the CPU. Pointers, those in `batch` too, are device
+// memory of the current device; the work is queued on `stream`.
 #include <cuda_runtime_api.h>
 
 #include <cstdint>

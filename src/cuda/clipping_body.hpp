@@ -48,8 +48,8 @@ __device__ void for_norm_blocks(const Matrix<T>& matrix, const Use& use) {
   }
 }
 
-// sums[row * blocks + block], of values times the row's multiplier. Without multipliers all are 1; with them, rows whose
-// multiplier is 1 have their sums already.
+// sums[row * blocks + block], of values times the row's multiplier. Without multipliers all are 1; with them, rows
+// whose multiplier is 1 have their sums already.
 template <class T>
 __device__ void block_sums(const Matrix<T>& matrix, const double* multipliers, double* sums) {
   const Team team;
@@ -117,8 +117,8 @@ __device__ inline void lattice_factors(std::uint64_t rows, const double* norms, 
     factors[row] = clip_factor(norms[row], max_norm) * (1.0 - 0x1p-30) / granularity;
 }
 
-// out[c] = sum of weights[row] * value, rows in order; a weight of 0 selects a row away. Neighbouring threads, neighbouring
-// columns.
+// out[c] = sum of weights[row] * value, rows in order; a weight of 0 selects a row away. Neighbouring threads,
+// neighbouring columns.
 template <class T, class Out>
 __device__ void weighted_sum(const Matrix<T>& matrix, const double* weights, Out* out) {
   for (std::uint64_t column = first_index(); column < matrix.columns; column += index_step()) {

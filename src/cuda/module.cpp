@@ -119,8 +119,7 @@ void add_gaussian(const py::object& x_, const py::object& out_, double sigma, do
   });
 }
 
-void add_laplace(const py::object& x_, const py::object& out_, double scale, double granularity,
-                 const py::bytes& key) {
+void add_laplace(const py::object& x_, const py::object& out_, double scale, double granularity, const py::bytes& key) {
   const Arrays arrays({{x_, "x"}, {out_, "out"}});
   const ArrayView &x = arrays[0].contiguous(), &out = arrays[1].contiguous().writable().of_size(x.size());
   require_float(x);

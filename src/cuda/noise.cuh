@@ -9,7 +9,8 @@
 
 namespace aisec_fast::cuda {
 
-// x: float32 or float64 and out the same (they may be one array), or x int64 lattice integers and out float32 or float64.
+// x: float32 or float64 and out the same (they may be one array), or x int64 lattice integers and out float32 or
+// float64.
 cudaError_t add_gaussian(DType x_type, const void* x, DType out_type, void* out, std::size_t count,
                          const NoiseCall& call, cudaStream_t stream);
 cudaError_t add_laplace(DType type, const void* x, void* out, std::size_t count, const NoiseCall& call,

@@ -11,7 +11,8 @@ namespace {
 
 // Calls use(first, words) for each generator block of `count` samples: its own samples are first, first + 16, ...
 template <class Use>
-__device__ void for_generator_blocks(std::uint64_t count, const std::uint32_t* key_words, Domain domain, const Use& use) {
+__device__ void for_generator_blocks(std::uint64_t count, const std::uint32_t* key_words, Domain domain,
+                                     const Use& use) {
   Key key;
   for (int i = 0; i < 8; ++i) key.word[i] = key_words[i];
   const std::uint64_t groups = count / group_samples + (count % group_samples != 0);

@@ -30,7 +30,8 @@ class Queue {
   template <class T>
   T* scratch(std::uint64_t count) {
     void* memory = nullptr;
-    if (ok() && check(cudaMallocAsync(&memory, (count > 0 ? count : 1) * sizeof(T), stream_))) scratch_.push_back(memory);
+    if (ok() && check(cudaMallocAsync(&memory, (count > 0 ? count : 1) * sizeof(T), stream_)))
+      scratch_.push_back(memory);
     return static_cast<T*>(memory);
   }
 
@@ -39,7 +40,8 @@ class Queue {
     if (ok() && count > 0) check(cudaMemsetAsync(values, byte, count * sizeof(T), stream_));
   }
 
-  // Runs the kernel on enough blocks to give each of `threads` threads one piece of work, or on as many as the GPU holds.
+  // Runs the kernel on enough blocks to give each of `threads` threads one piece of work, or on as many as the GPU
+  // holds.
   template <class... Parameters, class... Arguments>
   void run(std::uint64_t threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
     const std::uint64_t blocks = threads / block_threads + (threads % block_threads != 0);
@@ -66,7 +68,8 @@ class Queue {
   }
 
  private:
-  static constexpr std::uint64_t blocks_per_processor = 32;  // four times what fits: a slow block does not hold up the rest
+  static constexpr std::uint64_t blocks_per_processor =
+      32;  // four times what fits: a slow block does not hold up the rest
 
   bool ok() const { return status_ == cudaSuccess; }
   bool check(cudaError_t status) {

@@ -25,7 +25,8 @@ def pointer(array: Array) -> ctypes.c_void_p:
 def output(array: Array, dtype: np.dtype[Any] | type[Any]) -> ctypes.c_void_p:
     """Return the pointer of an array that will be written without any further check."""
     assert array.dtype == dtype, (array.dtype, dtype)
-    assert array.flags.c_contiguous and array.flags.writeable
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
     return pointer(array)
 
 

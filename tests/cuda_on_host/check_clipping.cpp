@@ -11,7 +11,9 @@ using namespace aisec_fast;
 namespace {
 
 template <class T>
-constexpr DType dtype_of = sizeof(T) == 4 ? DType::float32 : sizeof(T) == 8 ? DType::float64 : DType::bfloat16;
+constexpr DType dtype_of = sizeof(T) == 4   ? DType::float32
+                           : sizeof(T) == 8 ? DType::float64
+                                            : DType::bfloat16;
 
 template <class T>
 T narrow(double value) {
@@ -149,15 +151,15 @@ void check(std::size_t rows, std::size_t columns, double scale) {
 int main() {
   for (const unsigned order : {0u, 1u}) {
     set_order(order);
-    for (const std::size_t columns : {0u, 1u, 127u, 129u, 1024u, 1025u})
-      for (const std::size_t rows : {0u, 1u, 5u}) {
+    for (const std::size_t columns : {0u, 1u, 129u, 1025u})
+      for (const std::size_t rows : {0u, 1u, 3u}) {
         check<float, float>(rows, columns, 1.0);
         check<Bfloat16, float>(rows, columns, 1.0);
-        check<double, double>(rows, columns, 1e-250);
-        check<double, double>(rows, columns, 1e250);
+        check<double, double>(rows, columns, 1e-250);  // squares vanish
+        check<double, double>(rows, columns, 1e250);   // squares overflow
       }
-    check<float, float>(37, 40, 1.0);         // more rows than blocks
-    check<Bfloat16, float>(3, 263'000, 1.0);  // more block sums than a CUDA block has threads; grid-stride everywhere
   }
+  check<float, float>(37, 127, 1.0);        // more rows than blocks
+  check<Bfloat16, float>(3, 263'000, 1.0);  // more block sums than a CUDA block has threads; grid-stride everywhere
   std::puts("clipping: every result as expected");
 }

@@ -58,8 +58,10 @@ void check_gaussian(std::size_t size, double scale) {
   Buffer<X> x(size);
   Buffer<Out> out(size), expected(size);
   for (std::size_t i = 0; i < size; ++i) x[i] = static_cast<X>(next_value() * 100.0);
-  for (std::size_t i = 0; i < size; ++i) expected[i] = plain_sum<X, Out>(x[i], plain_gaussian(call, i), call.granularity);
-  no_error(add_gaussian(static_cast<int>(dtype_of<X>), x.data(), static_cast<int>(dtype_of<Out>), out.data(), size, &call));
+  for (std::size_t i = 0; i < size; ++i)
+    expected[i] = plain_sum<X, Out>(x[i], plain_gaussian(call, i), call.granularity);
+  no_error(
+      add_gaussian(static_cast<int>(dtype_of<X>), x.data(), static_cast<int>(dtype_of<Out>), out.data(), size, &call));
   expect(out == expected, "add_gaussian", size);
 }
 
@@ -101,22 +103,19 @@ void check_unfit(std::size_t size) {
 }  // namespace
 
 int main() {
-  for (const unsigned order : {0u, 1u}) {
-    set_order(order);
-    for (const std::size_t size : {0u, 1u, 15u, 127u, 129u})
-      for (const double scale : {1.0, 0x1.8p20, 0x1p40}) {  // at the last one everything is resolved
-        check_gaussian<float, float>(size, scale);
-        check_gaussian<double, double>(size, scale);
-        check_gaussian<std::int64_t, float>(size, scale);
-        check_gaussian<std::int64_t, double>(size, scale);
-        check_laplace<float>(size, scale);
-        check_laplace<double>(size, scale);
-      }
-    for (const std::size_t size : {0u, 1u, 127u, 129u, 70'000u}) check_words(size);  // the last one: grid-stride
-    for (const std::size_t size : {0u, 1u, 255u, 257u, 9'000u}) {
-      check_unfit<float>(size);
-      check_unfit<double>(size);
+  for (const std::size_t size : {0u, 1u, 15u, 127u, 129u})
+    for (const double scale : {1.0, 0x1.8p20, 0x1p40}) {  // at the last one everything is resolved
+      check_gaussian<float, float>(size, scale);
+      check_gaussian<double, double>(size, scale);
+      check_gaussian<std::int64_t, float>(size, scale);
+      check_gaussian<std::int64_t, double>(size, scale);
+      check_laplace<float>(size, scale);
+      check_laplace<double>(size, scale);
     }
+  for (const std::size_t size : {0u, 1u, 127u, 129u, 70'000u}) check_words(size);  // the last one: grid-stride
+  for (const std::size_t size : {0u, 1u, 255u, 257u, 9'000u}) {
+    check_unfit<float>(size);
+    check_unfit<double>(size);
   }
   std::puts("noise: every result as expected");
 }

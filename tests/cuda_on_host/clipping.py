@@ -40,9 +40,7 @@ def weighted_sum(grads: Sequence[Array], weights: Array, outs: Sequence[Array], 
     call(library(), "weighted_sum", *arguments, order=order)
 
 
-def clip_and_sum(
-    grads: Sequence[Array], max_norm: float, outs: Sequence[Array], norms: Array, order: int = 0
-) -> None:
+def clip_and_sum(grads: Sequence[Array], max_norm: float, outs: Sequence[Array], norms: Array, order: int = 0) -> None:
     arguments = [_batch(grads), ctypes.c_double(max_norm), _sums(grads, outs), _per_row(grads, norms)]
     call(library(), "clip_and_sum", *arguments, order=order)
 
@@ -64,7 +62,8 @@ def lattice_sum(
 def _batch(grads: Sequence[Array]) -> Any:
     arrays = []
     for grad in grads:
-        assert grad.dtype == grads[0].dtype and len(grad) == len(grads[0])
+        assert grad.dtype == grads[0].dtype
+        assert len(grad) == len(grads[0])
         assert grad[:1].flags.c_contiguous
         arrays.append(Gradients(grad.ctypes.data, grad.strides[0] // grad.itemsize, _columns(grad)))
     return ctypes.byref(Batch(dtype_number(grads[0]), len(grads[0]), len(grads), (Gradients * len(grads))(*arrays)))
@@ -75,7 +74,9 @@ def _columns(grad: Array) -> int:
 
 
 def _per_row(grads: Sequence[Array], values: Array) -> ctypes.c_void_p:
-    assert values.dtype == np.float64 and values.shape == (len(grads[0]),) and values.flags.c_contiguous
+    assert values.dtype == np.float64
+    assert values.shape == (len(grads[0]),)
+    assert values.flags.c_contiguous
     return pointer(values)
 
 

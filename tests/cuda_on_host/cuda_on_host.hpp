@@ -1,7 +1,7 @@
 #pragma once
-// CUDA kernels on one CPU thread, for tests. Each GPU thread is a fiber that runs until it meets a barrier or a shuffle;
-// the scheduler wakes the waiting fibers when all that must arrive have arrived. Nothing is left to chance: the fibers
-// run in an order one chooses (`order`), so a missing barrier gives the same wrong result every time.
+// CUDA kernels on one CPU thread, for tests. Each GPU thread is a fiber that runs until it meets a barrier or a
+// shuffle; the scheduler wakes the waiting fibers when all that must arrive have arrived. Nothing is left to chance:
+// the fibers run in an order one chooses (`order`), so a missing barrier gives the same wrong result every time.
 //
 // Stricter than a GPU, where these go unnoticed until they hang or do harm. Each throws Failure and says where:
 //   - threads of a block wait at different barriers, or some have returned while others wait
@@ -109,7 +109,8 @@ class Machine {
   static constexpr std::size_t stack_bytes = 64 << 10;
 #endif
 
-  // Each stack lies above a page that must not be touched: an overflow stops the program instead of spoiling a neighbour.
+  // Each stack lies above a page that must not be touched: an overflow stops the program instead of spoiling a
+  // neighbour.
   void make_stacks(unsigned threads) {
     if (threads <= stacks_) return;
     const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE)), slot = stack_bytes + page;
@@ -135,7 +136,8 @@ class Machine {
     fiber.context.uc_stack.ss_size = stack_bytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, [] { get().run_thread(); }, 0);
-    fiber.context.uc_stack.ss_size = 0;  // or ASan's swapcontext would wipe its marks off the whole stack at every switch
+    fiber.context.uc_stack.ss_size =
+        0;  // or ASan's swapcontext would wipe its marks off the whole stack at every switch
   }
 
   void run_thread() {

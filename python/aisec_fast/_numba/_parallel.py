@@ -5,13 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import NamedTuple
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-# Silences what NumPy reports and the contracts define: overflow, underflow and NaN. Without Numba's compiler integers
-# that wrap are reported too. The setting is each thread's own.
-quiet = np.errstate(over="ignore", under="ignore", invalid="ignore")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def quiet(function: Callable[P, R]) -> Callable[P, R]:
+    """Silence, during a call, what NumPy reports and the contracts define: overflow, underflow and NaN.
+
+    Without Numba's compiler integers that wrap are reported too. The setting is each thread's own. Each call makes its
+    own errstate: NumPy 1 keeps the caller's setting in that object, which threads and nested calls would overwrite.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 class _Pool(NamedTuple):

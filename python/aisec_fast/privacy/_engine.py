@@ -31,8 +31,9 @@ class PrivacyEngine:
     also pays for rounding to the lattice (docs/noise.md, section 1). Rounding in the float sum over samples is not
     charged.
 
-    accountant: "pld" (tight), "rdp"; "prv" means "pld".
-    secure_mode: Opacus's switch; accepted, because noise here is always exact and from a cryptographic generator.
+    Args:
+        accountant: "pld" (tight) or "rdp" (looser, faster); "prv", Opacus's, means "pld".
+        secure_mode: accepted as in Opacus; noise is always exact and from a cryptographic generator.
     """
 
     def __init__(self, *, accountant: str = "pld", secure_mode: bool = True) -> None:  # noqa: ARG002
@@ -58,27 +59,37 @@ class PrivacyEngine:
         noise_generator: Any = None,
         secure_mode: bool = True,  # noqa: ARG002
     ) -> tuple[nn.Module, Optimizer, DataLoader[Any]]:
-        """Return (module, optimizer, loader); the plain loop zero_grad, forward, backward, step over them is private.
+        """Make training private: the plain loop zero_grad, forward, backward, step over the returned objects.
 
-        ``module`` and ``optimizer`` are the very objects passed, with hooks; ``loader`` is new. Row i of every
-        layer's input must
-        belong to record i of the batch, in every forward pass of a step, and samples must not be mixed: no in-batch
-        negatives, no loss divided by the number of tokens in the batch. One backward pass a step.
+        ``module`` and ``optimizer`` are the very objects passed, now with hooks; the loader is new. Row i of every
+        layer's input must belong to record i of the batch, in every forward pass of a step, and samples must not be
+        mixed: no in-batch negatives, no loss divided by the number of tokens in the batch. One backward pass a step.
 
-        noise_multiplier: noise standard deviation / max_grad_norm, >= 0; 0 clips only (epsilon is infinite).
-        max_grad_norm: L2 norm to which each sample's gradient over all parameters is clipped.
-        poisson_sampling: True: each record enters a batch with probability 1/len(data_loader), as the accounting
-        wants.
-            False: the batches of ``data_loader``, accounted without amplification as one Gaussian mechanism for each
-            pass over the returned loader (counted when a step follows); evaluate on a loader of your own.
-        Steps on batches that did not come from the returned loader are accounted at sample rate 1, with a warning.
-        loss_reduction: "mean" or "sum" over the batch, whichever the loss does.
-        batch_first: False if the sequences that Linear, LayerNorm and Embedding see are [T, B, ...].
-        source: randomness of noise and sampling; None is a new ``noise.SecureSource``. ``SeededSource`` is for tests
-        only.
-        criterion, grad_sample_mode, secure_mode: as in Opacus; not needed. noise_generator: must be None.
+        Args:
+            module: model of covered layers, trainable parameters float32 or float64 on one device.
+            optimizer: any torch optimizer over the module's trainable parameters, stepped without a closure.
+            data_loader: loader over a data set with length and indexing.
+            noise_multiplier: noise standard deviation / max_grad_norm, >= 0; 0 only clips (epsilon is infinite).
+            max_grad_norm: L2 norm to which each sample's gradient over all parameters is clipped, > 0.
+            poisson_sampling: if True, each record enters a batch with probability 1/len(data_loader). If False, the
+                batches are those of ``data_loader``, accounted without amplification: one Gaussian mechanism for each
+                pass over the returned loader, booked at the next step. So evaluate on a loader of your own.
+            clipping: "flat", the only kind: one norm over all parameters.
+            loss_reduction: "mean" or "sum" over the batch, whichever the loss does.
+            batch_first: False if the sequences that Linear, LayerNorm and Embedding see are [T, B, ...].
+            source: randomness of noise and sampling. Default: a new SecureSource. SeededSource is for tests only.
+            criterion: accepted as in Opacus; only its ``reduction`` is compared with loss_reduction.
+            grad_sample_mode: accepted as in Opacus; "hooks", "functorch" and "ew" mean the same here.
+            noise_generator: must be None: noise does not come from a torch generator.
+            secure_mode: accepted as in Opacus; noise is always exact and from a cryptographic generator.
 
-        Raises UnsupportedModuleError for layers that cannot be covered, TypeError or ValueError naming the argument.
+        Returns:
+            ``(module, optimizer, loader)``. A step on a batch that the loader did not hand out is accounted at sample
+            rate 1, with a warning.
+
+        Raises:
+            UnsupportedModuleError: a layer that cannot be covered, with its name, or the parameter's.
+            TypeError, ValueError: another argument, with its name. Nothing has been changed then.
         """
         release_noise = _checks.not_negative(noise_multiplier, "noise_multiplier")
         clip = _checks.positive(max_grad_norm, "max_grad_norm")
@@ -118,11 +129,19 @@ class PrivacyEngine:
         poisson_sampling: bool = True,
         **options: Any,
     ) -> tuple[nn.Module, Optimizer, DataLoader[Any]]:
-        """Like ``make_private``, with the least noise for which ``epochs`` passes cost at most ``target_epsilon`` at
-        ``target_delta``.
+        """Like ``make_private``, with the least noise that keeps a whole run within a budget.
 
-        The noise multiplier found is then in ``engine.noise_multiplier``. ValueError if this engine has spent budget
-        already.
+        Args:
+            target_epsilon: epsilon that ``epochs`` passes over the loader may cost, at ``target_delta``.
+            target_delta: in (0, 1).
+            epochs: number of passes, >= 1.
+            module, optimizer, data_loader, max_grad_norm, poisson_sampling, options: see :meth:`make_private`.
+
+        Returns:
+            See :meth:`make_private`; the noise multiplier found is in ``engine.noise_multiplier``.
+
+        Raises:
+            ValueError: also if this engine has spent budget already.
         """
         if self._spent:
             raise ValueError(
@@ -182,8 +201,7 @@ class _Account:
             self.spent[self.noise_multiplier, self.rate] += 1
         else:
             # A record takes part at most once in each pass, so a pass is one Gaussian mechanism. All passes begun are
-            # booked,
-            # also one that another pass overtook: batches of both may be in this step and later ones.
+            # booked, also one that another overtook: batches of both may be in this step and later ones.
             self.spent[self.noise_multiplier, 1.0] += self.tally.passes - self.passes_booked
             self.passes_booked = self.tally.passes
 

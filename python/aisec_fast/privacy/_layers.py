@@ -88,27 +88,25 @@ class LinearGradients(LayerGradients):
         other = torch.bmm(outputs, outputs.transpose(1, 2))
         lengths = gram.diagonal(dim1=1, dim2=2).double() * other.diagonal(dim1=1, dim2=2).double()
         gamma = (inputs.shape[2] + outputs.shape[2] + 4) * torch.finfo(gram.dtype).eps / 2
-        return (
-            gram.mul_(other).sum((1, 2), dtype=torch.float64).clamp_(min=0.0) + gamma * lengths.sqrt().sum(1).square()
-        )
+        squares = gram.mul_(other).sum((1, 2), dtype=torch.float64)
+        return squares.clamp_(min=0.0) + gamma * lengths.sqrt().sum(1).square()
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         if name == "bias":
-            return self.outputs[start:stop].sum(1)
+            outputs = self.outputs[start:stop]
+            return outputs[:, 0] if outputs.shape[1] == 1 else outputs.sum(1)
         return torch.bmm(self.outputs[start:stop].transpose(1, 2), self.inputs[start:stop])
 
     def total(self, name: str, weights: Tensor) -> Tensor:
         if name == "bias":
-            return weighted_sum(self.outputs.sum(1), weights)
-        # [B, T, p] -> [p, B T] times [B T, d]: the one GEMM that a plain backward would do, with the factors folded
-        # in.
+            return super().total(name, weights)
+        # [p, B T] times [B T, d]: the one GEMM that a plain backward would do, with the factors folded in.
         scaled = select_scale(self.outputs, weights).flatten(0, 1)
         return scaled.t() @ select(self.inputs, weights).flatten(0, 1)
 
 
 class ConvGradients(LayerGradients):
-    """Conv1d, Conv2d, Conv3d: per-sample gradients by one convolution_backward with the batch folded into the
-    groups."""
+    """Convolutions: per-sample gradients by one convolution_backward with the batch folded into the groups."""
 
     def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
         super().__init__(layer, activation, gradient)
@@ -158,20 +156,25 @@ class ConvGradients(LayerGradients):
 
 
 class Conv1dGradients(ConvGradients):
+    """Conv1d on [B, C, L]."""
+
     layer_type = nn.Conv1d
 
 
 class Conv2dGradients(ConvGradients):
+    """Conv2d on [B, C, H, W]."""
+
     layer_type = nn.Conv2d
 
 
 class Conv3dGradients(ConvGradients):
+    """Conv3d on [B, C, D, H, W]."""
+
     layer_type = nn.Conv3d
 
 
 class EmbeddingGradients(LayerGradients):
-    """Embedding: a sample's gradient has one row for each different token it contains, so only those rows are
-    formed."""
+    """Embedding: a sample's gradient has one row for each different token in it; only those rows are formed."""
 
     layer_type = nn.Embedding
     takes_sequences = True
@@ -266,8 +269,7 @@ RULES: tuple[type[LayerGradients], ...] = (
 
 
 def find_rule(layer: nn.Module) -> type[LayerGradients] | None:
-    """The rule for ``layer``, or None. A subclass (or an instance) with a forward of its own is not what the rule
-    computes."""
+    """The rule for ``layer``, or None: also for a subclass or an instance with a forward of its own."""
     for rule in RULES:
         base = rule.layer_type
         if isinstance(layer, base):

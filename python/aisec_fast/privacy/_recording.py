@@ -1,5 +1,4 @@
-"""Record what each covered layer saw and what gradient came back, in one backward pass that makes activation
-gradients only.
+"""Record what each covered layer saw and what gradient came back, in one backward pass.
 
 During its forward a covered layer's own parameters do not require grad, so autograd builds no weight-gradient nodes.
 Its output then goes through a *tap*, an identity whose backward records (activation, output gradient) and passes the
@@ -35,8 +34,7 @@ class Recorder:
         self._records: list[Record] = []
         self._pass: int | None = None
         self._failure: str | None = None
-        # The tap takes this as an input that requires grad, so that a first layer, whose input requires none, is
-        # recorded too.
+        # An input of the tap that requires grad: a first layer, whose own input requires none, is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
 
     def add(self, record: Record) -> None:
@@ -73,8 +71,7 @@ class Recorder:
 
 
 class _Tap(torch.autograd.Function):
-    """Identity; its backward records. Marking the output dirty instead of making a view lets in-place operations
-    follow."""
+    """Identity; its backward records. The output is marked dirty, not viewed: in-place operations may follow."""
 
     @staticmethod
     def forward(
@@ -112,8 +109,7 @@ class _Freeze:
 
 
 class _Thaw:
-    """Forward hook, also called when the forward raised: parameters require grad again, the output goes through the
-    tap."""
+    """Forward hook, also after an error: parameters require grad again, the output goes through the tap."""
 
     def __init__(self, freeze: _Freeze, recorder: Recorder) -> None:
         self.freeze, self.recorder = freeze, recorder
@@ -160,8 +156,7 @@ class _CopiedThaw:
 
 
 class _Guard:
-    """Post-accumulate hook: a gradient that autograd accumulates itself is an un-noised sum, so it is deleted and
-    refused."""
+    """Post-accumulate hook: what autograd itself accumulates is an un-noised sum, so it is deleted and refused."""
 
     def __init__(self, name: str, recorder: Recorder) -> None:
         self.name, self.recorder = name, recorder

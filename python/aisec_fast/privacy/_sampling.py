@@ -17,12 +17,10 @@ _WORDS = 2**20  # random words drawn at a time: 8 MiB however large the data set
 
 
 class PoissonBatchSampler(Sampler[list[int]]):
-    """Each of ``steps`` batches holds each of ``size`` records independently with probability 1/steps (at most 2^-64
-    less).
+    """Each of ``steps`` batches holds each of ``size`` records independently with probability 1/steps.
 
-    Batches vary in size and may be empty. Draws come from ``source`` (64 random bits a record, compared as integers)
-    and are
-    never the same twice: a new pass is a new draw.
+    Batches vary in size and may be empty. Draws come from ``source``, 64 random bits a record compared as integers (so
+    the probability is at most 2^-64 below 1/steps, never above), and are never repeated: a new pass is a new draw.
     """
 
     def __init__(self, size: int, steps: int, source: Source) -> None:
@@ -76,8 +74,7 @@ class Tally:
         self._waiting = 0  # batches of the newest pass that no step has used
 
     def handed_out(self, first: bool) -> None:
-        """A batch left the loader; ``first`` of its pass. Batches left over from an older pass are not counted any
-        more."""
+        """A batch left the loader, ``first`` of its pass or not; what is left of an older pass no longer counts."""
         self.passes += first
         self._waiting = 1 if first else self._waiting + 1
 
@@ -117,8 +114,7 @@ class PrivateLoader(DataLoader[Any]):
 
 
 class EmptyCollate:
-    """The user's collate function, which also makes an empty batch: tensors of batch size 0, shaped like the
-    others."""
+    """The user's collate function, which also makes an empty batch: tensors like the others, of batch size 0."""
 
     def __init__(self, collate: Callable[[list[Any]], Any], dataset: Any) -> None:
         self.collate, self.dataset = collate, dataset

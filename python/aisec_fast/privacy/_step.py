@@ -21,8 +21,7 @@ from ._recording import Record, Recorder
 
 @dataclass(frozen=True)
 class Release:
-    """What a step releases: sums of gradients clipped to ``max_grad_norm``, with noise, over the expected batch
-    size."""
+    """What a step releases: the noisy sum of clipped gradients, over the expected batch size."""
 
     noise_multiplier: float
     max_grad_norm: float
@@ -65,8 +64,7 @@ class PrivateStep:
 
 
 def charged_noise(release: Release, size: int) -> tuple[float, float]:
-    """Return (sigma, granularity) for ``size`` coordinates: epsilon stays nominal, sigma pays for rounding to the
-    lattice."""
+    """Return (sigma, granularity) for ``size`` coordinates: sigma pays for rounding to the lattice."""
     granularity = noise.default_granularity(release.noise_multiplier * release.max_grad_norm)
     sensitivity = noise.charged_sensitivity(release.max_grad_norm, size, granularity)
     return math.nextafter(release.noise_multiplier * sensitivity, math.inf), granularity
@@ -137,8 +135,7 @@ def _squares(uses: list[tuple[str, LayerGradients]], batch: int, parameter: nn.P
     if len(uses) == 1:
         name, rule = uses[0]
         return rule.squares(name)
-    # Used several times (tied weights, a module called twice): the norm of the sum, so the gradients themselves are
-    # needed.
+    # Used several times (tied weights, a module called twice): the norm of the sum needs the gradients themselves.
     parts = []
     for start, stop in chunks(batch, parameter.numel()):
         gradients = [rule.rows(name, start, stop) for name, rule in uses]

@@ -1,6 +1,6 @@
 #pragma once
-// Stands in for the CUDA runtime when g++ compiles our .cu files: one GPU with one processor, memory from malloc, and
-// every stream runs its work at once.
+// Stands in for the CUDA runtime when g++ compiles our .cu files: two GPUs with one processor each, memory from malloc,
+// and every stream runs its work at once. It notes where the work went.
 #include <cstdlib>
 
 #include "cuda_on_host.hpp"
@@ -16,13 +16,40 @@ struct cudaLaunchConfig_t {
 };
 
 namespace host_cuda {
+constexpr int devices = 2;
 inline std::size_t allocations = 0;  // not yet freed
+inline int device = 0;               // the current one
+inline int last_device = -1;         // of the last kernel, and its stream
+inline cudaStream_t last_stream = nullptr;
+inline unsigned waits = 0;           // calls that waited for a stream
+}
+
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  *count = host_cuda::devices;
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = host_cuda::device;
   return cudaSuccess;
 }
+
+inline cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= host_cuda::devices) return cudaErrorInvalidValue;
+  host_cuda::device = device;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+inline const char* cudaGetErrorString(cudaError_t) { return "an error of the stand-in"; }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 1;
@@ -55,12 +82,17 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
   return cudaSuccess;
 }
 
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  ++host_cuda::waits;
+  return cudaSuccess;
+}
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* launch, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   if (launch->gridDim.x == 0 || launch->blockDim.x == 0 || launch->blockDim.x > 1024) return cudaErrorInvalidValue;
+  host_cuda::last_device = host_cuda::device;
+  host_cuda::last_stream = launch->stream;
   host_cuda::Machine::get().launch(launch->gridDim.x, launch->blockDim.x, [&] { kernel(arguments...); });
   return cudaSuccess;
 }

@@ -1,0 +1,99 @@
+"""Arrays that say they are on a GPU, in the two ways that `_cuda` reads: DLPack's method and its C exchange API."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+CUDA = 2  # DLPack's device type
+KINDS = {"i": 0, "u": 1, "f": 2}
+
+
+class Tensor(ctypes.Structure):
+    """DLTensor."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]
+
+
+class Managed(ctypes.Structure):
+    """DLManagedTensor."""
+
+    _fields_ = [("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
+
+
+class ExchangeApi(ctypes.Structure):
+    """DLPackExchangeAPI: of its functions only the two that `_cuda` calls."""
+
+    _fields_ = [
+        ("version", ctypes.c_uint32 * 2),
+        ("previous", ctypes.c_void_p),
+        ("unused", ctypes.c_void_p * 3),
+        ("tensor_from_object", ctypes.c_void_p),
+        ("current_stream", ctypes.c_void_p),
+    ]
+
+
+def capsule(pointer: Any, name: bytes) -> Any:
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype = ctypes.py_object
+    new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return new(ctypes.cast(pointer, ctypes.c_void_p), name, None)
+
+
+class Plain:
+    """A numpy array, said to be on a GPU. Remembers the stream that its consumer named."""
+
+    def __init__(self, array: np.ndarray, device: int = 0) -> None:
+        self.array, self.device, self.stream_named = array, device, None
+        self.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        self.strides = (ctypes.c_int64 * array.ndim)(*(stride // array.itemsize for stride in array.strides))
+
+    def tensor(self) -> Tensor:
+        kind, bits = KINDS[self.array.dtype.kind], 8 * self.array.itemsize
+        place = (ctypes.c_int32 * 2)(CUDA, self.device)
+        return Tensor(self.array.ctypes.data, place, self.array.ndim, kind, bits, 1, self.shape, self.strides, 0)
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:  # from before DLPack 1.0: no max_version
+        self.stream_named = stream
+        self.managed = Managed(self.tensor(), None, None)
+        return capsule(ctypes.pointer(self.managed), b"dltensor")
+
+
+class Exchanging(Plain):
+    """The same, with a current stream that it tells through the C exchange API, as torch does."""
+
+    stream = 0x1230
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(Tensor))
+def _tensor_from_object(array: Exchanging, out: Any) -> int:
+    out[0] = array.tensor()
+    return 0
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
+def _current_stream(_kind: int, _device: int, out: Any) -> int:
+    out[0] = Exchanging.stream
+    return 0
+
+
+_api = ExchangeApi(
+    (ctypes.c_uint32 * 2)(1, 3),
+    None,
+    (ctypes.c_void_p * 3)(),
+    ctypes.cast(_tensor_from_object, ctypes.c_void_p),
+    ctypes.cast(_current_stream, ctypes.c_void_p),
+)
+Exchanging.__dlpack_c_exchange_api__ = capsule(ctypes.pointer(_api), b"dlpack_exchange_api")

@@ -1,0 +1,12 @@
+// The Python module _cuda on the stand-in, and what the stand-in noted, for test_cuda_module.py.
+#include "../../src/cuda/module.cpp"
+
+#include "clipping.cu"
+#include "noise.cu"
+
+extern "C" {
+__attribute__((visibility("default"))) int current_device() { return host_cuda::device; }
+__attribute__((visibility("default"))) int last_device() { return host_cuda::last_device; }
+__attribute__((visibility("default"))) void* last_stream() { return host_cuda::last_stream; }
+__attribute__((visibility("default"))) unsigned waits() { return host_cuda::waits; }
+}

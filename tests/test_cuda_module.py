@@ -1,0 +1,163 @@
+"""The Python module `_cuda` without a GPU: compiled on the stand-in, called with arrays that say they are on one.
+
+What it must get right around the kernels: arguments, devices, streams, errors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aisec_fast import _core
+from tests.conftest import bits
+from tests.cuda_on_host import build
+from tests.cuda_on_host.arrays import Exchanging, Plain
+
+pytestmark = pytest.mark.skipif(not build.available(), reason=f"no C++ compiler: {build.COMPILER} is not on the path")
+
+KEY = bytes(range(3, 35))
+LEGACY_STREAM = 1
+
+
+@pytest.fixture(scope="module")
+def cuda() -> ModuleType:
+    return build.extension()
+
+
+@pytest.fixture
+def noted(cuda: ModuleType) -> Any:
+    library = ctypes.CDLL(cuda.__file__)
+    library.last_stream.restype = ctypes.c_void_p
+    return library
+
+
+def values(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(4).standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("array", [Plain, Exchanging])
+def test_every_function_computes(cuda: ModuleType, array: Any) -> None:
+    x, out, expected = values(500), *np.empty((2, 500), np.float32)
+    for law in ("gaussian", "laplace"):
+        getattr(_core, f"add_{law}")(x, expected, 1.5, 2.0**-20, KEY)
+        getattr(cuda, f"add_{law}")(array(x), array(out), 1.5, 2.0**-20, KEY)
+        assert bits(out) == bits(expected)
+    integers = np.arange(500)
+    _core.add_gaussian(integers, expected, 1.5, 2.0**-20, KEY)
+    cuda.add_gaussian(array(integers), array(out), 1.5, 2.0**-20, KEY)
+    assert bits(out) == bits(expected)
+    words, expected_words = np.empty((2, 300), np.uint64)
+    _core.random_words(expected_words, KEY, 0)
+    cuda.random_words(array(words), KEY, 0)
+    assert bits(words) == bits(expected_words)
+    assert cuda.first_unfit(array(x), 1.0) == -1
+    x[77] = np.inf
+    assert cuda.first_unfit(array(x), 1.0) == 77
+
+    grads = [values(9, 2000)[::2, :1500], values(5, 3, 4)]
+    on_gpu = [array(g) for g in grads]
+    norms, expected_norms = np.empty((2, 5))
+    _core.norms(grads, expected_norms)
+    cuda.norms(on_gpu, array(norms))
+    assert bits(norms) == bits(expected_norms)
+    for name, dtype, numbers in (("clip_and_sum", "f4", [2.0]), ("lattice_sum", "i8", [2.0, 2.0**-20, 2**42])):
+        outs, expected_outs = ([np.empty(size, dtype) for size in (1500, 12)] for _ in range(2))
+        norms[:] = 0
+        getattr(_core, name)(grads, *numbers, expected_outs, expected_norms)
+        getattr(cuda, name)(on_gpu, *numbers, [array(out) for out in outs], array(norms))
+        assert bits(norms) == bits(expected_norms)
+        assert [bits(out) for out in outs] == [bits(out) for out in expected_outs]
+    outs, expected_outs = ([np.empty(size, "f4") for size in (1500, 12)] for _ in range(2))
+    _core.weighted_sum(grads, norms, expected_outs)
+    cuda.weighted_sum(on_gpu, array(norms), [array(out) for out in outs])
+    assert [bits(out) for out in outs] == [bits(out) for out in expected_outs]
+
+
+def test_work_goes_to_the_arrays_device_and_back(cuda: ModuleType, noted: Any) -> None:
+    x = values(10)
+    for device in (1, 0):
+        cuda.add_gaussian(Plain(x, device), Plain(x, device), 1.0, 2.0**-20, KEY)
+        assert (noted.last_device(), noted.current_device()) == (device, 0)
+    with pytest.raises(RuntimeError, match="CUDA: an error of the stand-in"):
+        cuda.add_gaussian(Plain(x, 7), Plain(x, 7), 1.0, 2.0**-20, KEY)  # no such device
+    assert noted.current_device() == 0
+    with pytest.raises(ValueError, match="out and x are on different GPUs"):
+        cuda.add_gaussian(Plain(x, 0), Plain(x, 1), 1.0, 2.0**-20, KEY)
+
+
+def test_a_producer_that_cannot_tell_its_stream_is_told_ours(cuda: ModuleType, noted: Any) -> None:
+    x, out, waits = Plain(values(10)), Plain(values(10)), noted.waits()
+    cuda.add_gaussian(x, out, 1.0, 2.0**-20, KEY)
+    assert x.stream_named == out.stream_named == LEGACY_STREAM
+    assert noted.last_stream() == LEGACY_STREAM
+    assert noted.waits() == waits + 1  # it cannot wait for us, so the call waits
+
+
+def test_a_producers_current_stream_is_used(cuda: ModuleType, noted: Any) -> None:
+    x, waits = Exchanging(values(10)), noted.waits()
+    cuda.add_gaussian(x, x, 1.0, 2.0**-20, KEY)
+    assert noted.last_stream() == Exchanging.stream
+    assert noted.waits() == waits
+
+
+@pytest.mark.parametrize("stream", [0x1230, 0])
+@pytest.mark.parametrize("first", [Plain, Exchanging])
+def test_producers_of_both_kinds(
+    cuda: ModuleType, noted: Any, first: Any, stream: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Exchanging, "stream", stream)
+    second = Exchanging if first is Plain else Plain
+    x, out, waits = first(values(10)), second(values(10)), noted.waits()
+    cuda.add_gaussian(x, out, 1.0, 2.0**-20, KEY)
+    plain = x if first is Plain else out
+    assert plain.stream_named == (stream or LEGACY_STREAM)  # DLPack has no 0
+    assert (noted.last_stream() or 0) == stream
+    assert noted.waits() == waits + 1
+
+
+def test_bad_arguments(cuda: ModuleType) -> None:
+    x, grad, per_row = Plain(values(8)), Plain(values(4, 6)), Plain(np.zeros(4))
+    for call, error, message in (
+        (lambda: cuda.add_gaussian([1.0], x, 1.0, 2.0**-20, KEY), TypeError, "x is a list, expected an array"),
+        (lambda: cuda.add_gaussian(x.array, x, 1.0, 2.0**-20, KEY), ValueError, "x lives on DLPack device type 1"),
+        (
+            lambda: cuda.add_gaussian(x, Plain(values(7)), 1.0, 2.0**-20, KEY),
+            ValueError,
+            "out has 7 values, expected 8",
+        ),
+        (lambda: cuda.add_gaussian(x, Plain(np.zeros(8)), 1.0, 2.0**-20, KEY), TypeError, "out has another dtype"),
+        (
+            lambda: cuda.add_gaussian(x, Plain(np.zeros(8, "i8")), 1.0, 2.0**-20, KEY),
+            TypeError,
+            "out has another dtype",
+        ),
+        (lambda: cuda.add_laplace(Plain(np.zeros(8, "i8")), x, 1.0, 2.0**-20, KEY), TypeError, "x has another dtype"),
+        (lambda: cuda.add_laplace(x, Plain(np.zeros(8)), 1.0, 2.0**-20, KEY), TypeError, "out has another dtype"),
+        (lambda: cuda.add_gaussian(x, x, 1.0, 2.0**-20, KEY[1:]), ValueError, "key has 31 bytes, expected 32"),
+        (lambda: cuda.add_gaussian(x, x, 1.0, 2.0, KEY), ValueError, "expected 1 to 2"),
+        (lambda: cuda.first_unfit(Plain(values(8)[::2]), 1.0), ValueError, "x is not C-contiguous"),
+        (lambda: cuda.first_unfit(Plain(np.zeros(8, "i8")), 1.0), TypeError, "x has another dtype"),
+        (lambda: cuda.random_words(x, KEY, 0), TypeError, "out has another dtype"),
+        (lambda: cuda.norms([], per_row), ValueError, "grads is an empty list"),
+        (lambda: cuda.norms([Plain(np.zeros((4, 6), "i8"))], per_row), TypeError, "grads has an integer dtype"),
+        (lambda: cuda.norms([Plain(values(6, 4).T)], per_row), ValueError, "not contiguous inside its rows"),
+        (lambda: cuda.norms([grad, Plain(values(3, 6))], per_row), ValueError, "differ in their number of rows"),
+        (lambda: cuda.norms([grad], x), TypeError, "norms has another dtype"),
+        (lambda: cuda.norms([grad], Plain(np.zeros(3))), ValueError, "norms has 3 values, expected 4"),
+        (lambda: cuda.weighted_sum([grad], Plain(np.zeros(3)), []), ValueError, "weights has 3 values, expected 4"),
+        (lambda: cuda.clip_and_sum([grad], 1.0, [], per_row), ValueError, "outs has another length than grads"),
+        (lambda: cuda.clip_and_sum([grad], 1.0, [x], per_row), ValueError, "out has 8 values, expected 6"),
+        (lambda: cuda.lattice_sum([grad], 1.0, 1.0, 1, [x], per_row), TypeError, "out has another dtype"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_versions(cuda: ModuleType) -> None:
+    assert cuda.device_count() == 2
+    assert cuda.runtime_version() == cuda.driver_version() == 13000
+    assert cuda.version == "on the host"
