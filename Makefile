@@ -82,7 +82,7 @@ tidy: $(READY)
 	@$(BIN)/clang-tidy -p $$(dirname $$(find build -name compile_commands.json | head -1)) --quiet $$(find src/cpp -name '*.cpp')
 
 bench: $(READY)
-	@$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds -q
+	@$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only --benchmark-columns=median,iqr,rounds -q
 
 format: $(READY)
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet . ; $(BIN)/clang-format -i $(CPP)

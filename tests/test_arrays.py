@@ -62,7 +62,7 @@ def test_core_views_take_any_producer() -> None:
         _core.norms([value], norms)
         seen.add(bits(norms))
     assert len(seen) == 1
-    with pytest.raises(TypeError, match="grads is a Lost, expected an array"):
+    with pytest.raises(TypeError, match=r"grads is a Lost, expected an array"):
         _core.norms([type("Lost", (), {})()], np.empty(5))
 
 

@@ -60,7 +60,11 @@ def test_backends_have_the_same_functions(family: str) -> None:
 def test_stubs_are_current(module: str) -> None:
     pytest.importorskip(f"aisec_fast.{module}", reason="not in this build")
     run = subprocess.run(
-        [sys.executable, "-m", "mypy.stubtest", f"aisec_fast.{module}"], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "mypy.stubtest", f"aisec_fast.{module}"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     compiled = __import__(f"aisec_fast.{module}", fromlist=[module])
@@ -109,7 +113,12 @@ def test_one_version_everywhere() -> None:
 
 
 def test_papers_name_files_that_exist() -> None:
-    for paper in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))):
+    for paper in (
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+    ):
         text = (ROOT / paper).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / paper).parent / target).exists(), f"{paper} links to {target}"

@@ -66,7 +66,9 @@ def test_lattice_integers_are_accepted(kernels: Kernels, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_odd_values_are_clamped(kernels: Kernels, dtype: str) -> None:
     info = np.finfo(dtype)
-    x = np.array([np.nan, np.inf, -np.inf, info.max, info.min, info.tiny, info.smallest_subnormal, -0.0, 0.5, 1.5, 2.5], dtype)
+    x = np.array(
+        [np.nan, np.inf, -np.inf, info.max, info.min, info.tiny, info.smallest_subnormal, -0.0, 0.5, 1.5, 2.5], dtype
+    )
     out = np.empty_like(x)
     kernels.noise.add_gaussian(x, out, 2.0, 1.0, KEY)
     assert bits(out) == bits(reference.add_gaussian(x, 2.0, 1.0, KEY))
@@ -75,7 +77,8 @@ def test_odd_values_are_clamped(kernels: Kernels, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("value", "unfit"), [(np.nan, True), (np.inf, True), (-np.inf, True), (2.0**62, False), (2.0**62 * 1.001, True), (0.0, False)]
+    ("value", "unfit"),
+    [(np.nan, True), (np.inf, True), (-np.inf, True), (2.0**62, False), (2.0**62 * 1.001, True), (0.0, False)],
 )
 @pytest.mark.parametrize("index", [0, 77, 299])
 def test_first_unfit(kernels: Kernels, dtype: str, value: float, unfit: bool, index: int) -> None:
@@ -110,7 +113,9 @@ def test_bits_do_not_depend_on_threads_or_size(kernels: Kernels, law: str, threa
     dtype=st.sampled_from(["float32", "float64"]),
     key=st.binary(min_size=32, max_size=32),
 )
-def test_any_argument_gives_the_reference(size: int, exponent: int, scale: float, spread: float, dtype: str, key: bytes) -> None:
+def test_any_argument_gives_the_reference(
+    size: int, exponent: int, scale: float, spread: float, dtype: str, key: bytes
+) -> None:
     from aisec_fast import _core
 
     granularity = 2.0 ** (exponent if dtype == "float64" else exponent // 8)
@@ -195,7 +200,9 @@ def test_backends_agree_through_the_public_api() -> None:
     for name in ("native", "numba"):
         with aisec_fast.use_backend(name):
             source = noise.SeededSource(9)
-            results.add(bits(noise.add_gaussian(x, 0.3, source=source)) + bits(noise.add_laplace(x, 7.0, source=source)))
+            results.add(
+                bits(noise.add_gaussian(x, 0.3, source=source)) + bits(noise.add_laplace(x, 7.0, source=source))
+            )
     assert len(results) == 1
 
 

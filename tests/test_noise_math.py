@@ -19,7 +19,21 @@ ONES, EDGE = 2**64 - 1, 2**48
 DRAW = random.Random(2026)
 
 # wu (or w): empty, least, around the borders of the fast step's zone, near 1, and random.
-RADII = [0, 1, 2**20, EDGE - 1, EDGE, EDGE + 1, 2**47, 2**47 - 1, 2**63 - 1, 2**63, ONES, ONES - 2**47, ONES - 2**47 + 1]
+RADII = [
+    0,
+    1,
+    2**20,
+    EDGE - 1,
+    EDGE,
+    EDGE + 1,
+    2**47,
+    2**47 - 1,
+    2**63 - 1,
+    2**63,
+    ONES,
+    ONES - 2**47,
+    ONES - 2**47 + 1,
+]
 ANGLES = [0, 1, 2**61, 2**62 - 1, 2**62, 2**63, ONES, 2**63 + 2**61, 3 * 2**60]
 EXTRAS = [[0] * 8, [ONES] * 8, [0, 0, 0, 1, 0, 0, 0, 1]]
 
@@ -27,10 +41,28 @@ EXTRAS = [[0] * 8, [ONES] * 8, [0, 0, 0, 1, 0, 0, 0, 1]]
 @pytest.fixture(scope="module")
 def math(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     library = tmp_path_factory.mktemp("noise_math") / "noise_math.so"
-    flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-I", ROOT / "src/cpp/include"]
+    flags = [
+        "-std=c++20",
+        "-O2",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fPIC",
+        "-shared",
+        "-I",
+        ROOT / "src/cpp/include",
+    ]
     subprocess.run(["g++", *flags, ROOT / "tests/noise_math.cpp", "-o", library], check=True)
     loaded = ctypes.CDLL(str(library))
-    for name in ("fast_gaussian", "fast_laplace", "decide_gaussian", "decide_laplace", "fast_logarithm", "fast_cosine_sine"):
+    for name in (
+        "fast_gaussian",
+        "fast_laplace",
+        "decide_gaussian",
+        "decide_laplace",
+        "fast_logarithm",
+        "fast_cosine_sine",
+    ):
         getattr(loaded, name).restype = ctypes.c_double if name == "fast_logarithm" else None
     with mp.workprec(600):
         yield loaded
@@ -67,7 +99,9 @@ def laplace_truth(w: int, extra: list[int]) -> mpf:
 
 def pairs(count: int) -> list[tuple[int, int, list[int]]]:
     fixed = [(wu, wv, extra) for wu in RADII for wv in ANGLES for extra in EXTRAS]
-    drawn = [(DRAW.getrandbits(64), DRAW.getrandbits(64), [DRAW.getrandbits(64) for _ in range(8)]) for _ in range(count)]
+    drawn = [
+        (DRAW.getrandbits(64), DRAW.getrandbits(64), [DRAW.getrandbits(64) for _ in range(8)]) for _ in range(count)
+    ]
     return fixed + drawn
 
 

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter."""
     settings = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=settings, check=False, capture_output=True, text=True, timeout=120
+    )
 
 
 def in_child(task: Callable[[], bytes]) -> bytes:
@@ -82,8 +84,8 @@ def test_backend_by_environment() -> None:
 
 
 def test_use_backend_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from aisec_fast._backends import choose
     from aisec_fast._arrays import describe
+    from aisec_fast._backends import choose
 
     array = [describe(np.zeros(1), "x")]
     with aisec_fast.use_backend("numba"):
@@ -207,9 +209,19 @@ def test_a_fork_without_python_handlers_is_noticed(monkeypatch: pytest.MonkeyPat
 @pytest.mark.installs
 def test_pure_install_runs_on_numba(tmp_path: Path) -> None:
     """AISEC_FAST_PURE=1 needs no compiler: the wheel holds no binary, and everything runs on Numba."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(tmp_path)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "AISEC_FAST_PURE": "1", "CXX": "/no/compiler", "CC": "/no/compiler"}
-    built = subprocess.run([*pip, str(ROOT)], env=environment, capture_output=True, text=True, timeout=300)
+    built = subprocess.run([*pip, str(ROOT)], env=environment, check=False, capture_output=True, text=True, timeout=300)
     assert built.returncode == 0, built.stderr
     assert not list(tmp_path.rglob("*.so"))
     code = (
@@ -220,7 +232,9 @@ def test_pure_install_runs_on_numba(tmp_path: Path) -> None:
         "x = aisec_fast.noise.add_gaussian(numpy.zeros(500), 1.0, source=aisec_fast.noise.SeededSource(8))\n"
         "print(aisec_fast.info()['backends']['native'], float(x.sum()).hex())"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 0, run.stderr
     total = noise.add_gaussian(np.zeros(500), 1.0, source=noise.SeededSource(8)).sum()
     assert run.stdout.strip() == f"this installation was built without aisec_fast._core {float(total).hex()}"

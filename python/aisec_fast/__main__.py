@@ -1,6 +1,8 @@
 """``python -m aisec_fast`` is the command ``aisec-fast``."""
 
-from .cli import main
+import sys
+
+from aisec_fast.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -9,7 +9,7 @@ defines every bit and proves every bound.
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,6 @@ __all__ = [
     "default_granularity",
     "random_words",
 ]
-
-A = TypeVar("A")
 
 _LARGEST_EXPONENT = 900  # of the granularity
 _LARGEST_RATIO = 2.0**40  # of sigma / granularity
@@ -62,10 +60,6 @@ def charged_sensitivity(max_norm: float, size: int, granularity: float, *, norm:
     return math.nextafter(sensitivity + charge, math.inf)
 
 
-@overload
-def add_gaussian(x: list[A], sigma: float, **options: Any) -> list[A]: ...
-@overload
-def add_gaussian(x: A, sigma: float, **options: Any) -> A: ...
 def add_gaussian(
     x: Any,
     sigma: float,
@@ -104,10 +98,6 @@ def add_gaussian(
     return _add("add_gaussian", x, sigma, "sigma", granularity, source, out, check)
 
 
-@overload
-def add_laplace(x: list[A], scale: float, **options: Any) -> list[A]: ...
-@overload
-def add_laplace(x: A, scale: float, **options: Any) -> A: ...
 def add_laplace(
     x: Any,
     scale: float,

@@ -282,12 +282,13 @@ def norms(grads: Grads, norms: Floats) -> None:
         norms[start:stop] = _norms(matrices, start, stop)
 
 
-def weighted_sum(grad: NDArray[Any], weights: Floats, out: NDArray[Any]) -> None:
-    """out [D] = sum_i weights[i] * row i of grad [B, ...]; rows of weight 0 are not read. Weights are finite."""
-    matrix = _matrix(grad)
-    total = np.zeros(matrix.columns)
-    _add_weighted(matrix, weights, 0, total)
-    _round_once([total], [out])
+def weighted_sum(grads: Grads, weights: Floats, outs: Sequence[NDArray[Any]]) -> None:
+    """outs, one [D] for each array, = sum_i weights[i] * row i; rows of weight 0 are not read. Weights are finite."""
+    matrices = [_matrix(grad) for grad in grads]
+    totals = [np.zeros(matrix.columns) for matrix in matrices]
+    for matrix, total in zip(matrices, totals, strict=True):
+        _add_weighted(matrix, weights, 0, total)
+    _round_once(totals, outs)
 
 
 def clip_and_sum(grads: Grads, max_norm: float, outs: Sequence[NDArray[Any]], norms: Floats) -> None:

@@ -197,7 +197,7 @@ def _numba_compiles() -> bool:
             import numba
     except (BackendError, ImportError):
         return False
-    return not numba.config.DISABLE_JIT
+    return not getattr(numba.config, "DISABLE_JIT", 0)
 
 
 def _floors(case: Case, values: Floats) -> list[Contender]:
@@ -292,7 +292,7 @@ def _cuda(case: Case, values: Floats) -> list[Contender]:
         import cupy
 
         on_device, synchronize = cupy.asarray(values), cupy.cuda.get_current_stream().synchronize
-        negate = lambda: cupy.negative(on_device, out=on_device)  # noqa: E731
+        negate = lambda: cupy.negative(on_device, out=on_device)
     elif _has("torch"):
         import torch
 

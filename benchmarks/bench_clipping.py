@@ -1,0 +1,14 @@
+"""Clipping kernels on every backend: the demo's cases as pytest-benchmark rows."""
+
+import pytest
+
+from aisec_fast.cli import throughput
+
+ROWS = [(case, one) for case in throughput.cases() if case.family == "clipping" for one in throughput.contenders(case)]
+
+
+@pytest.mark.parametrize(("case", "contender"), ROWS, ids=[f"{c.operation}-{o.label}" for c, o in ROWS])
+def test_clipping(benchmark, case, contender) -> None:
+    benchmark.group = case.operation
+    with contender.active():
+        benchmark(contender.call)
