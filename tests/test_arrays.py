@@ -91,7 +91,7 @@ def test_memory_map(tmp_path: Any, backend: str) -> None:
     np.arange(100, dtype=np.float32).tofile(path)
     x = np.memmap(path, np.float32, mode="r")
     assert noise.add_gaussian(x, 1e-6).shape == (100,)
-    with pytest.raises(ValueError, match="^out is read-only"):
+    with pytest.raises(ValueError, match=r"^out is read-only"):
         noise.add_gaussian(x, 1.0, out=x)
 
 

@@ -175,14 +175,14 @@ def test_wrong_values(backend, what, call, error, message) -> None:
 
 
 def test_a_bfloat16_array_gets_no_noise() -> None:
-    with pytest.raises(TypeError, match="^x has dtype bfloat16, expected float32 or float64"):
+    with pytest.raises(TypeError, match=r"^x has dtype bfloat16, expected float32 or float64"):
         noise.add_gaussian(torch.ones(3, dtype=torch.bfloat16), 1.0)
 
 
 def test_cuda_arrays_need_the_cuda_backend() -> None:
     if importlib.util.find_spec("cupy") is not None:
         pytest.skip("cupy is installed: the foreign array would be read through it")
-    with pytest.raises(BackendError, match="^x lives on a CUDA device"):
+    with pytest.raises(BackendError, match=r"^x lives on a CUDA device"):
         noise.add_gaussian(OnCuda(), 1.0)
 
 

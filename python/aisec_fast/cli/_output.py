@@ -50,10 +50,7 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 
 def _how_to_install(extra: str) -> str:
-    return (
-        f"pip install 'aisec_fast[{extra}]'\n"
-        "  (without a GPU first: pip install torch --index-url https://download.pytorch.org/whl/cpu)"
-    )
+    return f"pip install 'aisec_fast[{extra}]' (torch first and on its own where its CPU build is wanted)"
 
 
 def check_destination(path: Path) -> None:
