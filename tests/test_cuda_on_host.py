@@ -41,8 +41,10 @@ def test_sanitized_bodies(family: str) -> None:
 
 
 def test_a_removed_bounds_check_is_caught(tmp_path: Path) -> None:
-    """Without `i < count` the last group writes beyond the array: AddressSanitizer stops it."""
-    sources = mutant(tmp_path, "noise_body.hpp", "if (i < count) out[i] = from_lattice", "out[i] = from_lattice")
+    """With `i <= count` the last group writes one value beyond the array: AddressSanitizer stops it."""
+    sources = mutant(
+        tmp_path, "noise_body.hpp", "if (i < count) out[i] = from_lattice", "if (i <= count) out[i] = from_lattice"
+    )
     done = run(build.sanitized_check("noise", sources))
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr

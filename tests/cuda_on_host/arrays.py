@@ -9,6 +9,7 @@ import numpy as np
 
 CUDA = 2  # DLPack's device type
 KINDS = {"i": 0, "u": 1, "f": 2}
+TENSOR_NAME, API_NAME = b"dltensor", b"dlpack_exchange_api"  # kept: a capsule holds only a pointer to its name
 
 
 class Tensor(ctypes.Structure):
@@ -68,7 +69,7 @@ class Plain:
     def __dlpack__(self, *, stream: int | None = None) -> Any:  # from before DLPack 1.0: no max_version
         self.stream_named = stream
         self.managed = Managed(self.tensor(), None, None)
-        return capsule(ctypes.pointer(self.managed), b"dltensor")
+        return capsule(ctypes.pointer(self.managed), TENSOR_NAME)
 
 
 class Exchanging(Plain):
@@ -96,4 +97,4 @@ _api = ExchangeApi(
     ctypes.cast(_tensor_from_object, ctypes.c_void_p),
     ctypes.cast(_current_stream, ctypes.c_void_p),
 )
-Exchanging.__dlpack_c_exchange_api__ = capsule(ctypes.pointer(_api), b"dlpack_exchange_api")
+Exchanging.__dlpack_c_exchange_api__ = capsule(ctypes.pointer(_api), API_NAME)
