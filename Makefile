@@ -48,7 +48,7 @@ lint: $(READY)
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run --Werror $(CPP)
-	@$(BIN)/repo-review . --select ALL --show errskip
+	@$(BIN)/repo-review . --show err
 
 unit: $(READY)
 	@echo '-- tests'
