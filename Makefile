@@ -13,6 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps
 DEFINES := -C cmake.define.AISEC_WERROR=ON -C cmake.define.AISEC_CUDA=$(CUDA) \
            -C "cmake.define.AISEC_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)"
 
+.NOTPARALLEL:
 .PHONY: help demo test lint unit unit-without-jit asan tsan tidy bench format clean
 
 help:
@@ -52,12 +53,13 @@ lint: $(READY)
 
 unit: $(READY)
 	@echo '-- tests'
-	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
+	@$(BIN)/python -m pytest --cov --cov-report= --cov-fail-under=0 $(PYTEST)
 
-# The Numba kernels once more as plain Python, where an out-of-range index is an error and not a wild read.
+# The Numba kernels once more as plain Python, where an out-of-range index is an error and not a wild read, and where
+# coverage sees them: the threshold is for both runs together.
 unit-without-jit: $(READY)
 	@echo '-- contract tests of the Numba backend without its compiler'
-	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -k numba tests/test_noise.py tests/test_clipping.py
+	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q --cov --cov-append -k numba tests/test_noise.py tests/test_clipping.py
 
 # Sanitizer builds go to a folder of their own; -S keeps the editable install's import hook from hiding them. The interpreter
 # is not instrumented, so the runtimes are preloaded; leaks are not looked for: CPython and torch keep memory on purpose.

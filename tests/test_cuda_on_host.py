@@ -1,81 +1,179 @@
-"""The stand-in for CUDA itself: it must catch what it is there to catch. The contract tests run the kernels on it.
+"""The CUDA kernels, their launches and their scratch memory, run on the CPU.
 
-A kernel is run under AddressSanitizer and UBSan on buffers of exact size; then one barrier and one bounds check are taken out
-of a copy of the sources, and the failure is seen.
+test_noise.py and test_clipping.py hold them to the contract, as one more backend. Here: sizes at which every loop over the
+grid goes around, all orders of the threads, AddressSanitizer, and whether these tests would notice a fault at all.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.cuda_on_host import build
+from aisec_fast import _core
+from tests.conftest import bits
+from tests.cuda_on_host import build, clipping, noise
 
-pytestmark = pytest.mark.skipif(not build.available(), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(not build.available(), reason=f"no C++ compiler: {build.COMPILER} is not on the path")
 
-
-def mutant(folder: Path, file: str, before: str, after: str) -> Path:
-    """A copy of the CUDA sources with one thing changed."""
-    sources = folder / "cuda"
-    shutil.copytree(build.CUDA, sources)
-    text = (sources / file).read_text()
-    assert text.count(before) == 1, before
-    (sources / file).write_text(text.replace(before, after))
-    return sources
+KEY = bytes(range(7, 39))
+ORDERS = [0, 1, 2]  # threads take turns forwards, backwards, shuffled
+MANY = 70_001  # samples: more than one sweep of the stand-in's grid, which is 32 blocks of 256 threads
 
 
-def run(program: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program], check=False, capture_output=True, text=True, timeout=300)
+def gradients(rows: int, columns: int, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(rows * columns).standard_normal((rows, columns)).astype(dtype)
+
+
+# ------------------------------------------------------------------------------------------------ against the CPU kernels
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+def test_noise_of_long_arrays(law: str, dtype: str, order: int) -> None:
+    x = (np.random.default_rng(1).standard_normal(MANY) * 50).astype(dtype)
+    out, expected = np.empty_like(x), np.empty_like(x)
+    getattr(_core, f"add_{law}")(x, expected, 1.7, 2.0**-20, KEY)
+    getattr(noise, f"add_{law}")(x, out, 1.7, 2.0**-20, KEY, order=order)
+    assert bits(out) == bits(expected)
+    getattr(noise, f"add_{law}")(x, x, 1.7, 2.0**-20, KEY, order=order)  # in place
+    assert bits(x) == bits(expected)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_words_and_first_unfit_of_long_arrays(order: int) -> None:
+    out, expected = np.empty((2, MANY), np.uint64)
+    _core.random_words(expected, KEY, 0)
+    noise.random_words(out, KEY, 0, order=order)
+    assert bits(out) == bits(expected)
+    x = np.zeros(MANY, np.float32)
+    assert noise.first_unfit(x, 1.0, order=order) == -1
+    x[[40_000, 9_000, 300]] = np.nan, np.inf, 2.0**63
+    assert noise.first_unfit(x, 1.0, order=order) == 300
+
+
+# More rows than blocks; more block sums of a row than a CUDA block has threads; more columns than threads.
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(40, 1100), (2, 600_000)])
+def test_clipping_of_large_arrays(shape: tuple[int, int], dtype: str, order: int) -> None:
+    grads = [gradients(*shape, dtype), gradients(shape[0], 5, dtype)]
+    if dtype == "float64":
+        grads[0][0] *= 1e-200
+        grads[1][0] *= 1e-200
+        grads[0][1] *= 1e200
+    norms, expected_norms = np.empty((2, shape[0]))
+    outs, expected = ([np.empty(g.shape[1], dtype) for g in grads] for _ in range(2))
+    bound = float(np.sqrt(shape[1]))
+    _core.clip_and_sum(grads, bound, expected, expected_norms)
+    clipping.clip_and_sum(grads, bound, outs, norms, order=order)
+    assert bits(norms) == bits(expected_norms)
+    assert [bits(out) for out in outs] == [bits(e) for e in expected]
+
+    outs, expected = ([np.empty(g.shape[1], np.int64) for g in grads] for _ in range(2))
+    for limit in (2**40, 2**40 * 15 // 16, 0, -1):  # none, some, nearly all and all rows fail the check on integers
+        _core.lattice_sum(grads, bound, bound * 2.0**-20, limit, expected, expected_norms)
+        clipping.lattice_sum(grads, bound, bound * 2.0**-20, limit, outs, norms, order=order)
+        assert [bits(out) for out in outs] == [bits(e) for e in expected]
+
+
+def test_rows_more_than_2_to_31_values_apart() -> None:
+    stride = 2**31 + 5
+    reserve_nothing = 0x4000  # Linux's MAP_NORESERVE: 4 GiB of addresses, of which two pages are touched
+    memory = mmap.mmap(-1, 2 * (stride + 3), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | reserve_nothing)
+    grad = np.lib.stride_tricks.as_strided(np.frombuffer(memory, np.uint16), (2, 3), (2 * stride, 2))
+    grad[:] = [[0x3F80, 0x4000, 0x4040], [0x3F00, 0, 0xC000]]  # 1, 2, 3 and 0.5, 0, -2 in bfloat16
+    norms, out = np.empty(2), np.empty(3, np.float32)
+    clipping.norms([grad], norms)
+    clipping.weighted_sum([grad], np.array([1.0, 2.0]), [out])
+    assert norms.tolist() == [14**0.5, 4.25**0.5]
+    assert out.tolist() == [2.0, 2.0, -1.0]
+
+
+# ------------------------------------------------------------------------------------------------ under the sanitizers
 
 
 @pytest.mark.parametrize("family", ["noise", "clipping"])
-def test_sanitized_bodies(family: str) -> None:
-    done = run(build.sanitized_check(family))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "every result as expected" in done.stdout
+def test_exact_buffers_under_the_sanitizers(family: str) -> None:
+    run = build.run_check(build.sanitized_check(family))
+    assert (run.returncode, run.stdout) == (0, f"{family}: every result as expected\n"), run.stderr
 
 
-def test_a_removed_bounds_check_is_caught(tmp_path: Path) -> None:
-    """With `i <= count` the last group writes one value beyond the array: AddressSanitizer stops it."""
-    sources = mutant(
-        tmp_path, "noise_body.hpp", "if (i < count) out[i] = from_lattice", "if (i <= count) out[i] = from_lattice"
-    )
-    done = run(build.sanitized_check("noise", sources))
-    assert done.returncode != 0
-    assert "heap-buffer-overflow" in done.stderr
-
-
-def norms_by(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, order: int) -> bytes:
-    from tests.cuda_on_host import clipping
-
-    monkeypatch.setattr(clipping, "library", lambda: library)
-    grad = np.random.default_rng(0).standard_normal((2, 300_000)).astype(np.float32)
-    norms = np.empty(2)
-    clipping.norms([grad], norms, order=order)
-    return norms.tobytes()
+# ------------------------------------------------------------------------------------------------ would a fault be seen?
 
 
 @pytest.mark.parametrize(
-    "barrier", ["__syncthreads();  // the tile is complete", "__syncthreads();  // the tile has been read"]
+    ("fault", "report"),
+    [
+        (
+            "barrier_in_a_branch",
+            "deadlock in block 0:\n  40 threads: waits in __syncthreads at .*\n  24 threads: returned",
+        ),
+        (
+            "two_barriers",
+            "divergent barrier in block 0:\n  32 threads: .*__syncthreads.*\n  32 threads: .*__syncthreads",
+        ),
+        ("lone_shuffle", "deadlock in block 0:\n  16 threads: waits in a shuffle at .*\n  48 threads: returned"),
+        ("shuffle_from_outside", "a shuffle reads from a thread outside its mask"),
+        ("none", None),
+    ],
 )
-def test_a_removed_barrier_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, barrier: str) -> None:
-    """Without a barrier the result depends on the order in which threads take turns; with both it does not."""
-    sound = {norms_by(build.library("clipping"), monkeypatch, order) for order in (0, 1, 2)}
-    assert len(sound) == 1
-    broken = build.library("clipping", mutant(tmp_path, "clipping_body.hpp", barrier, ""))
-    assert {norms_by(broken, monkeypatch, order) for order in (0, 1, 2)} != sound
-
-
-@pytest.mark.parametrize("fault", ["barrier_in_a_branch", "two_barriers", "lone_shuffle", "shuffle_from_outside"])
-def test_the_stand_in_reports_faults(fault: str) -> None:
+def test_faults_of_kernels_are_reported(fault: str, report: str | None) -> None:
     library = build.library("shim_faults")
-    library.fault_none.restype = ctypes.c_char_p
-    assert library.fault_none() is None
-    entry = library[f"fault_{fault}"]
-    entry.restype = ctypes.c_char_p
-    assert entry(), fault
+    run = library[f"fault_{fault}"]
+    run.restype = ctypes.c_char_p
+    message = run()
+    if report is None:
+        assert message is None
+    else:
+        assert re.match(report, message.decode()), message.decode()
+
+
+def mutant(folder: Path, file: str, text: str, replacement: str, occurrence: int = 0) -> Path:
+    """Return a copy of src/cuda in which one occurrence of a text in one file is replaced."""
+    copy = folder / "cuda"
+    shutil.copytree(build.CUDA, copy)
+    parts = (copy / file).read_text().split(text)
+    assert len(parts) > occurrence + 1, f"{file} no longer has {text!r}"
+    before, after = text.join(parts[: occurrence + 1]), text.join(parts[occurrence + 1 :])
+    (copy / file).write_text(before + replacement + after)
+    return copy
+
+
+def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grads = [gradients(2, 600_000)]
+    true, norms = np.empty((2, 2))
+    _core.norms(grads, true)
+    barriers = (build.CUDA / "clipping_body.hpp").read_text().count("__syncthreads();")
+    assert barriers > 0
+    for barrier in range(barriers):
+        (tmp_path / str(barrier)).mkdir()
+        sources = mutant(tmp_path / str(barrier), "clipping_body.hpp", "__syncthreads();", "", barrier)
+        library = build.library("clipping", sources)
+        monkeypatch.setattr(clipping, "library", lambda library=library: library)
+        wrong = 0
+        for order in ORDERS:
+            clipping.norms(grads, norms, order=order)
+            wrong += bits(norms) != bits(true)
+        assert wrong > 0, f"barrier {barrier} could go"
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "text", "replacement"),
+    [
+        ("noise", "noise_body.hpp", "if (i < count) out[i]", "if (i < count || true) out[i]"),
+        ("clipping", "clipping_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
+        ("clipping", "clipping.cu", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),
+    ],
+)
+def test_a_removed_bounds_check_is_found(tmp_path: Path, family: str, file: str, text: str, replacement: str) -> None:
+    program = build.sanitized_check(family, mutant(tmp_path, file, text, replacement))
+    run = build.run_check(program)
+    assert run.returncode != 0
+    assert "ERROR: AddressSanitizer: heap-" in run.stderr, run.stderr

@@ -21,8 +21,8 @@ inline std::size_t allocations = 0;  // not yet freed
 inline int device = 0;               // the current one
 inline int last_device = -1;         // of the last kernel, and its stream
 inline cudaStream_t last_stream = nullptr;
-inline unsigned waits = 0;           // calls that waited for a stream
-}
+inline unsigned waits = 0;  // calls that waited for a stream
+}  // namespace host_cuda
 
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = host_cuda::devices;
