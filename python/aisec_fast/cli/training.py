@@ -45,7 +45,7 @@ def load() -> Digits:
 
 
 def small_cnn() -> nn.Module:
-    """10,154 weights; GroupNorm, because BatchNorm mixes the samples of a batch."""
+    """10,026 weights; GroupNorm, because BatchNorm mixes the samples of a batch."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.GroupNorm(4, 16),
