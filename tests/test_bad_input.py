@@ -159,6 +159,8 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("sum out overlaps", lambda: clipping.clip_and_sum(X, 1.0, out=X[1]), ValueError, "^out overlaps grads"),
     ("noise_multiplier negative", lambda: clipping.private_sum(X, 1.0, -1.0), ValueError, "^noise_multiplier is -1"),
     ("noise_multiplier tiny", lambda: clipping.private_sum(X, 1.0, 1e-9), ValueError, "^noise_multiplier is 1e-09"),
+    ("max_norm beyond the lattice", lambda: clipping.private_sum(X, 1e-300, 1.0), ValueError, "^max_norm is 1e-300"),
+    ("noise overflows", lambda: clipping.private_sum(X, 1e300, 1e300), ValueError, "^noise_multiplier is"),
     ("threads zero", lambda: aisec_fast.set_num_threads(0), ValueError, "^n is 0"),
     ("threads float", lambda: aisec_fast.set_num_threads(2.0), TypeError, "^n is a float"),  # type: ignore[arg-type]
     ("unknown backend", lambda: aisec_fast.use_backend("gpu").__enter__(), BackendError, "^backend is 'gpu'"),

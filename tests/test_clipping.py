@@ -139,6 +139,23 @@ def test_extreme_float64_norms_are_rescued(kernels: Kernels, scale: float) -> No
     assert bits(norms) == bits(reference.row_norms([grad]))
 
 
+def test_a_factor_that_lost_its_bits_drops_the_row(kernels: Kernels) -> None:
+    """max_norm / norm is subnormal here and rounds up by much; the squares would pass 2^63 and wrap below the limit."""
+    grad, bound = np.full((2, 4), 0.7e308), 3.5e-16
+    grad[1] = 1.0
+    granularity = clipping.lattice_granularity(bound, 2.0**-20)
+    limit = math.floor((bound / granularity) ** 2)
+    out, norms = np.empty(4, np.int64), np.empty(2)
+    kernels.clipping.lattice_sum([grad], bound, granularity, limit, [out], norms)
+    rest, one = np.empty(4, np.int64), np.empty(1)
+    kernels.clipping.lattice_sum([grad[1:]], bound, granularity, limit, [rest], one)
+    assert out.tolist() == rest.tolist()
+    total, alone = np.empty(4), np.empty(4)
+    kernels.clipping.clip_and_sum([grad], bound, [total], norms)
+    kernels.clipping.clip_and_sum([grad[1:]], bound, [alone], one)
+    assert bits(total) == bits(alone)
+
+
 def test_zero_rows(kernels: Kernels) -> None:
     out, norms = np.empty(3, np.float32), np.empty(2)
     kernels.clipping.clip_and_sum([np.zeros((2, 3), np.float32)], 1.0, [out], norms)

@@ -49,9 +49,9 @@ def test_norms_are_within_their_bound(shapes, dtype):
 
 def test_norms_add_in_the_stated_order():
     """Written out with Python floats, one addition at a time."""
-    grads = make([(1500,), (33,)], np.float64, rows=3)
+    grads = make([(1500,), (33,)], np.float64, rows=40)  # many: a wrong order often gives the same last bit
     got = clipping.row_norms(grads)
-    for i in range(3):
+    for i in range(40):
         row_total = 0.0
         for array in grads:
             array_total = 0.0
@@ -87,8 +87,8 @@ def test_norms_that_are_not_finite():
 
 
 def test_factors():
-    norms = np.array([0.0, 1.0, 2.0, np.nextafter(2.0, 3), 4.0, np.inf, np.nan])
-    np.testing.assert_array_equal(clipping.factors(norms, 2.0), [1, 1, 1, 2 / np.nextafter(2.0, 3), 0.5, 0, 0])
+    norms = np.array([0.0, 1.0, 1.9, 2.0, np.nextafter(2.0, 3), 4.0, np.inf, np.nan])
+    np.testing.assert_array_equal(clipping.factors(norms, 2.0), [1, 1, 1, 1, 2 / np.nextafter(2.0, 3), 0.5, 0, 0])
 
 
 def test_bfloat16():
@@ -146,6 +146,12 @@ def test_lattice_rows_are_never_longer_than_max_norm(seed, dtype, exponent):
             assert abs(n - exact) < 1 + abs(exact) / 2**29
     sums, _ = clipping.lattice_sum(grads, max_norm, granularity)
     assert all((q == t.sum(axis=0)).all() for q, t in zip(sums, integers, strict=True))
+
+
+def test_lattice_rows_are_shrunk_before_they_are_truncated():
+    """A row of norm max_norm ends one unit in 2^30 below it, so that no rounding can push it above."""
+    (t,), _ = clipping.lattice_rows([np.array([[1.0], [-4.0]])], 1.0, 2.0**-31)
+    assert t.tolist() == [[2**31 - 2], [-(2**31 - 2)]]
 
 
 def test_lattice_rows_that_do_not_count():

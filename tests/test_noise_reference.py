@@ -174,6 +174,22 @@ def test_streams_read_the_documented_words():
         assert stop // 128 > group or start == 0
 
 
+@pytest.mark.parametrize("start", [0, 100, 2**33 + 60])
+def test_streams_pass_on_the_refinement_of_their_own_sample(monkeypatch, start):
+    """It decides one sample in millions only, so the integers would not show a wrong one."""
+    key, seen = bytes(range(32)), []
+    monkeypatch.setattr(noise, "gaussian_integer_pair", lambda wu, wv, extra, s: seen.append(extra) or (0, 0))
+    monkeypatch.setattr(noise, "laplace_integer", lambda w, extra, s: seen.append(extra) or 0)
+
+    noise.gaussian_integers(key, 1.0, start, start + 150)
+    pairs = dict.fromkeys(64 * (i // 128) + i % 64 for i in range(start, start + 150))  # each once, in order
+    assert seen == [noise.refinement(key, 1, pair) for pair in pairs]
+
+    seen.clear()
+    noise.laplace_integers(key, 1.0, start, start + 150)
+    assert seen == [noise.refinement(key, 2, i) for i in range(start, start + 150)]
+
+
 # --- Arrays -----------------------------------------------------------------------------------------------------------
 
 

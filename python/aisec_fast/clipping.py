@@ -44,7 +44,7 @@ def clip_and_sum(grads: Any, max_norm: float, *, out: Any = None) -> tuple[Any, 
     """Scale each sample's gradient to an L2 norm of at most ``max_norm`` and sum over the samples.
 
     ``sum_i grads[i] * min(1, max_norm / norm_i)``, accumulated in float64 in row order and rounded once. A sample whose norm
-    is NaN or infinite is left out of the sum, and only it.
+    is NaN or infinite, or above ``2^1000 max_norm``, is left out of the sum, and only it.
 
     Args:
         grads: see the module's text.
@@ -101,7 +101,11 @@ def private_sum(grads: Any, max_norm: float, noise_multiplier: float, *, source:
     arrays, is_list = _gradients(grads)
     backend = choose(arrays)
     sigma = multiplier * bound
+    if not math.isfinite(sigma):
+        raise ValueError(f"noise_multiplier is {multiplier} and max_norm {bound}, expected a finite product")
     granularity = lattice_granularity(bound, multiplier)
+    if not 2.0**-900 <= granularity <= 2.0**900:
+        raise ValueError(f"max_norm is {bound} (lattice spacing {granularity}), expected a spacing of 2^-900 to 2^900")
     limit = math.floor((Fraction(bound) / Fraction(granularity)) ** 2)
     totals = [_arrays.empty_like(array, array.shape[1:], "int64") for array in arrays]
     norms = _arrays.empty_like(arrays[0], arrays[0].shape[:1], "float64")

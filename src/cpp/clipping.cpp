@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "aisec_fast/clipping_math.hpp"
 #include "instruction_sets.hpp"
 #include "thread_pool.hpp"
 
@@ -108,11 +109,6 @@ class Rows {
   std::vector<double> sums_;
 };
 
-double clip_factor(double norm, double max_norm) {
-  if (norm <= max_norm) return 1.0;
-  return std::isfinite(norm) ? max_norm / norm : 0.0;  // NaN and Inf: the row is left out
-}
-
 // Running totals of all arrays in binary64, rounded once when they are stored.
 class Totals {
  public:
@@ -176,7 +172,7 @@ void lattice_sum(const Batch& batch, double max_norm, double granularity, std::i
     rows.norms(first, last, norms);
     factors.clear();
     for (std::size_t row = first; row < last; ++row)
-      factors.push_back(clip_factor(norms[row], max_norm) * (1.0 - 0x1p-30) / granularity);
+      factors.push_back(lattice_factor(norms[row], max_norm, granularity));
     parallel_for(last - first, rows.least_tiles(rows.tiles().size()), [&](std::size_t begin, std::size_t end) {
       for (std::size_t row = begin; row < end; ++row) {
         std::int64_t square_sum = 0;

@@ -12,7 +12,6 @@ namespace {
 
 // Norms of float64 rows whose squares leave the range of float64 are computed again from scaled values.
 constexpr double small_total = 0x1p-900, shrink = 0x1p-600, enlarge = 0x1p600;
-constexpr double largest_finite = 0x1.fffffffffffffp+1023;
 
 // One array of the list: rows lie `stride` values apart.
 template <class T>
@@ -100,12 +99,6 @@ __device__ inline void norms_of_totals(std::uint64_t rows, const double* totals,
     norms[row] = sqrt(totals[row]) / (multipliers != nullptr ? multipliers[row] : 1.0);
 }
 
-// 1, or max_norm / norm if the norm is larger, or 0 for a row that is left out: its norm is NaN or infinite.
-__device__ inline double clip_factor(double norm, double max_norm) {
-  if (norm <= max_norm) return 1.0;
-  return norm <= largest_finite ? max_norm / norm : 0.0;
-}
-
 __device__ inline void clip_factors(std::uint64_t rows, const double* norms, double max_norm, double* factors) {
   for (std::uint64_t row = first_index(); row < rows; row += index_step())
     factors[row] = clip_factor(norms[row], max_norm);
@@ -114,7 +107,7 @@ __device__ inline void clip_factors(std::uint64_t rows, const double* norms, dou
 __device__ inline void lattice_factors(std::uint64_t rows, const double* norms, double max_norm, double granularity,
                                        double* factors) {
   for (std::uint64_t row = first_index(); row < rows; row += index_step())
-    factors[row] = clip_factor(norms[row], max_norm) * (1.0 - 0x1p-30) / granularity;
+    factors[row] = lattice_factor(norms[row], max_norm, granularity);
 }
 
 // out[c] = sum of weights[row] * value, rows in order; a weight of 0 selects a row away. Neighbouring threads,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from aisec_fast._numba._kernel import inlined, kernel
 from aisec_fast._numba._parallel import parallel_for, quiet, thread_count
-from aisec_fast._reference.clipping import SHRINK, factors
+from aisec_fast._reference.clipping import factors, lattice_factors
 
 U32: TypeAlias = np.uint32
 U64: TypeAlias = np.uint64
@@ -317,7 +317,7 @@ def lattice_sum(
         total[:] = 0
     for start, stop in _row_blocks(matrices):
         norms[start:stop] = _norms(matrices, start, stop)
-        scales = factors(norms[start:stop], max_norm) * SHRINK / granularity
+        scales = lattice_factors(norms[start:stop], max_norm, granularity)
         pairs = list(zip(matrices, totals, strict=True))
         squares = sum((_add_lattice(m, scales, start, total) for m, total in pairs), np.zeros((scales.size, 2), U64))
         too_long = _exceeds(squares, limit)

@@ -20,6 +20,7 @@ Integers: TypeAlias = NDArray[np.int64]
 
 BLOCK, PARTIALS = 1024, 16
 SHRINK = 1 - 2.0**-30  # keeps a row that was scaled to max_norm below it after rounding
+LEAST_FACTOR = 2.0**-1000  # a smaller quotient may have lost bits: subnormal, up to twice the true one
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -71,9 +72,16 @@ def row_norms(grads: Grads) -> Floats:
 
 
 def factors(norms: Floats, max_norm: float) -> Floats:
-    """Return the clip factors [B]; 0 stands for a row that is left out because its norm is not finite."""
+    """Return the clip factors [B]; 0 stands for a row that is left out: norm not finite, or factor below 2^-1000."""
     with np.errstate(all="ignore"):
-        return np.where(np.isfinite(norms), np.where(norms <= max_norm, 1.0, max_norm / norms), 0.0)
+        factor = np.where(norms <= max_norm, 1.0, max_norm / norms)
+        return np.where(np.isfinite(norms) & (factor >= LEAST_FACTOR), factor, 0.0)
+
+
+def lattice_factors(norms: Floats, max_norm: float, granularity: float) -> Floats:
+    """Return F [B], what a row is multiplied by on its way to the lattice; 0 stands for a row that is left out."""
+    factor: Floats = factors(norms, max_norm) * SHRINK / granularity
+    return np.where(factor >= LEAST_FACTOR, factor, 0.0)
 
 
 def weighted_sum(grad: NDArray[Any], weights: Floats) -> Floats:
@@ -101,7 +109,7 @@ def lattice_rows(grads: Grads, max_norm: float, granularity: float) -> tuple[lis
     Rows that do not count (norm not finite, or integers longer than max_norm / granularity) are zero.
     """
     norms = row_norms(grads)
-    scales = factors(norms, max_norm) * SHRINK / granularity
+    scales = lattice_factors(norms, max_norm, granularity)
     limit = math.floor((Fraction(max_norm) / Fraction(granularity)) ** 2)
     matrices = [_matrix(grad) for grad in grads]
     integers = [np.zeros(matrix.shape, np.int64) for matrix in matrices]

@@ -23,6 +23,24 @@ AISEC_HD double widen(Bfloat16 value) {
   return static_cast<double>(wide);
 }
 
+// A factor below this has lost bits, or is near losing them: a subnormal quotient may be twice the true one. Such a row
+// is left out, or its clipped norm could exceed the bound (and its squares the range of 64 bits).
+constexpr double least_factor = 0x1p-1000;
+constexpr double largest_finite = 0x1.fffffffffffffp+1023;
+
+// 1, or max_norm / norm if the norm is larger, or 0 for a row that is left out.
+AISEC_HD double clip_factor(double norm, double max_norm) {
+  if (norm <= max_norm) return 1.0;
+  const double factor = max_norm / norm;
+  return norm <= largest_finite && factor >= least_factor ? factor : 0.0;  // NaN fails both
+}
+
+// What a row's values are multiplied by on their way to the lattice; 0 for a row that is left out.
+AISEC_HD double lattice_factor(double norm, double max_norm, double granularity) {
+  const double factor = clip_factor(norm, max_norm) * (1.0 - 0x1p-30) / granularity;
+  return factor >= least_factor ? factor : 0.0;
+}
+
 // Folds the partial sums in the one order that every backend uses.
 AISEC_HD double fold(double (&partial)[partial_sums]) {
   for (unsigned half = partial_sums / 2; half > 0; half /= 2)
