@@ -1,9 +1,7 @@
 #include <algorithm>
-#include <cstring>
-#include <limits>
-#include <string>
 
 #include "aisec_fast/array_view.hpp"
+#include "aisec_fast/noise_call.hpp"
 #include "bind.hpp"
 #include "instruction_sets.hpp"
 #include "thread_pool.hpp"
@@ -12,17 +10,6 @@ namespace aisec_fast {
 namespace {
 
 constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread: about 4096 samples
-
-// 32 little-endian bytes as the key's words.
-void read_key(const py::bytes& key, std::uint32_t (&words)[8]) {
-  const std::string bytes = key;
-  if (bytes.size() != sizeof words)
-    throw py::value_error("key has " + std::to_string(bytes.size()) + " bytes, expected 32");
-  for (std::size_t i = 0; i < 8; ++i) {
-    words[i] = 0;
-    for (std::size_t b = 4; b-- > 0;) words[i] = words[i] << 8 | static_cast<unsigned char>(bytes[4 * i + b]);
-  }
-}
 
 // Samples of one array in whole groups, over the threads.
 template <class Use>
@@ -35,10 +22,7 @@ void for_groups(std::size_t size, const Use& use) {
 
 void add_noise(AddNoise kernel, const ArrayView& x, const ArrayView& out, double scale, double granularity,
                const py::bytes& key) {
-  NoiseCall call{{}, scale / granularity, granularity};
-  if (!(call.scale >= 1.0 && call.scale <= 0x1p40))
-    throw py::value_error("sigma / granularity is " + std::to_string(call.scale) + ", expected 1 to 2^40");
-  read_key(key, call.key);
+  const NoiseCall call = noise_call(scale, granularity, key);
   const py::gil_scoped_release unlocked;
   for_groups(x.size(), [&](std::size_t first, std::size_t last) {
     kernel(x.data<const void>(), out.data<void>(), first, last, call);
@@ -75,12 +59,11 @@ void add_laplace(const py::object& x, const py::object& out, double scale, doubl
 void random_words(const py::object& out_, const py::bytes& key, std::uint32_t domain) {
   const ArrayView out(out_, "out");
   out.on_device(dlpack::on_cpu).of_type(DType::uint64).contiguous().writable();
-  std::uint32_t words[8];
-  read_key(key, words);
+  const NoiseCall call = noise_call(1.0, 1.0, key);
   const auto kernel = active_kernels().noise.random_words;
   const py::gil_scoped_release unlocked;
   for_groups(out.size(), [&](std::size_t first, std::size_t last) {
-    kernel(out.data<std::uint64_t>(), first, last, words, domain);
+    kernel(out.data<std::uint64_t>(), first, last, call.key, domain);
   });
 }
 

@@ -14,8 +14,6 @@ namespace {
 constexpr std::size_t cached_bytes = std::size_t{8} << 20;
 constexpr std::size_t least_bytes = std::size_t{256} << 10;  // smallest work that is worth a thread
 
-constexpr double small_total = 0x1p-900, shrink = 0x1p-600, enlarge = 0x1p600;
-
 // At most 1024 columns of one array: one block sum, and the unit of work when columns are shared among threads.
 struct Tile {
   std::size_t array, begin, width;

@@ -10,9 +10,6 @@
 namespace aisec_fast::cuda {
 namespace {
 
-// Norms of float64 rows whose squares leave the range of float64 are computed again from scaled values.
-constexpr double small_total = 0x1p-900, shrink = 0x1p-600, enlarge = 0x1p600;
-
 // One array of the list: rows lie `stride` values apart.
 template <class T>
 struct Matrix {

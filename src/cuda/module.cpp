@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "aisec_fast/array_view.hpp"
+#include "aisec_fast/noise_call.hpp"
 #include "clipping.cuh"
 #include "noise.cuh"
 
@@ -90,18 +91,6 @@ class Arrays {
   std::uintptr_t stream_ = legacy_default_stream;
   bool wait_ = false;
 };
-
-NoiseCall noise_call(double sigma, double granularity, const py::bytes& key) {
-  NoiseCall call{{}, sigma / granularity, granularity};
-  if (!(call.scale >= 1.0 && call.scale <= 0x1p40))
-    throw py::value_error("sigma / granularity is " + std::to_string(call.scale) + ", expected 1 to 2^40");
-  const std::string bytes = key;
-  if (bytes.size() != sizeof call.key)
-    throw py::value_error("key has " + std::to_string(bytes.size()) + " bytes, expected 32");
-  for (std::size_t i = 0; i < sizeof call.key; ++i)  // little-endian words
-    call.key[i / 4] |= std::uint32_t{static_cast<unsigned char>(bytes[i])} << (8 * (i % 4));
-  return call;
-}
 
 void require_float(const ArrayView& array) {
   if (array.dtype() != DType::float64) array.of_type(DType::float32);

@@ -10,6 +10,9 @@ namespace {
 
 constexpr unsigned partial_sums = 16;
 
+// Norms of float64 rows whose squares leave the range of float64 are computed again from scaled values.
+constexpr double small_total = 0x1p-900, shrink = 0x1p-600, enlarge = 0x1p600;
+
 struct Bfloat16 {
   std::uint16_t bits;
 };

@@ -1,0 +1,26 @@
+#pragma once
+// What Python hands to a noise kernel, checked: shared by _core and _cuda.
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "aisec_fast/kernels.hpp"
+
+namespace aisec_fast {
+
+// The key is 32 bytes, read as little-endian words.
+inline NoiseCall noise_call(double scale, double granularity, const pybind11::bytes& key) {
+  NoiseCall call{{}, scale / granularity, granularity};
+  if (!(call.scale >= 1.0 && call.scale <= 0x1p40))
+    throw pybind11::value_error("sigma / granularity is " + std::to_string(call.scale) + ", expected 1 to 2^40");
+  const std::string bytes = key;
+  if (bytes.size() != sizeof call.key)
+    throw pybind11::value_error("key has " + std::to_string(bytes.size()) + " bytes, expected 32");
+  for (std::size_t i = 0; i < bytes.size(); ++i)
+    call.key[i / 4] |= std::uint32_t{static_cast<unsigned char>(bytes[i])} << (8 * (i % 4));
+  return call;
+}
+
+}  // namespace aisec_fast
