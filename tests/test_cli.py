@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aisec_fast.cli import main
+from aisec_fast import _core
+from aisec_fast.cli import _output, epsilon, main, throughput
 
 
 def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -39,12 +40,79 @@ def test_epsilon(capsys: pytest.CaptureFixture[str]) -> None:
     assert "epsilon" in capsys.readouterr().out
 
 
+def test_noise_for_a_target_epsilon(capsys: pytest.CaptureFixture[str]) -> None:
+    budget = [
+        "epsilon",
+        "--target-epsilon",
+        "3",
+        "--sample-rate",
+        "1/100",
+        "--epochs",
+        "2",
+        "--delta",
+        "1e-5",
+        "--json",
+    ]
+    assert main([*budget, "--accountant", "rdp", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["steps"] == 200
+    assert 2.99 < answer["epsilon"] <= 3
+
+
+def test_no_noise_costs_infinite_epsilon(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["epsilon", "--noise-multiplier", "0", "--sample-rate", "0.1", "--steps", "1", "--delta", "1e-5"]
+    assert main(arguments) == 0
+    assert "infinite" in capsys.readouterr().out
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["epsilon"] is None
+
+
+def test_steps_of_rounds_up_but_not_for_a_rounding_error() -> None:
+    assert epsilon.steps_of(1, 1 / 469) == 469
+    assert epsilon.steps_of(1.5, 0.1) == 15
+    assert epsilon.steps_of(1, 0.3) == 4
+
+
+def test_a_destination_that_cannot_be_written_is_told_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["demo", "--json", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert main(["demo", "--json", str(tmp_path / "missing" / "demo.json")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "demo.json"
+    file.write_text("old")
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _output.write_json({}, str(file))
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
+    assert file.read_text() == "old"
+
+
+def test_the_measurement_restores_the_instruction_set_and_the_backend() -> None:
+    before = _core.instruction_set()
+    case = throughput.Case("clipping", "private_sum", (8, 100), 4)
+    rows = [result.row() for result in throughput.measure(case, 2)]
+    assert {row["instruction_set"] for row in rows if row["backend"] == "native"} == set(_core.instruction_sets())
+    assert all(row["ns"] > 0 and row["floor_ns"] > 0 for row in rows)
+    assert not any(row["private_safe"] for row in rows if row["backend"] in ("torch", "numpy"))
+    assert _core.instruction_set() == before
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         [],
         ["nonsense"],
         ["epsilon"],
+        ["epsilon", "--noise-multiplier", "1", "--sample-rate", "1/0", "--steps", "100", "--delta", "1e-5"],
+        ["epsilon", "--noise-multiplier", "1", "--sample-rate", "0.1", "--epochs", "nan", "--delta", "1e-5"],
         ["epsilon", "--noise-multiplier", "-1", "--sample-rate", "0.01", "--steps", "100", "--delta", "1e-5"],
     ],
 )
@@ -85,4 +153,25 @@ def test_a_missing_extra_is_named(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "sklearn", None)  # importing it now fails as if it were not installed
     assert main(["demo"]) == 2
-    assert "pip install" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "scikit-learn" in message
+    assert "aisec_fast[demo]" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_is_no_missing_extra_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")
+
+    monkeypatch.setattr("aisec_fast.info", fail)
+    with pytest.raises(ModuleNotFoundError):
+        main(["info"])
+
+
+def test_an_accountant_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    run = ["epsilon", "--noise-multiplier", "1", "--sample-rate", "0.1", "--steps", "1", "--delta", "1e-5"]
+    assert main(run) == 2
+    assert "aisec_fast[privacy]" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from .._errors import AisecFastError
 from . import demo, epsilon, info
-from ._output import MissingPackageError, missing_package, say
+from ._output import CommandError, missing_package, say
 
 _DESCRIPTION = "Fast, provable kernels for privacy and robustness in machine learning."
 _EPILOG = """\
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (missing := missing_package(error)) is None:
             raise
         return _stop(missing, _COULD_NOT)
-    except (MissingPackageError, ValueError, TypeError, OSError) as error:
+    except (CommandError, AisecFastError, OSError) as error:
         return _stop(str(error), _COULD_NOT)
     return _FINE
 

@@ -27,7 +27,11 @@ def say(text: str, *, error: bool = False) -> None:
     stream.flush()
 
 
-class MissingPackageError(Exception):
+class CommandError(Exception):
+    """A command cannot do what was asked; the message says why."""
+
+
+class MissingPackageError(CommandError):
     """A command needs packages that are not installed; the message says how to get them."""
 
 

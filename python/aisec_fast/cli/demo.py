@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import os
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ HELP = "train a real model privately and see what it costs"
 DESCRIPTION = """\
 Trains a small convolutional network on scikit-learn's handwritten digits (real scans, nothing is downloaded), plainly and
 with differential privacy, side by side; then times every kernel on every backend beside what memory allows. Writes
-demo.json to the current folder. Every figure is computed in this run. About a minute on two cores."""
+demo.json to the current folder. Every figure is computed in this run. About half a minute on two cores."""
 EPILOG = """\
 examples:
   aisec-fast demo
@@ -37,6 +37,7 @@ examples:
   aisec-fast demo --json results.json    another file; without a name: standard output, and no file
 """
 EPSILON = 3.0
+_BUSY = 0.5  # load by other programs, per core, from which the times are marked
 
 
 class _Plan:
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, measure, tell, write."""
-    start = time.perf_counter()
+    start, load = time.perf_counter(), os.getloadavg()[0]
     destination = arguments.json or "demo.json"
     if destination != "-":
         check_destination(Path(destination))
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     # What a program reads from standard output must hold nothing else.
-    console = Console(stderr=destination == "-", highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(stderr=destination == "-", highlight=False, soft_wrap=True)
     plan = _Plan(arguments.quick)
     with torch.random.fork_rng(devices=[]):
         from . import training
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         torch.manual_seed(training.SEED)
         result = _training(console, plan)
     result["throughput"] = _kernels(console, plan, quick=arguments.quick)
-    result["versions"], result["machine"] = _versions(), _machine()
+    result["versions"], result["machine"] = _versions(), {**_machine(), "load": load}
     result["quick"] = arguments.quick
     result["seconds"] = time.perf_counter() - start
     write_json(result, destination)
@@ -121,12 +122,12 @@ def _watch(console: Console, digits: Digits, plain: Run, private: Run, engine: P
     live = _is_live(console)
     columns = (
         TextColumn("[bold]{task.description:<8}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=max(8, min(40, console.width - 66))),
         TextColumn("epoch"),
         MofNCompleteColumn(),
         TextColumn("accuracy [bold]{task.fields[accuracy]:6.1%}"),
         TextColumn("{task.fields[other]}"),
-        TextColumn("[dim]{task.fields[step]:5.1f} ms a step"),
+        TextColumn("[dim]{task.fields[step]:5.1f} ms/step"),
     )
     every = max(1, epochs // 10)  # epsilon takes a moment to compute
     with Progress(*columns, console=console, disable=not live) as progress:
@@ -136,17 +137,16 @@ def _watch(console: Console, digits: Digits, plain: Run, private: Run, engine: P
         for epoch in training.train(plain, private, epochs):
             accuracies = plain.accuracy(digits), private.accuracy(digits)
             progress.update(
-                bars[0], completed=epoch, accuracy=accuracies[0], other=f"loss    {plain.loss:6.3f}", step=plain.step_ms
+                bars[0], completed=epoch, accuracy=accuracies[0], other=f"loss {plain.loss:8.3f}", step=plain.step_ms
             )
             progress.update(bars[1], completed=epoch, accuracy=accuracies[1], step=private.step_ms)
             if epoch % every == 0 or epoch == epochs:
                 epsilon = engine.get_epsilon(training.DELTA)
-                progress.update(bars[1], other=f"epsilon {epsilon:6.3f}")
+                progress.update(bars[1], other=f"epsilon {epsilon:5.3f}")
                 if not live:
                     console.print(
-                        f"epoch {epoch:>3}/{epochs}  plain: accuracy {accuracies[0]:6.1%}, loss {plain.loss:.3f}, "
-                        f"{plain.step_ms:.1f} ms a step   private: accuracy {accuracies[1]:6.1%}, "
-                        f"epsilon {epsilon:.3f}, {private.step_ms:.1f} ms a step"
+                        f"epoch {epoch:>2}/{epochs}   plain: accuracy {accuracies[0]:6.1%}, loss {plain.loss:.3f}"
+                        f"   private: accuracy {accuracies[1]:6.1%}, epsilon {epsilon:.3f}"
                     )
 
 
@@ -175,8 +175,8 @@ def _show_digits(console: Console, digits: Digits, plain: Run, private: Run) -> 
 def _kernels(console: Console, plan: _Plan, *, quick: bool) -> list[dict[str, Any]]:
     console.print("[bold]2. The kernels beside what memory allows[/]")
     console.print(
-        f"float32, {aisec_fast.get_num_threads()} threads, median of {plan.kernel_rounds} interleaved rounds; 100 % of "
-        "floor is a loop that only moves the memory\n"
+        f"float32, {aisec_fast.get_num_threads()} threads, median of {plan.kernel_rounds} interleaved rounds\n"
+        "100 % of floor: a loop that does nothing but read (noise: read and write) the values\n"
     )
     rows = []
     table = _table()
@@ -193,11 +193,11 @@ def _kernels(console: Console, plan: _Plan, *, quick: bool) -> list[dict[str, An
                 f"{result.gb_per_s:.1f}",
                 f"{result.floor_ns:.3f}",
                 f"{result.percent_of_floor:.0f} %",
-                "" if contender.private_safe else "[yellow]not private-safe[/]",
                 end_section=position == len(results) - 1,
             )
         rows += [result.row() for result in results]
     console.print(table)
+    console.print("[dim]* not private-safe: floating-point noise from a generator that can be predicted[/]\n")
     return rows
 
 
@@ -210,7 +210,6 @@ def _table() -> Table:
     table.add_column("backend", no_wrap=True)
     for heading in ("ns/value", "GB/s", "floor ns", "% of floor"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
     return table
 
 
@@ -231,6 +230,8 @@ def _farewell(console: Console, result: dict[str, Any], destination: str) -> Non
         f"  step time        private / plain = [bold]{result['step_time_ratio']:.2f}[/], data loading left out"
     )
     console.print(f"  this demo took   {result['seconds']:.0f} s")
+    if result["machine"]["load"] > _BUSY * result["machine"]["cores"]:
+        console.print("  [yellow]other programs kept this machine busy: the times above are too long[/]")
     console.print(
         "\n[dim]What epsilon covers: the training run, by dp-accounting, for one record replaced by a zero contribution. It\n"
         "ignores the float32 rounding of the sum over samples in this release. Rounding to the noise lattice is paid for.\n"
@@ -238,11 +239,12 @@ def _farewell(console: Console, result: dict[str, Any], destination: str) -> Non
     )
     console.print("\n[bold]Your own model[/] (pip install 'aisec_fast\\[privacy]'):\n")
     console.print(_LOOP, markup=False)
-    console.print("[bold]Next[/]  aisec-fast info            what this machine can run")
-    console.print("      aisec-fast epsilon --help  what a run of yours would cost, or the noise for a budget")
-    console.print("      docs/noise.md, docs/clipping.md: what the kernels promise, and why it holds")
+    console.print("[bold]What to try next[/]")
+    console.print("  aisec-fast info             what this machine can run")
+    console.print("  aisec-fast epsilon --help   what a run of yours would cost, or the noise for a budget")
+    console.print("  docs/noise.md, docs/clipping.md: what the kernels promise, and why it holds")
     if destination != "-":
-        console.print(f"      {destination}: every figure above")
+        console.print(f"  {destination}: every figure above")
 
 
 _LOOP = """\

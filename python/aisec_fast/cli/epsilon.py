@@ -9,7 +9,7 @@ from typing import Any
 
 from aisec_fast import accounting
 
-from ._output import say, write_json
+from ._output import CommandError, say, write_json
 
 HELP = "epsilon of a DP-SGD run, or the noise multiplier that a target epsilon needs"
 DESCRIPTION = """\
@@ -42,6 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Answer the question that was asked."""
+    try:
+        result = _answer(arguments)
+    except (ValueError, TypeError) as error:
+        raise CommandError(str(error)) from error
+    if arguments.json:
+        write_json(result, arguments.json)
+    if arguments.json != "-":
+        say(_text(result))
+
+
+def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
     rate, delta, accountant = arguments.sample_rate, arguments.delta, arguments.accountant
     steps = arguments.steps if arguments.epochs is None else steps_of(arguments.epochs, rate)
     noise_multiplier = arguments.noise_multiplier
@@ -56,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     epsilon = accounting.get_epsilon(
         noise_multiplier=noise_multiplier, sample_rate=rate, steps=steps, delta=delta, accountant=accountant
     )
-    result: dict[str, Any] = {
+    return {
         "epsilon": epsilon if math.isfinite(epsilon) else None,  # None: no noise, no privacy
         "delta": delta,
         "noise_multiplier": noise_multiplier,
@@ -64,13 +75,16 @@ def run(arguments: argparse.Namespace) -> None:
         "steps": steps,
         "accountant": accountant,
     }
-    if arguments.json:
-        write_json(result, arguments.json)
-    if arguments.json != "-":
-        shown = f"{epsilon:.4g}" if math.isfinite(epsilon) else "infinite (no noise)"
-        say(f"epsilon           {shown} at delta {delta:g}")
-        say(f"noise multiplier  {noise_multiplier:.6g}")
-        say(f"run               {steps} steps at sample rate {rate:.6g} (accountant {accountant})")
+
+
+def _text(result: dict[str, Any]) -> str:
+    epsilon = "infinite (no noise)" if result["epsilon"] is None else f"{result['epsilon']:.4g}"
+    return (
+        f"epsilon           {epsilon} at delta {result['delta']:g}\n"
+        f"noise multiplier  {result['noise_multiplier']:.6g}\n"
+        f"run               {result['steps']} steps at sample rate {result['sample_rate']:.6g} "
+        f"(accountant {result['accountant']})"
+    )
 
 
 def steps_of(epochs: float, sample_rate: float) -> int:

@@ -50,22 +50,21 @@ class Case:
 class Contender:
     """One way to run a case: ``call`` runs it once, inside ``active()``.
 
-    backend: "native", "numba", "cuda", "torch" or "numpy"; "floor" is a loop that only moves the memory.
+    backend: "native", "numba", "cuda", "torch" or "numpy"; "floor" is a loop that only reads, or reads and writes.
     device: "cpu" or "cuda". A contender is compared with the floor of its device.
     private_safe: whether the result may be published as private.
     """
 
     backend: str
     call: Callable[[], object]
-    note: str = ""
     instruction_set: str | None = None
     device: str = "cpu"
     private_safe: bool = True
 
     @property
     def label(self) -> str:
-        """What stands in a table: "native avx2", "torch"."""
-        return f"{self.backend} {self.instruction_set or self.note}".strip()
+        """What stands in a table: "native avx2", "torch *" (the star: not private-safe)."""
+        return " ".join(filter(None, (self.backend, self.instruction_set, "" if self.private_safe else "*")))
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -110,7 +109,6 @@ class Result:
             "dtype": "float32",
             "backend": self.contender.backend,
             "instruction_set": self.contender.instruction_set,
-            "note": self.contender.note,
             "threads": aisec_fast.get_num_threads(),
             "private_safe": self.contender.private_safe,
             "ns": self.ns,
@@ -210,7 +208,7 @@ def _floors(case: Case, values: Floats) -> list[Contender]:
         (lambda part: np.negative(part, out=part)) if writes else (lambda part: part.max())
     )
     if threads == 1:
-        loops = [Contender("floor", lambda: piece(parts[0]), "numpy")]
+        loops = [Contender("floor", lambda: piece(parts[0]))]
     else:
         pool = ThreadPoolExecutor(threads - 1)  # ends with the last reference to it
 
@@ -220,13 +218,13 @@ def _floors(case: Case, values: Floats) -> list[Contender]:
             for other in others:
                 other.result()
 
-        loops = [Contender("floor", split, "numpy")]
+        loops = [Contender("floor", split)]
     if _has("torch"):
         import torch
 
         tensor = torch.from_numpy(data.reshape(-1))
         call: Callable[[], object] = tensor.neg_ if writes else tensor.max
-        loops.append(Contender("floor", call, "torch"))
+        loops.append(Contender("floor", call))
     return loops
 
 
