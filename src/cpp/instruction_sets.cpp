@@ -31,6 +31,7 @@ const Kernels& find(std::string_view name) {
 
 std::atomic<const Kernels*>& active() {
   static std::atomic<const Kernels*> chosen = [] {
+    // NOLINTNEXTLINE(concurrency-mt-unsafe): read once, while the module is imported
     const char* forced = std::getenv("AISEC_FAST_ISA");
     return forced != nullptr && *forced != '\0' ? &find(forced) : &supported_kernels().front();
   }();

@@ -68,10 +68,12 @@ class Pool {
 
 // Never destroyed: workers may outlive static destruction. A forked child has none of its parent's threads, so it
 // starts with a fresh pool and leaves the old one, locks and all, alone.
+// NOLINTBEGIN(bugprone-throwing-static-initialization): without memory for a pool the module cannot be loaded anyway
 std::atomic<Pool*> pool{new Pool};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { pool.store(new Pool); });
 
 std::atomic<std::size_t> threads_wanted{std::max<std::size_t>(1, std::thread::hardware_concurrency())};
+// NOLINTEND(bugprone-throwing-static-initialization)
 
 // What the ranges of one call share.
 struct Join {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "aisec_fast/kernels.hpp"
@@ -190,7 +191,7 @@ class ArrayView {
     } else {
       throw py::type_error(name_ + ".__dlpack__() returned no DLPack capsule");
     }
-    owner_ = capsule;  // not consumed: it frees the export when the view goes
+    owner_ = std::move(capsule);  // not consumed: it frees the export when the view goes
   }
 
   void borrow_tensor(const dlpack::Tensor& tensor) {
