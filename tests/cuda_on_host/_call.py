@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 # enum DType of aisec_fast/kernels.hpp; bfloat16 comes as uint16.
-DTYPES = {"float32": 0, "float64": 1, "uint16": 2, "int64": 3, "uint64": 4}
+DTYPES = {"float32": 0, "float64": 1, "uint16": 2, "int64": 3, "uint64": 4, "uint8": 5, "uint32": 6}
 
 
 def dtype_number(array: Array) -> int:

@@ -1,6 +1,9 @@
 // The Python module _cuda on the stand-in, and what the stand-in noted, for test_cuda_module.py.
 #include "../../src/cuda/module.cpp"
 
+#include "../../src/cuda/bind_clipping.cpp"
+#include "../../src/cuda/bind_noise.cpp"
+
 #include "clipping.cu"
 #include "noise.cu"
 

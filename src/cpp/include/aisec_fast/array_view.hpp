@@ -217,6 +217,10 @@ class ArrayView {
       dtype_ = DType::int64;
     else if (code == 1 && bits == 64)
       dtype_ = DType::uint64;
+    else if (code == 1 && bits == 8)
+      dtype_ = DType::uint8;
+    else if (code == 1 && bits == 32)
+      dtype_ = DType::uint32;
     else
       throw py::type_error(name_ + " has a dtype that no kernel takes");
   }

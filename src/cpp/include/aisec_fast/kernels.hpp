@@ -6,7 +6,7 @@
 
 namespace aisec_fast {
 
-enum class DType { float32, float64, bfloat16, int64, uint64 };
+enum class DType { float32, float64, bfloat16, int64, uint64, uint8, uint32 };
 
 // What a noise kernel needs beside its arrays. `scale` is sigma / granularity or scale / granularity.
 struct NoiseCall {

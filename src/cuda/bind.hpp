@@ -1,0 +1,8 @@
+#pragma once
+// One registrar a family; module.cpp calls them all.
+#include <pybind11/pybind11.h>
+
+namespace aisec_fast::bindings {
+void bind_noise(pybind11::module_& module);
+void bind_clipping(pybind11::module_& module);
+}  // namespace aisec_fast::bindings
