@@ -14,12 +14,13 @@ DEFINES := -C cmake.define.AISEC_WERROR=ON -C cmake.define.AISEC_CUDA=$(CUDA) \
            -C "cmake.define.AISEC_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)"
 
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-without-jit asan tsan tidy bench format clean
+.PHONY: help demo test lint unit unit-without-jit asan tsan tidy bench bench-guard format clean
 
 help:
 	@echo 'make demo    train a real model privately on our kernels and see what it costs (half a minute after the build)'
 	@echo 'make test    everything that CI runs: lint, types, build, all tests, coverage'
 	@echo 'make bench   kernels beside their memory floor         make format  format Python and C++'
+	@echo 'make bench-guard    no kernel may need more instructions than is committed (valgrind)'
 	@echo 'make asan    all tests under AddressSanitizer + UBSan  make tsan    the threaded tests under ThreadSanitizer'
 	@echo 'make tidy    clang-tidy                                make clean   remove .venv and build'
 
@@ -89,6 +90,11 @@ tidy: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only --benchmark-columns=median,iqr,rounds -q
+
+# Instruction counts of the hot kernels against committed numbers; UPDATE=1 writes those of this build.
+bench-guard: $(READY)
+	@echo '-- instructions of the hot kernels'
+	@$(BIN)/python benchmarks/guard/guard.py $(if $(UPDATE),--update)
 
 format: $(READY)
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet . ; $(BIN)/clang-format -i $(CPP)

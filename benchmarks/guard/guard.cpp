@@ -1,0 +1,91 @@
+// Runs one kernel of one instruction set some number of times on fixed inputs, on one thread, so that guard.py can
+// count its instructions: the difference between two numbers of calls is the kernel alone, without start-up and inputs.
+//   guard                                list "<isa> <kernel>" lines
+//   guard <isa> <kernel> <calls>         run
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "clipping.hpp"
+#include "instruction_sets.hpp"
+#include "thread_pool.hpp"
+
+using namespace aisec_fast;
+
+namespace {
+
+constexpr std::size_t samples = 16384, rows = 16, columns = 5000;
+
+// The same numbers on every machine, about as spread as a standard normal.
+template <class T>
+std::vector<T> values(std::size_t count) {
+  std::vector<T> made(count);
+  std::uint64_t state = 1;
+  for (T& value : made) {
+    double sum = 0.0;
+    for (int i = 0; i < 4; ++i) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      sum += static_cast<double>(state >> 40) * 0x1p-24 - 0.5;
+    }
+    value = static_cast<T>(sum * 1.7);
+  }
+  return made;
+}
+
+struct Inputs {
+  std::vector<float> x = values<float>(rows * columns), out = std::vector<float>(rows * columns);
+  std::vector<double> wide = values<double>(samples), wide_out = std::vector<double>(samples);
+  std::vector<std::uint64_t> words = std::vector<std::uint64_t>(samples);
+  std::vector<double> norms = std::vector<double>(rows);
+  std::vector<std::int64_t> lattice = std::vector<std::int64_t>(columns);
+  NoiseCall noise{{1, 2, 3, 4, 5, 6, 7, 8}, 1048576.0, 0x1p-20};
+  Batch batch{DType::float32, rows, {{x.data(), static_cast<std::ptrdiff_t>(columns), columns}}};
+};
+
+using Call = std::function<void(const Kernels&)>;
+
+std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
+  return {
+      {"random_words", [&](const Kernels& k) { k.noise.random_words(in.words.data(), 0, samples, in.noise.key, 0); }},
+      {"gaussian_float32",
+       [&](const Kernels& k) { k.noise.gaussian_float32(in.x.data(), in.out.data(), 0, samples, in.noise); }},
+      {"gaussian_float64",
+       [&](const Kernels& k) { k.noise.gaussian_float64(in.wide.data(), in.wide_out.data(), 0, samples, in.noise); }},
+      {"laplace_float32",
+       [&](const Kernels& k) { k.noise.laplace_float32(in.x.data(), in.out.data(), 0, samples, in.noise); }},
+      {"row_norms", [&](const Kernels&) { row_norms(in.batch, in.norms.data()); }},
+      {"clip_and_sum", [&](const Kernels&) { clip_and_sum(in.batch, 30.0, {in.out.data()}, in.norms.data()); }},
+      {"lattice_sum",
+       [&](const Kernels&) {
+         lattice_sum(in.batch, 30.0, 0x1p-16, std::int64_t{3932160000000}, {in.lattice.data()}, in.norms.data());
+       }},
+  };
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  Inputs inputs;
+  const auto known = calls(inputs);
+  if (count == 1) {
+    for (const Kernels& kernels : supported_kernels())
+      for (const auto& [name, call] : known) std::printf("%s %s\n", kernels.name, name.c_str());
+    return 0;
+  }
+  if (count != 4) return 2;
+  set_thread_count(1);
+  use_instruction_set(arguments[1]);
+  for (const auto& [name, call] : known)
+    if (name == arguments[2]) {
+      for (int left = std::atoi(arguments[3]); left > 0; --left) call(active_kernels());
+      return 0;
+    }
+  std::fprintf(stderr, "no kernel %s\n", arguments[2]);
+  return 2;
+}
