@@ -1,0 +1,111 @@
+"""Cases of the clipping family: per-sample gradients [B, D] in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from aisec_fast import clipping
+from aisec_fast._reference import clipping as reference
+
+from ._kernels import Array, Operation, close, contenders, has, same_bits
+from ._measure import Case, Contender, FloorPart
+
+_ROWS = 64
+_BOUND = 1.0
+_REFERENCE_VALUES = 2**22  # above this the float64 reference would take longer than the measurement
+
+
+def cases(sizes: list[int], threads: list[int]) -> Iterator[Case]:
+    """``per_sample_norms``, ``clip_and_sum`` and ``private_sum``."""
+    for operation in ("per_sample_norms", "clip_and_sum", "private_sum"):
+        for size in sizes:
+            shape = (_ROWS, size // _ROWS)
+            for count in threads:
+                yield Case("clipping", operation, shape, "float32", count, size, 4, partial(_prepare, operation, shape))
+
+
+def _prepare(name: str, shape: tuple[int, int]) -> tuple[list[Contender], list[FloorPart]]:
+    grads = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    exact, near = _checks(name, grads)
+    plain = name != "private_sum"
+    peers = {peer: (call, near, plain) for peer, call in _peers(name, grads).items()}
+    return contenders(Operation(partial(_call, name), exact, peers), grads, reads=1)
+
+
+def _call(name: str, grads: Any) -> Callable[[], Any]:
+    if name == "per_sample_norms":
+        return lambda: clipping.per_sample_norms(grads)
+    if name == "clip_and_sum":
+        return lambda: clipping.clip_and_sum(grads, _BOUND)[0]
+    return lambda: clipping.private_sum(grads, _BOUND, _BOUND)
+
+
+def _checks(name: str, grads: Array) -> tuple[Callable[[Array], str], Callable[[Array], str]]:
+    """How our result is compared, and a peer's: float32 sums in another order, so within (D + B) 2^-24 of the largest."""
+    sample = grads if grads.size <= _REFERENCE_VALUES else grads[:4]
+    tolerance = 2.0**-24 * (grads.shape[0] + grads.shape[1])
+    if name == "per_sample_norms":
+        expected = reference.row_norms([sample]).astype(np.float32)
+        return same_bits(expected), lambda result: close(expected, tolerance)(result[: len(sample)])
+    if name == "clip_and_sum":
+        if grads.size <= _REFERENCE_VALUES:
+            expected = reference.clip_and_sum([grads], _BOUND)[0][0]
+            return same_bits(expected), close(expected, tolerance)
+        total = _float64_sum(grads)
+        return close(total, 1e-6), close(total, tolerance)
+    total = _float64_sum(grads)
+
+    def noisy(result: Array) -> str:
+        # Noise of standard deviation 1: |mean of squares - 1| stays within 8 standard errors (false alarm below 1e-14).
+        error = ((result.astype(np.float64) - total) ** 2).mean() - 1.0
+        bound = 8.0 * np.sqrt(2.0 / total.size) + 0.01
+        if abs(error) > bound:
+            raise AssertionError(f"variance of the noise is off by {error:.3g}, allowed {bound:.3g}")
+        return "moments"
+
+    return noisy, noisy
+
+
+def _float64_sum(grads: Array) -> Array:
+    norms = np.sqrt(np.einsum("ij,ij->i", grads, grads, dtype=np.float64))
+    factors = np.minimum(1.0, _BOUND / norms)
+    total = np.zeros(grads.shape[1])
+    for factor, row in zip(factors, grads, strict=True):
+        total += factor * row
+    return total
+
+
+def _peers(name: str, grads: Array) -> dict[str, Callable[[], Any]]:
+    generator = np.random.default_rng(1)
+
+    def norms() -> Array:
+        return np.sqrt(np.einsum("ij,ij->i", grads, grads))
+
+    def clipped_sum() -> Array:
+        return np.minimum(_BOUND / norms(), np.float32(1)) @ grads
+
+    def noisy_sum() -> Array:
+        return clipped_sum() + generator.standard_normal(grads.shape[1], dtype=np.float32)
+
+    found = {"numpy": {"per_sample_norms": norms, "clip_and_sum": clipped_sum, "private_sum": noisy_sum}[name]}
+    if has("torch"):
+        import torch
+
+        tensor = torch.from_numpy(grads)
+
+        def torch_norms() -> Any:
+            return torch.linalg.vector_norm(tensor, dim=1)
+
+        def torch_clipped() -> Any:
+            return (_BOUND / torch_norms()).clamp(max=1) @ tensor
+
+        def torch_noisy() -> Any:
+            return torch_clipped().add_(torch.empty(grads.shape[1]).normal_(0, 1))
+
+        calls = {"per_sample_norms": torch_norms, "clip_and_sum": torch_clipped, "private_sum": torch_noisy}
+        found["torch"] = calls[name]
+    return found

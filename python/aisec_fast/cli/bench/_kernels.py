@@ -1,0 +1,147 @@
+"""What every kernel case has in common: the same public function on each of our backends, on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import aisec_fast
+from aisec_fast._errors import BackendError
+
+from . import _floors
+from ._measure import Contender, FloorPart
+
+Array = npt.NDArray[Any]
+
+
+class DifferenceError(AssertionError):
+    """A contender's result is not the reference's."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One public function of ours as a case needs it.
+
+    call: makes, for input values on any device, a function without arguments that runs once and returns its result.
+    check: says how a result (as numpy) was compared with the reference; raises :class:`DifferenceError`.
+    peers: others that do the same: name -> (call, check, private_safe).
+    """
+
+    call: Callable[[Any], Callable[[], Any]]
+    check: Callable[[Array], str]
+    peers: dict[str, tuple[Callable[[], Any], Callable[[Array], str], bool]]
+
+
+def contenders(
+    operation: Operation, values: Array, *, reads: float = 0.0, updates: float = 0.0
+) -> tuple[list[Contender], list[FloorPart]]:
+    """Our backends and the peers, and the floor of each device."""
+    found = []
+    for isa in aisec_fast.info()["instruction_sets"]:
+        found.append(_ours(operation, "native", values, instruction_set=isa))
+    if numba_compiles():
+        found.append(_ours(operation, "numba", values))
+    floors = _floors.memory(values, reads=reads, updates=updates)
+    if aisec_fast.info()["cuda"]["devices"] > 0 and (device := on_gpu(values)) is not None:
+        there, synchronize = device
+        found.append(_ours(operation, "cuda", there, device="cuda", synchronize=synchronize))
+        floors += _floors.device_memory(there, synchronize, reads=reads, updates=updates)
+    for name, (call, check, private_safe) in operation.peers.items():
+        found.append(Contender(name, call, _checked(call, check), private_safe=private_safe))
+    return found, floors
+
+
+def _ours(
+    operation: Operation,
+    backend: str,
+    values: Any,
+    *,
+    instruction_set: str | None = None,
+    device: str = "cpu",
+    synchronize: Callable[[], object] | None = None,
+) -> Contender:
+    call = operation.call(values)
+    finished = (lambda: (call(), synchronize())[0]) if synchronize else call
+    return Contender(backend, finished, _checked(finished, operation.check), instruction_set, device)
+
+
+def _checked(call: Callable[[], Any], check: Callable[[Array], str]) -> Callable[[], str]:
+    return lambda: check(to_numpy(call()))
+
+
+def to_numpy(value: Any) -> Array:
+    """A result on any device as numpy."""
+    if hasattr(value, "get"):
+        return np.asarray(value.get())
+    if hasattr(value, "detach"):
+        return np.asarray(value.detach().cpu().numpy())
+    return np.asarray(value)
+
+
+def on_gpu(values: Array) -> tuple[Any, Callable[[], object]] | None:
+    """The values on the GPU, by torch or cupy, and how to wait for it; None if neither can."""
+    if has("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.from_numpy(values).cuda(), torch.cuda.synchronize
+    if has("cupy"):
+        import cupy
+
+        return cupy.asarray(values), cupy.cuda.get_current_stream().synchronize
+    return None
+
+
+def numba_compiles() -> bool:
+    """Whether Numba is there and its compiler is on; interpreted kernels would take hours."""
+    try:
+        with aisec_fast.use_backend("numba"):
+            import numba
+    except (BackendError, ImportError):
+        return False
+    return not getattr(numba.config, "DISABLE_JIT", 0)
+
+
+def has(module: str) -> bool:
+    """Whether a module can be imported."""
+    return sys.modules.get(module) is not None or importlib.util.find_spec(module) is not None
+
+
+def same_bits(expected: Array) -> Callable[[Array], str]:
+    """Equality with the reference to the bit, where the reference covers the first values of the result."""
+
+    def check(result: Array) -> str:
+        start = np.ascontiguousarray(result.reshape(-1)[: expected.size])
+        if start.tobytes() != np.ascontiguousarray(expected.reshape(-1)).tobytes():
+            raise DifferenceError(f"differs from the reference, first at {_first_difference(start, expected.reshape(-1))}")
+        return "bits"
+
+    return check
+
+
+def close(expected: Array, tolerance: float) -> Callable[[Array], str]:
+    """|result - expected| <= tolerance * largest |expected|."""
+
+    def check(result: Array) -> str:
+        scale = float(np.abs(expected).max(initial=0.0)) or 1.0
+        error = float(np.abs(result.reshape(expected.shape).astype(np.float64) - expected).max(initial=0.0)) / scale
+        if not error <= tolerance:
+            raise DifferenceError(f"differs from the reference by {error:.2g} of its largest value, allowed {tolerance:g}")
+        return f"{tolerance:g} relative"
+
+    return check
+
+
+def _first_difference(result: Array, expected: Array) -> str:
+    if result.size != expected.size:
+        return f"its size, {result.size} for {expected.size}"
+    places = np.flatnonzero(result != expected)
+    return (
+        "a zero's sign" if places.size == 0 else f"index {places[0]}: {result[places[0]]!r} for {expected[places[0]]!r}"
+    )
