@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import aisec_fast
 
+from .._writing import check_destination
 from . import throughput
-from ._output import check_destination, require, write_json
+from ._output import require, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
