@@ -1,8 +1,8 @@
 """aisec_fast: the fast engine under privacy and robustness work in machine learning.
 
 Submodules are loaded when first used: ``noise`` (exact, float-safe Gaussian and Laplace noise), ``clipping``
-(per-sample gradients), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon). ``import aisec_fast`` itself imports
-numpy and nothing heavier.
+(per-sample gradients), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon), ``integrity`` (manifests of model
+folders). ``import aisec_fast`` itself imports numpy and nothing heavier.
 """
 
 from __future__ import annotations
@@ -11,25 +11,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._backends import get_num_threads, info, set_num_threads, use_backend
-from ._errors import AisecFastError, BackendError, PrivacyError, UnsupportedModuleError
+from ._errors import (
+    AisecFastError,
+    BackendError,
+    FileChangedError,
+    ManifestError,
+    PrivacyError,
+    UnsupportedFileError,
+    UnsupportedModuleError,
+)
 
 if TYPE_CHECKING:
-    from . import accounting, clipping, noise, privacy
+    from . import accounting, clipping, integrity, noise, privacy
 
     __version__: str
 
-_SUBMODULES = ("accounting", "clipping", "noise", "privacy")
+_SUBMODULES = ("accounting", "clipping", "integrity", "noise", "privacy")
 
 __all__ = [
     "AisecFastError",
     "BackendError",
+    "FileChangedError",
+    "ManifestError",
     "PrivacyError",
+    "UnsupportedFileError",
     "UnsupportedModuleError",
     "__version__",
     "accounting",
     "clipping",
     "get_num_threads",
     "info",
+    "integrity",
     "noise",
     "privacy",
     "set_num_threads",

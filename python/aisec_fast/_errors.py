@@ -15,3 +15,15 @@ class PrivacyError(AisecFastError, ValueError):
 
 class UnsupportedModuleError(PrivacyError):
     """The model holds a trainable parameter or a layer that cannot be trained privately."""
+
+
+class UnsupportedFileError(AisecFastError, OSError):
+    """A symbolic link, FIFO, socket or device lies where a regular file is expected."""
+
+
+class FileChangedError(AisecFastError, OSError):
+    """A file changed while it was read: its digest would be that of no file that ever was."""
+
+
+class ManifestError(AisecFastError, ValueError):
+    """A manifest is not well-formed, or cannot describe a file; the message names file and field."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from .._writing import write_whole
 
 # Optional package, as it is imported -> (as pip knows it, the extra of ours that brings it).
 _PACKAGES = {
@@ -57,37 +57,10 @@ def _how_to_install(extra: str) -> str:
     return f"pip install 'aisec_fast[{extra}]' (torch first and on its own where its CPU build is wanted)"
 
 
-def check_destination(path: Path) -> None:
-    """OSError now rather than after the work, if a file could not be written to ``path``."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file to write to")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of {path} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"no permission to write to the folder of {path}")
-
-
 def write_json(result: dict[str, Any], destination: str) -> None:
     """Write ``result`` to a file, whole or not at all; "-" is standard output."""
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     if destination == "-":
         say(text.rstrip())
-        return
-    path = Path(destination)
-    check_destination(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    aside = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        aside.chmod(0o666 & ~_umask())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    else:
+        write_whole(Path(destination), text)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import aisec_fast
 
-from .._output import check_destination, require, write_json, write_text
+from ..._writing import check_destination, write_whole
+from .._output import require, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if files:
         from ..report import demo_page
 
-        write_text(demo_page.build({**result, "digits": digits}), str(_REPORT))
+        write_whole(_REPORT, demo_page.build({**result, "digits": digits}))
     write_json(result, destination)
     _farewell(console, result, destination if files else None)
     return 0

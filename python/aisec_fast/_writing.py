@@ -1,0 +1,39 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def check_destination(path: Path) -> None:
+    """OSError now rather than after the work, if a file could not be written to ``path``."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder, expected a file to write to")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of {str(path)!r} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"no permission to write to the folder of {str(path)!r}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write UTF-8 text beside ``path``, have it on the disk, then rename: the old file or the new one, never a part."""
+    check_destination(path)
+    aside = path.parent / f".aisec_fast-{secrets.token_hex(8)}"
+    # Exclusive: never through somebody's link. The process's umask decides who may read it, as for any new file.
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)  # the new name too
+    finally:
+        os.close(folder)
