@@ -1,8 +1,9 @@
 """aisec_fast: the fast engine under privacy and robustness work in machine learning.
 
 Submodules are loaded when first used: ``noise`` (exact, float-safe Gaussian and Laplace noise), ``clipping``
-(per-sample gradients), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon), ``integrity`` (manifests of model
-folders). ``import aisec_fast`` itself imports numpy and nothing heavier.
+(per-sample gradients), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon), ``adversarial`` (attacks on models),
+``hashing`` (BLAKE3, SHA-256) and ``integrity`` (manifests of model folders). ``import aisec_fast`` itself imports numpy
+and nothing heavier.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ._errors import (
 )
 
 if TYPE_CHECKING:
-    from . import accounting, clipping, integrity, noise, privacy
+    from . import accounting, adversarial, clipping, hashing, integrity, noise, privacy
 
     __version__: str
 
-_SUBMODULES = ("accounting", "clipping", "integrity", "noise", "privacy")
+_SUBMODULES = ("accounting", "adversarial", "clipping", "hashing", "integrity", "noise", "privacy")
 
 __all__ = [
     "AisecFastError",
@@ -38,8 +39,10 @@ __all__ = [
     "UnsupportedModuleError",
     "__version__",
     "accounting",
+    "adversarial",
     "clipping",
     "get_num_threads",
+    "hashing",
     "info",
     "integrity",
     "noise",

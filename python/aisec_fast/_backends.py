@@ -21,11 +21,12 @@ NAMES = ("native", "numba", "cuda")
 
 
 class Backend(NamedTuple):
-    """One backend: a module of kernels for each family, all with the same functions (docs/noise.md, docs/clipping.md)."""
+    """One backend: a module of kernels for each family, all with the same functions (docs/<family>.md)."""
 
     name: str
     noise: ModuleType
     clipping: ModuleType
+    adversarial: ModuleType
 
     def operands(self, arrays: Sequence[Array]) -> list[Any]:
         """The arrays as this backend's kernels take them."""
@@ -57,10 +58,10 @@ def _core() -> ModuleType | None:
 @cache
 def _load(name: str) -> Backend | str:
     if name == "numba":
-        noise, clipping = (importlib.import_module(f"aisec_fast._numba.{family}") for family in ("noise", "clipping"))
-        return Backend(name, noise, clipping)
+        families = [family for family in Backend._fields if family != "name"]
+        return Backend(name, *(importlib.import_module(f"aisec_fast._numba.{family}") for family in families))
     extension = _core() or _extension("_core") if name == "native" else _extension("_cuda")
-    return extension if isinstance(extension, str) else Backend(name, extension, extension)
+    return extension if isinstance(extension, str) else Backend(name, *[extension] * (len(Backend._fields) - 1))
 
 
 def _valid(name: str, origin: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from aisec_fast._numba._block_sum import BLOCK, sum_of_block
 from aisec_fast._numba._kernel import inlined, kernel
 from aisec_fast._numba._parallel import parallel_for, quiet, thread_count
 from aisec_fast._reference.clipping import factors, lattice_factors
@@ -26,7 +27,6 @@ Grads: TypeAlias = Sequence[NDArray[Any]]
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
 
-BLOCK, PARTIALS = 1024, 16
 TILE = 2048  # columns: their float64 sums stay in the first-level cache while rows pass by
 CACHE_BYTES = 8 << 20  # rows handled at a time ...
 FEWEST_ROWS = 16  # ... but not fewer than these: reading rows twice then costs less than reading the sums so often
@@ -69,24 +69,6 @@ def _widen(value: Any) -> F64:
     return F64(value)
 
 
-@inlined
-def _sum_of_block(x: Floats) -> F64:
-    """The sum of x [BLOCK] in the contract's order: 16 partial sums, then halves.
-
-    Partial sums with names stay in registers; in an array LLVM would store and reload them at every step.
-    """
-    p0 = p1 = p2 = p3 = p4 = p5 = p6 = p7 = F64(0.0)
-    q0 = q1 = q2 = q3 = q4 = q5 = q6 = q7 = F64(0.0)
-    for i in range(0, BLOCK, PARTIALS):
-        p0, p1, p2, p3 = p0 + x[i], p1 + x[i + 1], p2 + x[i + 2], p3 + x[i + 3]
-        p4, p5, p6, p7 = p4 + x[i + 4], p5 + x[i + 5], p6 + x[i + 6], p7 + x[i + 7]
-        q0, q1, q2, q3 = q0 + x[i + 8], q1 + x[i + 9], q2 + x[i + 10], q3 + x[i + 11]
-        q4, q5, q6, q7 = q4 + x[i + 12], q5 + x[i + 13], q6 + x[i + 14], q7 + x[i + 15]
-    even = ((p0 + q0) + (p4 + q4)) + ((p2 + q2) + (p6 + q6))
-    odd = ((p1 + q1) + (p5 + q5)) + ((p3 + q3) + (p7 + q7))
-    return F64(even + odd)
-
-
 @kernel
 def _block_sums(
     values: NDArray[Any], first: int, stride: int, columns: int, scale: F64, begin: int, end: int, sums: Floats
@@ -102,7 +84,7 @@ def _block_sums(
             value = _widen(part[i]) * scale
             squares[i] = value * value
         squares[part.size :] = F64(0.0)
-        sums[row, block] = _sum_of_block(squares)
+        sums[row, block] = sum_of_block(squares)
 
 
 @kernel

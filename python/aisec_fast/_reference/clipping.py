@@ -74,8 +74,9 @@ def row_norms(grads: Grads) -> Floats:
 def factors(norms: Floats, max_norm: float) -> Floats:
     """Return the clip factors [B]; 0 stands for a row that is left out: norm not finite, or factor below 2^-1000."""
     with np.errstate(all="ignore"):
-        factor = np.where(norms <= max_norm, 1.0, max_norm / norms)
-        return np.where(np.isfinite(norms) & (factor >= LEAST_FACTOR), factor, 0.0)
+        factor = max_norm / norms
+        clipped = np.where(np.isfinite(norms) & (factor >= LEAST_FACTOR), factor, 0.0)
+        return np.where(norms <= max_norm, 1.0, clipped)
 
 
 def lattice_factors(norms: Floats, max_norm: float, granularity: float) -> Floats:

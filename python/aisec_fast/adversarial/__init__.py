@@ -1,0 +1,22 @@
+"""Attacks on models: projected gradient descent inside an exact L-infinity or L2 ball.
+
+    x_adv = adversarial.pgd(model, x, y, eps=8 / 255, steps=40)
+
+Every returned sample keeps ``|x_adv - x| <= eps``, evaluated in float64, and lies in the box ``clip``, exactly. The model
+is a torch module that gives logits, or a :class:`GradientModel` around functions of numpy or cupy arrays. Nothing of
+the model is changed: docs/adversarial-attacks.md has the details, docs/adversarial.md the kernels' contract.
+
+_pgd          the attack: restarts, steps, samples that leave the batch once they are fooled
+_step         ``pgd_step``, the fused step for loops of your own
+_ball         norm, eps and box: checked, rounded, and bound to a backend's kernel
+_start        random starts
+_models       ``GradientModel``, and what the attack needs of any model;  _torch_model  the same of a torch module
+_losses       cross-entropy, margin, DLR
+_watch        NaN and infinity in logits and gradients;  _progress  callbacks and bar;  _rows  rows of arrays of any library
+"""
+
+from ._models import GradientModel
+from ._pgd import pgd
+from ._step import pgd_step
+
+__all__ = ["GradientModel", "pgd", "pgd_step"]

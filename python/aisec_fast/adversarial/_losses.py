@@ -1,0 +1,45 @@
+"""Losses that an attack climbs, one value a sample: their sum's gradient at a sample then is that sample's own.
+
+Each is a function of logits ``[B, classes]`` (float32 or float64) and labels ``[B]`` that grows as the label becomes less
+likely. Untargeted attacks climb it at the true label, targeted attacks descend it at the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``logsumexp(z) - z_y``: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (2018)."""
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """``max_{j != y} z_j - z_y``, above 0 exactly where the label has lost: Carlini and Wagner, Towards Evaluating the
+    Robustness of Neural Networks (2017)."""
+    label = labels[:, None]
+    others = logits.scatter(1, label, -torch.inf)
+    return others.amax(1) - logits.gather(1, label)[:, 0]
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin over ``z_1 - z_3``, the distance from the largest to the third largest logit, so that scaling all logits
+    changes nothing: the difference of logits ratio of Croce and Hein, Reliable Evaluation of Adversarial Robustness with
+    an Ensemble of Diverse Parameter-free Attacks (2020). 1e-12 keeps ties from dividing by zero."""
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+class Loss(NamedTuple):
+    """A loss and the number of classes without which it has no meaning."""
+
+    values: Callable[[Tensor, Tensor], Tensor]
+    least_classes: int
+
+
+LOSSES = {"ce": Loss(cross_entropy, 2), "margin": Loss(margin, 2), "dlr": Loss(dlr, 3)}

@@ -1,0 +1,126 @@
+"""What the attack needs of a model, and models that are given as functions: ``GradientModel``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .._arrays import Array, describe
+from . import _rows
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+
+class Slope(NamedTuple):
+    """What one pass over a batch gave, on the model's device."""
+
+    gradient: Any  # of the loss, at each sample; like the batch, C-contiguous
+    losses: Any | None  # [B]; NaN where a logit is NaN
+    logits: Any | None  # [B, classes]
+
+
+class Attackable(Protocol):
+    """A model together with the loss of an attack."""
+
+    def attacked(self) -> AbstractContextManager[object]:
+        """A block inside which the model is ready, and after which it is as it was."""
+
+    def slope(self, adv: Any, y: Any, *, with_logits: bool) -> Slope:
+        """Gradient of the loss at ``adv``; with logits only where they are asked for or cost nothing."""
+
+    def predict(self, adv: Any) -> Any:
+        """Logits ``[B, classes]``, without a gradient."""
+
+    def fooled(self, logits: Any, y: Any) -> Flags:
+        """Whether each sample fools the model, on the host. Logits hold no NaN."""
+
+    def losses(self, logits: Any, y: Any) -> Any:
+        """Loss of each sample, NaN where a logit is NaN: restarts are compared by it."""
+
+
+@dataclass(frozen=True)
+class GradientModel:
+    """A model given by its gradient, for numpy, cupy or anything that torch does not differentiate.
+
+    Args:
+        gradient: ``gradient(x, y) -> d loss_i / d x_i``, an array like ``x`` (shape, dtype, library, device), where the
+            loss of a sample depends on that sample alone. Untargeted attacks climb it. ``x`` must be left as it is; it
+            is overwritten after the call, so keep a copy if you keep anything.
+        predict: ``predict(x) -> logits [B, classes]``; needed for ``early_stop`` and for ``restarts`` above 1. The label
+            with the largest logit is the model's answer.
+    """
+
+    gradient: Callable[[Any, Any], Any]
+    predict: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, function in (("gradient", self.gradient), ("predict", self.predict)):
+            if not callable(function) and (name == "gradient" or function is not None):
+                raise TypeError(f"{name} is a {type(function).__name__}, expected a function")
+
+
+class GivenGradient:
+    """A ``GradientModel`` under attack."""
+
+    def __init__(self, model: GradientModel, x: Array, *, targeted: bool) -> None:
+        self._model, self._like, self._targeted = model, x, targeted
+
+    def attacked(self) -> AbstractContextManager[object]:
+        """See :class:`Attackable`."""
+        return nullcontext()
+
+    def slope(self, adv: Any, y: Any, *, with_logits: bool) -> Slope:
+        """See :class:`Attackable`."""
+        logits = self.predict(adv) if with_logits else None
+        gradient = describe(self._model.gradient(_guarded(adv), y), "the result of gradient(x, y)")
+        wanted = (self._like.library, self._like.dtype, self._like.device)
+        if (gradient.library, gradient.dtype, gradient.device) != wanted:
+            raise TypeError(
+                f"gradient(x, y) returned a {gradient.library} array of {gradient.dtype} on {gradient.device}, "
+                f"expected {wanted[0]}, {wanted[1]} on {wanted[2]} as x"
+            )
+        if gradient.shape != tuple(adv.shape):
+            raise ValueError(f"gradient(x, y) returned shape {gradient.shape}, expected {tuple(adv.shape)} as x")
+        losses = None if logits is None else self.losses(logits, y)
+        return Slope(_rows.contiguous(gradient), losses, logits)
+
+    def predict(self, adv: Any) -> Floats:
+        """See :class:`Attackable`; logits come to the host, as numpy."""
+        if self._model.predict is None:
+            raise ValueError("predict is missing from the GradientModel: early_stop and restarts above 1 need it")
+        logits = describe(self._model.predict(_guarded(adv)), "the result of predict(x)")
+        if len(logits.shape) != 2 or logits.shape[0] != len(adv) or logits.shape[1] < 2:
+            raise ValueError(
+                f"predict(x) returned shape {logits.shape}, expected logits [{len(adv)}, classes] with 2 or more classes"
+            )
+        return _rows.to_host(logits.value).astype(np.float64)
+
+    def fooled(self, logits: Floats, y: Any) -> Flags:
+        """See :class:`Attackable`."""
+        hit: Flags = logits.argmax(axis=1) == _rows.to_host(y)
+        return hit if self._targeted else ~hit
+
+    def losses(self, logits: Floats, y: Any) -> Floats:
+        """Margins (``_losses.margin``): the user's loss has no value here."""
+        labels = _rows.to_host(y)
+        classes = logits.shape[1]
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"y holds labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+        label = np.arange(classes) == labels[:, None]
+        margins: Floats = np.where(label, -np.inf, logits).max(axis=1) - np.where(label, logits, 0).sum(axis=1)
+        return margins
+
+
+def _guarded(adv: Any) -> Any:
+    """The samples as a user's function may see them: numpy's read-only."""
+    if not isinstance(adv, np.ndarray):
+        return adv
+    view = adv.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,46 @@
+"""How an attack tells how far it is: a callback, or a bar on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[int, int, "int | None"], object]
+
+
+def _nothing(step: int, total_steps: int, fooled: int | None) -> None:
+    """No progress is shown."""
+
+
+@contextmanager
+def reporting(progress: Progress | bool | None) -> Iterator[Progress]:
+    """A callback ``(step, total_steps, fooled or None)`` for the user's choice; a bar lives as long as the block."""
+    if progress is None or progress is False:
+        yield _nothing
+    elif progress is True:
+        with _bar() as advance:
+            yield advance
+    elif callable(progress):
+        yield progress
+    else:
+        raise TypeError(
+            f"progress is a {type(progress).__name__}, expected None, True for a bar, or a function "
+            "(step, total_steps, fooled)"
+        )
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("progress=True needs rich: pip install rich", name=error.name) from error
+    columns = (TextColumn("PGD"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fooled]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, fooled="")
+
+        def advance(step: int, total_steps: int, fooled: int | None) -> None:
+            bar.update(task, completed=step, total=total_steps, fooled="" if fooled is None else f"{fooled} fooled")
+
+        yield advance
