@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from .._errors import AisecFastError
-from . import demo, epsilon, info
+from . import bench, demo, epsilon, info
 from ._output import CommandError, missing_package, say
 
 _DESCRIPTION = "Fast, provable kernels for privacy and robustness in machine learning."
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # dp-accounting logs a warning for every Renyi order that it leaves out of its search.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        arguments.run(arguments)
+        code: int | None = arguments.run(arguments)
     except KeyboardInterrupt:
         return _stop("interrupted; no result was written", _INTERRUPTED)
     except ModuleNotFoundError as error:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stop(missing, _COULD_NOT)
     except (CommandError, AisecFastError, OSError) as error:
         return _stop(str(error), _COULD_NOT)
-    return _FINE
+    return _FINE if code is None else code
 
 
 def _stop(message: str, code: int) -> int:
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (info, demo, epsilon):
+    for module in (info, demo, bench, epsilon):
         command = commands.add_parser(
             module.__name__.rpartition(".")[2],
             help=module.HELP,

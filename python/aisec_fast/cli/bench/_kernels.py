@@ -119,7 +119,9 @@ def same_bits(expected: Array) -> Callable[[Array], str]:
     def check(result: Array) -> str:
         start = np.ascontiguousarray(result.reshape(-1)[: expected.size])
         if start.tobytes() != np.ascontiguousarray(expected.reshape(-1)).tobytes():
-            raise DifferenceError(f"differs from the reference, first at {_first_difference(start, expected.reshape(-1))}")
+            raise DifferenceError(
+                f"differs from the reference, first at {_first_difference(start, expected.reshape(-1))}"
+            )
         return "bits"
 
     return check
@@ -132,7 +134,9 @@ def close(expected: Array, tolerance: float) -> Callable[[Array], str]:
         scale = float(np.abs(expected).max(initial=0.0)) or 1.0
         error = float(np.abs(result.reshape(expected.shape).astype(np.float64) - expected).max(initial=0.0)) / scale
         if not error <= tolerance:
-            raise DifferenceError(f"differs from the reference by {error:.2g} of its largest value, allowed {tolerance:g}")
+            raise DifferenceError(
+                f"differs from the reference by {error:.2g} of its largest value, allowed {tolerance:g}"
+            )
         return f"{tolerance:g} relative"
 
     return check

@@ -25,6 +25,7 @@ _SAMPLE_SECONDS = (
     0.0005  # a sample is at least this long: many calls of what is short, so that the clock does not matter
 )
 _PAUSE = 0.002  # seconds before each sample: torch's threads go on spinning that long after their work
+OURS = ("native", "numba", "cuda")
 BUSY = 0.10  # share of the machine taken by other processes above which a row is marked
 
 
@@ -54,7 +55,7 @@ class Contender:
     def active(self) -> Iterator[None]:
         """Force this contender's backend and instruction set; what was in use comes back at the end."""
         with contextlib.ExitStack() as stack:
-            if self.backend in ("native", "numba", "cuda"):
+            if self.backend in OURS:
                 stack.enter_context(aisec_fast.use_backend(self.backend))
             if self.instruction_set is not None:
                 from aisec_fast import _core
@@ -106,13 +107,16 @@ class Skipped:
     reason: str
 
 
-def measure(case: Case, rounds: int, *, most_seconds: float) -> tuple[list[dict[str, Any]], list[Skipped]]:
+def measure(
+    case: Case, rounds: int, *, most_seconds: float, backend: str | None = None
+) -> tuple[list[dict[str, Any]], list[Skipped]]:
     """Check every contender of ``case`` against the reference, then time all of them once in each round.
 
     Args:
         case: what to run.
         rounds: number of rounds, at least 1.
         most_seconds: a contender that needs longer for one call is skipped.
+        backend: of our backends only this one.
 
     Returns:
         One row for each contender, and what was skipped.
@@ -122,19 +126,23 @@ def measure(case: Case, rounds: int, *, most_seconds: float) -> tuple[list[dict[
     """
     try:
         with _threads(case.threads):
-            return _measure(case, rounds, most_seconds)
+            return _measure(case, rounds, most_seconds, backend)
     except MemoryError:
         return [], [Skipped(case, "all", "not enough memory at this size")]
     finally:
         gc.collect()
 
 
-def _measure(case: Case, rounds: int, most_seconds: float) -> tuple[list[dict[str, Any]], list[Skipped]]:
+def _measure(
+    case: Case, rounds: int, most_seconds: float, backend: str | None
+) -> tuple[list[dict[str, Any]], list[Skipped]]:
     contenders, floors = case.prepare()
     kept: list[tuple[Contender, str]] = []
     skipped: list[Skipped] = []
     runs: list[tuple[Contender | None, Callable[[], object], int]] = []
     for contender in contenders:
+        if backend and contender.backend in OURS and contender.backend != backend:
+            continue
         with contender.active():
             checked = contender.check()
             seconds = _once(contender.call)

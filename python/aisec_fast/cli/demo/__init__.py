@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     result |= parts.measure(console, plan)
     result |= {
         "quick": arguments.quick,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "versions": _versions(),
         "machine": {**_machine(), "load": load},
         "seconds": time.perf_counter() - start,

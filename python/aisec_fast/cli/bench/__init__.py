@@ -1,0 +1,175 @@
+"""``aisec-fast bench``: every kernel on every backend beside its peers and its floor, checked before it is timed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aisec_fast
+
+from ..._errors import BackendError
+from ..._writing import check_destination, write_whole
+from .._output import CommandError, require, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ._measure import Case, Skipped
+
+HELP = "time every kernel on every backend beside its peers and its floor"
+DESCRIPTION = """\
+Runs every operation on every backend (numpy, torch and other peers where they are installed, Numba, the native kernels of
+each instruction set, CUDA where there is a GPU), over sizes and threads. Contenders take turns in every round; each result
+is compared with a float64 reference before anything is timed; each row stands beside its floor: the memory traffic it cannot
+avoid, or the plain training step, measured in the same rounds. Rows are marked if other programs took over 10 % of the
+machine meanwhile."""
+EPILOG = """\
+examples:
+  aisec-fast bench --quick                          a table in some minutes
+  aisec-fast bench --json after.json --html page.html
+  aisec-fast bench --family noise --size 1048576 --threads 1
+  aisec-fast bench --compare before.json after.json exit code 1 if something became slower
+"""
+FAMILIES = ("noise", "clipping", "hashing", "adversarial", "privacy")
+_FULL_SIZES = tuple(2**k for k in range(10, 27, 2))
+_QUICK_SIZES = (2**12, 2**17, 2**22)
+_BYTES_PER_VALUE = 40  # memory that a case needs at most: inputs, outputs, peers' temporaries
+_DIFFERS, _FINE, _INTERRUPTED = 1, 0, 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "--quick", action="store_true", help="three sizes, few rounds; ends within 8 minutes on 2 cores"
+    )
+    parser.add_argument("--family", action="append", choices=FAMILIES, help="only this family (can be repeated)")
+    parser.add_argument("--operation", action="append", metavar="NAME", help="only this operation (can be repeated)")
+    parser.add_argument("--backend", choices=("native", "numba", "cuda"), help="of ours only this one; peers stay")
+    parser.add_argument("--size", action="append", type=int, metavar="N", help="values (can be repeated)")
+    parser.add_argument(
+        "--threads", action="append", type=int, metavar="N", help="(can be repeated) default: 1 and all"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="interleaved rounds, at least 3 (default 15, quick 7)")
+    parser.add_argument("--html", metavar="FILE", help="write a page with plots (needs the extra 'report')")
+    parser.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="measure nothing: B against A")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, show, write; or compare two files."""
+    require(("rich",), "demo", "bench")
+    from rich.console import Console
+
+    console = Console(stderr=arguments.json == "-", highlight=False)
+    if arguments.compare:
+        return _compare(console, arguments)
+    sizes, threads, rounds = _plan(arguments)
+    for name in (arguments.json, arguments.html):
+        if name and name != "-":
+            check_destination(Path(name))
+    if arguments.html:
+        require(("plotly",), "report", "--html")
+    if arguments.backend:
+        with aisec_fast.use_backend(arguments.backend):
+            pass  # raises if it is missing
+        if arguments.backend == "cuda" and aisec_fast.info()["cuda"]["devices"] == 0:
+            raise BackendError("backend is 'cuda', but no CUDA device is there")
+    from . import _cases
+
+    chosen = [
+        case
+        for case in _cases.all_cases(sizes, threads)
+        if (not arguments.family or case.family in arguments.family)
+        and (not arguments.operation or case.operation in arguments.operation)
+    ]
+    if not chosen:
+        raise CommandError("no case is left: see --family, --operation and --size")
+    return _run(console, arguments, chosen, rounds)
+
+
+def _run(console: Console, arguments: argparse.Namespace, chosen: Sequence[Case], rounds: int) -> int:
+    from . import _results, _show
+
+    start = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    skipped: list[Skipped] = []
+    interrupted = False
+    try:
+        for found, left_out in _measured(console, chosen, rounds, arguments):
+            rows += found
+            skipped += left_out
+    except KeyboardInterrupt:
+        interrupted = True
+    seconds = time.perf_counter() - start
+    document = _results.document(rows, skipped, quick=arguments.quick, interrupted=interrupted, seconds=seconds)
+    _show.table(console, document)
+    if arguments.html and rows:
+        from . import _page
+
+        write_whole(Path(arguments.html), _page.build(document))
+    if arguments.json:
+        write_json(document, arguments.json)
+    return _INTERRUPTED if interrupted else _FINE
+
+
+def _measured(
+    console: Console, chosen: Sequence[Case], rounds: int, arguments: argparse.Namespace
+) -> Iterator[tuple[list[dict[str, Any]], list[Skipped]]]:
+    """Measure case after case behind a bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ._measure import Skipped, measure
+
+    columns = (
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.description}"),
+    )
+    memory = _available_memory()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(chosen))
+        for case in chosen:
+            progress.update(bar, description=case.name)
+            if memory is not None and case.values * _BYTES_PER_VALUE > memory:
+                yield [], [Skipped(case, "all", "not enough memory at this size")]
+            else:
+                yield measure(case, rounds, most_seconds=1.0 if arguments.quick else 5.0, backend=arguments.backend)
+            progress.advance(bar)
+
+
+def _plan(arguments: argparse.Namespace) -> tuple[list[int], list[int], int]:
+    sizes = list(arguments.size or (_QUICK_SIZES if arguments.quick else _FULL_SIZES))
+    threads = list(arguments.threads or dict.fromkeys((1, os.cpu_count() or 1)))
+    rounds = arguments.rounds if arguments.rounds is not None else 7 if arguments.quick else 15
+    for name, values, least in (("--size", sizes, 1024), ("--threads", threads, 1), ("--rounds", [rounds], 3)):
+        for value in values:
+            if value < least:
+                raise CommandError(f"{name} is {value}, expected at least {least}")
+    return sizes, threads, rounds
+
+
+def _compare(console: Console, arguments: argparse.Namespace) -> int:
+    from . import _results, _show
+
+    before, after = (_results.load(Path(name)) for name in arguments.compare)
+    rows = _results.compare(before, after)
+    if not rows:
+        raise CommandError("the two files have no row in common")
+    _show.comparison(console, before, after, rows)
+    if arguments.json:
+        write_json({"before": arguments.compare[0], "after": arguments.compare[1], "rows": rows}, arguments.json)
+    return _DIFFERS if any(row["verdict"] == "slower" for row in rows) else _FINE
+
+
+def _available_memory() -> int | None:
+    """Bytes that may be used without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = {line.partition(":")[0]: int(line.split()[1]) for line in lines if line}
+    return found["MemAvailable"] * 1024 if "MemAvailable" in found else None

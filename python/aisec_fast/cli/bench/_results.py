@@ -1,0 +1,127 @@
+"""What a run of the harness leaves: rows, with the machine, the versions and the commit they belong to."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aisec_fast
+
+from .._output import CommandError
+from ._measure import Skipped
+
+FORMAT = 1
+KEY = ("family", "operation", "shape", "dtype", "backend", "instruction_set", "device", "threads")
+_PACKAGES = ("numpy", "numba", "torch", "dp-accounting", "blake3", "opacus", "opendp", "torchattacks")
+_SLOWER = 1.10  # ratio of medians above which, with quartiles apart, a row counts as slower
+
+
+def document(
+    rows: Sequence[dict[str, Any]], skipped: Sequence[Skipped], *, quick: bool, interrupted: bool, seconds: float
+) -> dict[str, Any]:
+    """The rows and everything that says what they are of."""
+    return {
+        "format": FORMAT,
+        "version": aisec_fast.__version__,
+        "commit": _commit(),
+        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        "command": "aisec-fast bench" + (" --quick" if quick else ""),
+        "interrupted": interrupted,
+        "seconds": seconds,
+        "machine": machine(),
+        "versions": versions(_PACKAGES),
+        "rows": list(rows),
+        "skipped": [{"case": one.case.name, "contender": one.label, "reason": one.reason} for one in skipped],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """This machine, as ``aisec_fast.info()`` knows it, with its processor's name."""
+    found = aisec_fast.info()
+    keys = ("instruction_sets", "instruction_set", "threads", "cuda")
+    return {**found["machine"], "model": _processor(), **{key: found[key] for key in keys}}
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of Python, of this package and of those of ``packages`` that are installed."""
+    found = {"python": platform.python_version(), "aisec_fast": aisec_fast.__version__}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A document from a file; CommandError if it is none, or of another format."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CommandError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict) or "rows" not in found or "format" not in found:
+        raise CommandError(f"{path} holds no benchmark results: expected the file that aisec-fast bench --json writes")
+    if found["format"] != FORMAT:
+        raise CommandError(f"{path} has results of format {found['format']}, expected {FORMAT}: measure again")
+    return found
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each contender in both: ``ratio`` = time after / time before; ``verdict`` "slower", "faster" or "".
+
+    A verdict needs medians more than 10 % apart and quartiles that do not overlap, and neither row marked busy.
+    """
+    old = {_key(row): row for row in before["rows"]}
+    found = []
+    for row in after["rows"]:
+        past = old.get(_key(row))
+        if past is None:
+            continue
+        ratio = row["ns"] / past["ns"]
+        verdict = ""
+        if not (row["busy"] or past["busy"]):
+            if ratio > _SLOWER and row["quartiles"][0] > past["quartiles"][1]:
+                verdict = "slower"
+            elif ratio < 1 / _SLOWER and row["quartiles"][1] < past["quartiles"][0]:
+                verdict = "faster"
+        found.append(
+            {
+                **{key: row[key] for key in KEY},
+                "before": past["ns"],
+                "after": row["ns"],
+                "ratio": ratio,
+                "verdict": verdict,
+            }
+        )
+    return found
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(tuple(row[key]) if isinstance(row[key], list) else row[key] for key in KEY)
+
+
+def _commit() -> str | None:
+    """The commit of a development checkout, with "+" if it has changes; None for an installed package."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

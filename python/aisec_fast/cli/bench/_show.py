@@ -1,0 +1,81 @@
+"""Results as tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def table(console: Console, document: dict[str, Any]) -> None:
+    """One table for each operation: a line for each contender and size, its floor beside it."""
+    for (family, operation), rows in groupby(document["rows"], key=lambda row: (row["family"], row["operation"])):
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{family}: {operation}", title_justify="left")
+        for heading in ("backend", "size", "threads"):
+            shown.add_column(heading, no_wrap=True)
+        for heading in ("ns/value", "floor", "% of floor", "GB/s"):
+            shown.add_column(heading, justify="right", no_wrap=True)
+        shown.add_column("checked", no_wrap=True)
+        for row in rows:
+            gb = row["gb_per_s"]
+            shown.add_row(
+                escape(label(row)),
+                " x ".join(f"{extent:,}" for extent in row["shape"]),
+                str(row["threads"]),
+                f"{row['ns']:,.3f}",
+                f"{row['floor_ns']:,.3f}",
+                f"{row['percent_of_floor']:.0f} %",
+                "" if gb is None else f"{gb:.2f}",
+                row["checked"] + (" [yellow]busy[/]" if row["busy"] else ""),
+            )
+        console.print(shown)
+    for one in document["skipped"]:
+        console.print(f"[dim]left out: {escape(one['case'])}, {escape(one['contender'])}: {escape(one['reason'])}[/]")
+    rows = document["rows"]
+    if any(not row["private_safe"] for row in rows):
+        console.print("[dim]* not private-safe: floating-point noise, or a generator that can be predicted[/]")
+    if busy := sum(row["busy"] for row in rows):
+        console.print(
+            f"[yellow]{busy} of {len(rows)} rows are marked busy: other programs took over 10 % of the machine[/]"
+        )
+    if document["interrupted"]:
+        console.print("[yellow]interrupted: this is what was measured until then[/]")
+    console.print(f"[dim]{len(rows)} rows in {document['seconds']:.0f} s on {escape(document['machine']['model'])}[/]")
+
+
+def comparison(console: Console, before: dict[str, Any], after: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of two documents, the largest change first."""
+    for what in ("version", "commit", "date"):
+        console.print(f"[dim]{what:<8} {before[what]} -> {after[what]}[/]")
+    if before["machine"]["model"] != after["machine"]["model"]:
+        console.print("[yellow]measured on different machines: only ratios within one file can be trusted[/]")
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("operation", "size", "threads", "backend"):
+        shown.add_column(heading, no_wrap=True)
+    for heading in ("before", "after", "ratio"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("")
+    colours = {"slower": "red", "faster": "green", "": "dim"}
+    for row in sorted(rows, key=lambda row: row["ratio"], reverse=True):
+        shown.add_row(
+            row["operation"],
+            " x ".join(f"{extent:,}" for extent in row["shape"]),
+            str(row["threads"]),
+            escape(label(row)),
+            f"{row['before']:,.3f}",
+            f"{row['after']:,.3f}",
+            f"{row['ratio']:.2f}",
+            f"[{colours[row['verdict']]}]{row['verdict']}[/]" if row["verdict"] else "",
+        )
+    console.print(shown)
+
+
+def label(row: dict[str, Any]) -> str:
+    """ "native avx2", "torch *"."""
+    star = "" if row.get("private_safe", True) else "*"
+    return " ".join(filter(None, (row["backend"], row["instruction_set"], star)))
