@@ -137,7 +137,7 @@ def close(expected: Array, tolerance: float) -> Callable[[Array], str]:
             raise DifferenceError(
                 f"differs from the reference by {error:.2g} of its largest value, allowed {tolerance:g}"
             )
-        return f"{tolerance:g} relative"
+        return f"{tolerance:.1e}"
 
     return check
 

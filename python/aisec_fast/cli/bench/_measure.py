@@ -34,7 +34,7 @@ class Contender:
     """One way to run a case: ``call`` runs it once, inside ``active()``.
 
     backend: "native", "numba" or "cuda" for ours, else the peer's name.
-    check: compares one result with the reference and says how ("bits", "1e-6 relative"); AssertionError if it differs.
+    check: compares one result with the reference and says how ("bits", "moments", the error allowed); AssertionError if it differs.
     device: "cpu" or "cuda". A contender is compared with the floor of its device.
     private_safe: whether the result may be published as private.
     """

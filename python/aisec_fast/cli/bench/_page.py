@@ -56,7 +56,7 @@ def build(document: Document) -> str:
 
 def _cards(document: Document) -> list[Card]:
     rows = document["rows"]
-    best = {}
+    best: dict[str, Row] = {}
     for row in rows:
         if row["backend"] in _COLOURS and row["gb_per_s"]:
             key = row["operation"]
@@ -82,8 +82,7 @@ def _cards(document: Document) -> list[Card]:
 
 
 def _throughput(rows: Sequence[Row]) -> Section | None:
-    figures = [_curve(*case, list(found)) for case, found in _by_operation(rows)]
-    figures = [figure for figure in figures if figure]
+    figures = [figure for case, found in _by_operation(rows) if (figure := _curve(*case, found))]
     if not figures:
         return None
     intro = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -14,23 +14,26 @@ from rich.table import Table
 
 def table(console: Console, document: dict[str, Any]) -> None:
     """One table for each operation: a line for each contender and size, its floor beside it."""
-    for (family, operation), rows in groupby(document["rows"], key=lambda row: (row["family"], row["operation"])):
+    wide = console.width >= 100
+    for (family, operation), group in groupby(document["rows"], key=lambda row: (row["family"], row["operation"])):
+        rows = list(group)
+        # A whole step is told in ms, everything else in ns for each value.
+        unit, scale = ("ms", 1e6) if not rows[0]["gb_per_s"] else ("ns/value", 1.0)
         shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{family}: {operation}", title_justify="left")
-        for heading in ("backend", "size", "threads"):
-            shown.add_column(heading, no_wrap=True)
-        for heading in ("ns/value", "floor", "% of floor", "GB/s"):
+        shown.add_column("backend", no_wrap=True)
+        for heading in ("size", "thr", unit, "floor", "% of floor", *(["GB/s"] if wide else [])):
             shown.add_column(heading, justify="right", no_wrap=True)
         shown.add_column("checked", no_wrap=True)
         for row in rows:
             gb = row["gb_per_s"]
             shown.add_row(
                 escape(label(row)),
-                " x ".join(f"{extent:,}" for extent in row["shape"]),
+                shape_of(row),
                 str(row["threads"]),
-                f"{row['ns']:,.3f}",
-                f"{row['floor_ns']:,.3f}",
+                f"{row['ns'] / scale:,.3f}",
+                f"{row['floor_ns'] / scale:,.3f}",
                 f"{row['percent_of_floor']:.0f} %",
-                "" if gb is None else f"{gb:.2f}",
+                *(["" if gb is None else f"{gb:.2f}"] if wide else []),
                 row["checked"] + (" [yellow]busy[/]" if row["busy"] else ""),
             )
         console.print(shown)
@@ -55,7 +58,7 @@ def comparison(console: Console, before: dict[str, Any], after: dict[str, Any], 
     if before["machine"]["model"] != after["machine"]["model"]:
         console.print("[yellow]measured on different machines: only ratios within one file can be trusted[/]")
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("operation", "size", "threads", "backend"):
+    for heading in ("operation", "size", "thr", "backend"):
         shown.add_column(heading, no_wrap=True)
     for heading in ("before", "after", "ratio"):
         shown.add_column(heading, justify="right", no_wrap=True)
@@ -64,7 +67,7 @@ def comparison(console: Console, before: dict[str, Any], after: dict[str, Any], 
     for row in sorted(rows, key=lambda row: row["ratio"], reverse=True):
         shown.add_row(
             row["operation"],
-            " x ".join(f"{extent:,}" for extent in row["shape"]),
+            shape_of(row),
             str(row["threads"]),
             escape(label(row)),
             f"{row['before']:,.3f}",
@@ -75,7 +78,12 @@ def comparison(console: Console, before: dict[str, Any], after: dict[str, Any], 
     console.print(shown)
 
 
-def label(row: dict[str, Any]) -> str:
+def shape_of(row: Mapping[str, Any]) -> str:
+    """ "64x65,536"."""
+    return "x".join(f"{extent:,}" for extent in row["shape"])
+
+
+def label(row: Mapping[str, Any]) -> str:
     """ "native avx2", "torch *"."""
     star = "" if row.get("private_safe", True) else "*"
     return " ".join(filter(None, (row["backend"], row["instruction_set"], star)))

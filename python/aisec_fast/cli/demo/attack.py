@@ -36,6 +36,7 @@ class Attack:
     robust_accuracy: dict[float, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Note what is wrong without any attack."""
         self.examples = self.digits.test_images.clone()
         wrong = self.run.predict(self.examples) != self.digits.test_labels
         self.fooled_at = torch.where(wrong, 0.0, torch.inf)

@@ -33,6 +33,7 @@ class Plan:
     """How long each part takes."""
 
     def __init__(self, *, quick: bool) -> None:
+        """``quick``: a first look."""
         self.quick = quick
         self.epochs = 10 if quick else 40
         self.step_rounds = 10 if quick else 40
@@ -207,28 +208,32 @@ def seal(console: Console, models: Models, card: dict[str, Any], folder: Path | 
     ``folder`` is where they stay; None: nowhere.
     """
     console.print("[bold]3. Seal: a manifest of the model's files[/]")
-    parent = folder.parent if folder else None
-    aside = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name if folder else 'aisec-fast-demo'}."))
+    # Beside the folder, so that moving it there is a rename; nothing half-written is ever seen.
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent if folder else None, prefix=".aisec-fast-demo-"))
+    aside = scratch / (folder.name if folder else "demo-model")
     try:
+        aside.mkdir()
         manifest = seals.save(models.private.model, card, aside)
-        verdict = seals.Manifest.load(aside / seals.MANIFEST).verify(aside)
+        verified = seals.is_whole(aside)
         changed = seals.changed_after_tampering(aside)
         if folder:
-            aside.chmod(0o755)
             seals.publish(aside, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     where = f"{folder.name}/" if folder else "the model's folder"
     yes = "✓" if _draws(console) else "ok"
     no = "✗" if _draws(console) else "!!"
-    console.print(f"  {where:<22} [green]{yes} verified[/]  {len(manifest.files)} files, SHA-256, OMS v1.0 statement")
+    console.print(
+        f"  {where:<22} {f'[green]{yes} verified[/]' if verified else f'[red]{no} differs[/]'}   {len(manifest.digests)} files, SHA-256, OMS v1.0 statement"
+    )
     console.print(f"  {'a copy, one bit flipped':<22} [red]{no} differs[/]   changed: {', '.join(changed)}\n")
     return {
         "manifest": {
-            "verified": bool(verdict),
+            "verified": verified,
             "tampered_file": changed[0] if changed else None,
-            "files": len(manifest.files),
-            "algorithm": "sha256",
+            "files": len(manifest.digests),
+            "algorithm": manifest.algorithm,
+            "root": manifest.root_digest.hex(),
         }
     }
 

@@ -26,6 +26,11 @@ def save(model: nn.Module, card: dict[str, Any], folder: Path) -> Manifest:
     return manifest
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether every file of ``folder`` is as its manifest says."""
+    return Manifest.load(folder / MANIFEST).verify(folder).ok
+
+
 def flip_a_bit(file: Path) -> None:
     """Change one bit of ``file``, anywhere."""
     content = bytearray(file.read_bytes())
@@ -39,7 +44,7 @@ def changed_after_tampering(folder: Path) -> tuple[str, ...]:
         copy = Path(scratch) / folder.name
         shutil.copytree(folder, copy)
         flip_a_bit(copy / WEIGHTS)
-        return tuple(Manifest.load(copy / MANIFEST).verify(copy).changed)
+        return Manifest.load(copy / MANIFEST).verify(copy).changed
 
 
 def publish(aside: Path, folder: Path) -> None:
