@@ -106,7 +106,7 @@ def _describe_numpy(value: npt.NDArray[Any], name: str) -> Array:
 @lru_cache(maxsize=64)
 def _dtype_name(dtype: np.dtype[Any]) -> str:
     """``dtype.name``, which numpy works out anew each time, slower than a small kernel runs."""
-    return dtype.name
+    return str(dtype.name)
 
 
 def _describe_torch(value: Any, name: str, torch: Any) -> Array:
