@@ -1,8 +1,8 @@
 """aisec_fast: the fast engine under privacy and robustness work in machine learning.
 
 Submodules are loaded when first used: ``noise`` (exact, float-safe Gaussian and Laplace noise), ``clipping``
-(per-sample gradients), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon). ``import aisec_fast`` itself imports
-numpy and nothing heavier.
+(per-sample gradients), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon), ``hashing`` (BLAKE3, SHA-256).
+``import aisec_fast`` itself imports numpy and nothing heavier.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ._backends import get_num_threads, info, set_num_threads, use_backend
 from ._errors import AisecFastError, BackendError, PrivacyError, UnsupportedModuleError
 
 if TYPE_CHECKING:
-    from . import accounting, clipping, noise, privacy
+    from . import accounting, clipping, hashing, noise, privacy
 
     __version__: str
 
-_SUBMODULES = ("accounting", "clipping", "noise", "privacy")
+_SUBMODULES = ("accounting", "clipping", "hashing", "noise", "privacy")
 
 __all__ = [
     "AisecFastError",
@@ -29,6 +29,7 @@ __all__ = [
     "accounting",
     "clipping",
     "get_num_threads",
+    "hashing",
     "info",
     "noise",
     "privacy",

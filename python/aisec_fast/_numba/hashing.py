@@ -18,7 +18,7 @@ from aisec_fast._reference import hashing as reference
 
 U8: TypeAlias = np.uint8
 U32: TypeAlias = np.uint32
-U64: TypeAlias = np.uint64
+I64: TypeAlias = np.int64
 Words: TypeAlias = NDArray[np.uint32]
 Bytes: TypeAlias = NDArray[np.uint8]
 Four: TypeAlias = tuple[U32, U32, U32, U32]
@@ -205,7 +205,7 @@ def _subtree(state: Words, data: Bytes, start: int, count: int, first: int, s: W
 
 @inlined
 def _chunk_count(state: Words) -> int:
-    return int(state[CHUNKS]) | (int(state[CHUNKS + 1]) << 32)
+    return I64(I64(state[CHUNKS]) | I64(I64(state[CHUNKS + 1]) << I64(32)))
 
 
 @inlined
@@ -253,9 +253,9 @@ def _push(state: Words, count: int, s: Words) -> None:
 @kernel
 def _last_block(state: Words, s: Words) -> tuple[U32, U32]:
     """Column 0 of s becomes the last block of the chunk in the buffer; returns its length and flags."""
-    buffered = int(state[BUFFERED])
+    buffered = I64(state[BUFFERED])
     last = max(0, buffered - 1) // BLOCK
-    _set_chaining(s, 1, state)
+    _set_chaining(s, I64(1), state)
     _set_counter(s, 0, _chunk_count(state))
     flags = U32(state[MODE] | CHUNK_START)
     for block in range(last + 1):
@@ -282,7 +282,7 @@ def _absorb(state: Words, roots: Words, data: Bytes) -> None:
 
     If there are roots, whole chunks were absorbed before them, and data is not empty.
     """
-    size, position, buffered = data.size, 0, int(state[BUFFERED])
+    size, position, buffered = data.size, 0, I64(state[BUFFERED])
     buffer = state[BUFFER:].view(U8)
     if roots.shape[0] > 0 or buffered + size > CHUNK:
         s, values = np.zeros(ROWS * LANES, U32), np.empty((SUBTREE, 8), U32)
@@ -292,13 +292,13 @@ def _absorb(state: Words, roots: Words, data: Bytes) -> None:
             state[BUFFERED] = U32(CHUNK)
             length, flags = _last_block(state, s)
             _compress(s, length, flags)
-            _push(state, 1, s)
+            _push(state, I64(1), s)
             buffer[:] = U8(0)
             buffered = 0
         for i in range(roots.shape[0]):
             for k in range(8):
                 s[k * LANES] = roots[i, k]
-            _push(state, SUBTREE, s)
+            _push(state, I64(SUBTREE), s)
         while size - position > CHUNK:
             chunks = _chunk_count(state)
             count = _largest_subtree(chunks, (size - position - 1) // CHUNK)
@@ -421,7 +421,8 @@ def _sha_compress(chaining: Words, w: Words) -> None:
 
 @kernel
 def _sha_absorb(state: Words, data: Bytes) -> None:
-    absorbed, size, position = int(state[8]) | (int(state[9]) << 32), data.size, 0
+    absorbed = I64(I64(state[8]) | I64(I64(state[9]) << I64(32)))
+    size, position = data.size, 0
     buffer, filled = state[10:].view(U8), absorbed % BLOCK
     if filled + size >= BLOCK:
         w = np.empty(64, U32)
@@ -440,7 +441,7 @@ def _sha_absorb(state: Words, data: Bytes) -> None:
             _sha_compress(state, w)
             position += BLOCK
     buffer[filled : filled + size - position] = data[position:]
-    absorbed += size
+    absorbed = I64(absorbed + size)
     state[8], state[9] = U32(absorbed & 0xFFFFFFFF), U32(absorbed >> 32)
 
 
