@@ -87,8 +87,8 @@ def _describe_numpy(value: npt.NDArray[Any], name: str) -> Array:
     if not flags.c_contiguous and any(s % item for s, n in zip(strides, value.shape, strict=True) if n > 1):
         raise ValueError(f"{name} has strides that are no multiple of its item size; pass a copy")
     address = value.__array_interface__["data"][0]  # several times faster than value.ctypes.data
-    if address % item:
-        raise ValueError(f"{name} is not aligned to its item size; pass a copy")
+    if address % value.dtype.alignment:  # of a string: that of its characters
+        raise ValueError(f"{name} is not aligned for its dtype; pass a copy")
     return Array(
         value=value,
         name=name,
