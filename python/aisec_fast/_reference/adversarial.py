@@ -16,6 +16,7 @@ from aisec_fast._reference.clipping import factors, row_norms
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
+LARGEST = float(np.finfo(np.float64).max)
 LEAST_EPS = 2.0**-400  # below it squares of differences may lose bits: such a ball holds x alone
 
 
@@ -42,10 +43,9 @@ def linf_step(
         move = np.where(gradient > 0, step_size, np.where(gradient < 0, -step_size, 0.0))
         moved = (adv.astype(np.float64) + move).astype(dtype)
         moved = np.where(np.isnan(moved), x, moved)
-        upper, lower = nearest_inside(x, eps), nearest_inside(x, -eps)
-        upper = np.where(upper < dtype(high), upper, dtype(high))
-        lower = np.where(lower > dtype(low), lower, dtype(low))
-        out[...] = clamp(moved, lower, upper)
+        reach = min(eps, LARGEST)
+        inside = clamp(moved, nearest_inside(x, -reach), nearest_inside(x, reach))
+        out[...] = clamp(inside, dtype(low), dtype(high))
 
 
 def radius(eps: float, columns: int) -> float:
