@@ -21,10 +21,10 @@ F32: TypeAlias = np.float32
 F64: TypeAlias = np.float64
 I32: TypeAlias = np.int32
 I64: TypeAlias = np.int64
-U64: TypeAlias = np.uint64
 Array: TypeAlias = NDArray[Any]
 
 SIGN_32, SIGN_64 = I32(-(2**31)), I64(-(2**63))
+MAGNITUDE_32, MAGNITUDE_64 = I32(2**31 - 1), I64(2**63 - 1)
 LARGEST = F64(np.finfo(F64).max)
 SMALL_TOTAL, SHRINK, ENLARGE = F64(2.0**-900), F64(2.0**-600), F64(2.0**600)
 LEAST_FACTOR = F64(2.0**-1000)
@@ -38,28 +38,24 @@ ELEMENTS_A_THREAD = 1 << 15  # below this a thread costs more than it saves
 def _inside_32(x: F32, reach: F64) -> F32:
     """x + reach rounded to float32, moved one value toward x where it is then farther from x than |reach|.
 
-    By bits and without a branch, so that loops vectorise. A value is moved toward zero if its sign is that of reach, else
-    away from zero; zero itself starts as the zero on x's side.
+    By bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its direction
+    is moved toward zero, another away from zero; zero itself starts as the zero on x's side.
     """
     nearest = F32(F64(x) + reach)
-    room = F64(abs(reach) - abs(F64(nearest) - F64(x)))
-    too_far = I32(U64(room.view(U64) >> U64(63)))
-    bits, sign = nearest.view(I32), I32(I32(F64(reach).view(I64) >> I64(32)) & SIGN_32)
-    start = I32(sign ^ SIGN_32) if I32(bits & I32(~SIGN_32)) == 0 else bits
-    moved = I32(start - I32(I32(I32(start ^ sign) >> I32(31)) | I32(1)))
-    return I32(bits ^ I32(I32(bits ^ moved) & I32(-too_far))).view(F32)
+    bits, direction = nearest.view(I32), SIGN_32 if nearest < x else I32(0)
+    start = I32(direction ^ SIGN_32) if I32(bits & MAGNITUDE_32) == 0 else bits
+    moved = I32(start - I32(I32(I32(start ^ direction) >> I32(31)) | I32(1)))
+    return I32(moved if abs(F64(nearest) - F64(x)) > abs(reach) else bits).view(F32)
 
 
 @inlined
 def _inside_64(x: F64, reach: F64) -> F64:
     """The same for float64."""
     nearest = F64(x + reach)
-    room = F64(abs(reach) - abs(nearest - x))
-    too_far = I64(U64(room.view(U64) >> U64(63)))
-    bits, sign = nearest.view(I64), I64(F64(reach).view(I64) & SIGN_64)
-    start = I64(sign ^ SIGN_64) if I64(bits & I64(~SIGN_64)) == 0 else bits
-    moved = I64(start - I64(I64(I64(start ^ sign) >> I64(63)) | I64(1)))
-    return I64(bits ^ I64(I64(bits ^ moved) & I64(-too_far))).view(F64)
+    bits, direction = nearest.view(I64), SIGN_64 if nearest < x else I64(0)
+    start = I64(direction ^ SIGN_64) if I64(bits & MAGNITUDE_64) == 0 else bits
+    moved = I64(start - I64(I64(I64(start ^ direction) >> I64(63)) | I64(1)))
+    return I64(moved if abs(nearest - x) > abs(reach) else bits).view(F64)
 
 
 @inlined
@@ -82,11 +78,13 @@ def _clamp(value: Any, low: Any, high: Any) -> Any:
 
 @inlined
 def _linf(adv: Any, x: Any, gradient: Any, step_size: F64, eps: F64, low: Any, high: Any) -> Any:
-    move = step_size if gradient > 0 else (-step_size if gradient < 0 else F64(0.0))
-    moved = _narrow(F64(adv) + move, x)
-    moved = x if np.isnan(moved) else moved
-    upper, lower = _nearest_inside(x, eps), _nearest_inside(x, -eps)
-    return _clamp(_clamp(moved, lower, upper), low, high)
+    slope = F64(gradient)
+    move = (step_size if slope > 0 else F64(0.0)) - (step_size if slope < 0 else F64(0.0))
+    stepped = _narrow(F64(adv) + move, x)
+    moved = x if np.isnan(stepped) else stepped
+    change = F64(moved) - F64(x)
+    bound = _nearest_inside(x, F64(math.copysign(eps, change)))
+    return _clamp(bound if abs(change) > eps else moved, low, high)
 
 
 @inlined

@@ -8,18 +8,15 @@
 namespace aisec_fast {
 namespace {
 
-// A float's bits, and those of a double in the same width: its sign bit on top.
 template <class T>
 struct Bits;
 template <>
 struct Bits<float> {
   using Word = std::int32_t;
-  AISEC_HD static Word top(std::int64_t wide) { return static_cast<Word>(wide >> 32); }
 };
 template <>
 struct Bits<double> {
   using Word = std::int64_t;
-  AISEC_HD static Word top(std::int64_t wide) { return wide; }
 };
 
 template <class To, class From>
@@ -33,22 +30,25 @@ AISEC_HD To bits_as(From value) {
 AISEC_HD double without_sign(double value) {
   return bits_as<double>(bits_as<std::int64_t>(value) & std::int64_t{0x7fffffffffffffff});
 }
+AISEC_HD double with_sign_of(double value, double magnitude) {
+  constexpr std::int64_t sign_bit = std::int64_t{1} << 63;
+  return bits_as<double>(bits_as<std::int64_t>(magnitude) | (bits_as<std::int64_t>(value) & sign_bit));
+}
 AISEC_HD bool is_finite(double value) { return without_sign(value) <= largest_finite; }
 
 // x + reach rounded to T, moved one value toward x where it is then farther from x than |reach|; reach is finite. By
-// bits and without a branch, so that loops vectorise: a value is moved toward zero if its sign is that of reach, else
-// away from zero; zero itself starts as the zero on x's side.
+// bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its direction is
+// moved toward zero, another away from zero; zero itself starts as the zero on x's side.
 template <class T>
 AISEC_HD T nearest_inside(T x, double reach) {
   using Word = typename Bits<T>::Word;
   constexpr Word sign_bit = Word{1} << (8 * sizeof(Word) - 1), one = 1;
   const T nearest = static_cast<T>(widen(x) + reach);
-  const double room = without_sign(reach) - without_sign(widen(nearest) - widen(x));
-  const Word too_far = Bits<T>::top(bits_as<std::int64_t>(room)) >> (8 * sizeof(Word) - 1);  // all ones, or 0
-  const Word bits = bits_as<Word>(nearest), sign = Bits<T>::top(bits_as<std::int64_t>(reach)) & sign_bit;
-  const Word start = (bits & ~sign_bit) == 0 ? sign ^ sign_bit : bits;
-  const Word moved = start - (((start ^ sign) >> (8 * sizeof(Word) - 1)) | one);
-  return bits_as<T>(bits ^ ((bits ^ moved) & too_far));
+  const bool too_far = without_sign(widen(nearest) - widen(x)) > without_sign(reach);
+  const Word bits = bits_as<Word>(nearest), direction = nearest < x ? sign_bit : Word{0};
+  const Word start = (bits & ~sign_bit) == 0 ? direction ^ sign_bit : bits;
+  const Word moved = start - (((start ^ direction) >> (8 * sizeof(Word) - 1)) | one);
+  return bits_as<T>(too_far ? moved : bits);
 }
 
 // The order of the comparisons says which zero wins.
@@ -58,11 +58,14 @@ AISEC_HD T clamp(T value, T low, T high) {
   return raised < high ? raised : high;
 }
 
+// eps is finite.
 template <class T>
 AISEC_HD T linf_value(T adv, T x, T gradient, double step_size, double eps, T low, T high) {
-  const double move = gradient > T{0} ? step_size : gradient < T{0} ? -step_size : 0.0;
+  const double slope = widen(gradient), move = (slope > 0.0 ? step_size : 0.0) - (slope < 0.0 ? step_size : 0.0);
   const T stepped = static_cast<T>(widen(adv) + move), moved = stepped == stepped ? stepped : x;
-  return clamp(clamp(moved, nearest_inside(x, -eps), nearest_inside(x, eps)), low, high);
+  const double change = widen(moved) - widen(x);
+  const T bound = nearest_inside(x, with_sign_of(change, eps));
+  return clamp(without_sign(change) > eps ? bound : moved, low, high);
 }
 
 // What the steepest direction is scaled by: step_size / norm, or 0 if that is not finite.
