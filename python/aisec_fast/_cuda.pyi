@@ -15,3 +15,9 @@ def clip_and_sum(grads: list[Any], max_norm: float, outs: list[Any], norms: Any)
 def lattice_sum(
     grads: list[Any], max_norm: float, granularity: float, limit: int, outs: list[Any], norms: Any
 ) -> None: ...
+def linf_step(
+    adv: Any, x: Any, gradient: Any, step_size: float, eps: float, low: float, high: float, out: Any
+) -> None: ...
+def l2_step(
+    adv: Any, x: Any, gradient: Any, step_size: float, eps: float, low: float, high: float, out: Any
+) -> None: ...

@@ -6,7 +6,13 @@
 
 namespace aisec_fast::AISEC_ISA {
 Kernels kernels() {
-  return {AISEC_TEXT(AISEC_ISA), noise_kernels(), clipping_kernels(DType::float32), clipping_kernels(DType::float64),
-          clipping_kernels(DType::bfloat16)};
+  Kernels table{};
+  table.name = AISEC_TEXT(AISEC_ISA);
+  table.noise = noise_kernels();
+  table.clipping_float32 = clipping_kernels(DType::float32);
+  table.clipping_float64 = clipping_kernels(DType::float64);
+  table.clipping_bfloat16 = clipping_kernels(DType::bfloat16);
+  table.adversarial = adversarial_kernels();
+  return table;
 }
 }  // namespace aisec_fast::AISEC_ISA

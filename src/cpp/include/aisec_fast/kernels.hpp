@@ -40,10 +40,26 @@ struct ClippingKernels {
                       std::size_t columns, std::int64_t* total);
 };
 
+// One step over arrays of one dtype, [rows, columns]; out may be adv. low and high are values of the dtype.
+struct AdversarialStep {
+  const void *adv, *x, *gradient;
+  void* out;
+  std::size_t columns;
+  double step_size, eps, low, high;
+};
+
+// Writes values (linf) or rows (l2) first, ..., last - 1.
+using AdversarialKernel = void (*)(const AdversarialStep& step, std::size_t first, std::size_t last);
+
+struct AdversarialKernels {
+  AdversarialKernel linf_float32, linf_float64, l2_float32, l2_float64;
+};
+
 struct Kernels {
   const char* name;
   NoiseKernels noise;
   ClippingKernels clipping_float32, clipping_float64, clipping_bfloat16;
+  AdversarialKernels adversarial;
 };
 
 constexpr std::size_t noise_group = 128;  // samples that share 16 generator blocks
