@@ -80,8 +80,8 @@ class Rows {
       double* sums = sums_.data() + (row - first) * blocks;
       const double total = row_total(sums);
       norms[row] = std::sqrt(total);
-      if (batch_.dtype != DType::float64 || (total >= small_total && !std::isinf(total))) continue;
-      const double multiplier = std::isinf(total) ? shrink : enlarge;
+      const double multiplier = norm_multiplier(total);
+      if (batch_.dtype != DType::float64 || multiplier == 1.0) continue;
       for (std::size_t t = 0; t < blocks; ++t)
         kernels_.block_sums(at(row, tiles_[t]), tiles_[t].width, multiplier, &sums[t]);
       norms[row] = std::sqrt(row_total(sums)) / multiplier;

@@ -1,9 +1,10 @@
 #include "bind.hpp"
 
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
-  module.doc() = "CPU kernels. Private: use aisec_fast.noise and aisec_fast.clipping.";
+  module.doc() = "CPU kernels. Private: use the public module of each family.";
   aisec_fast::bind_runtime(module);
   aisec_fast::bind_noise(module);
   aisec_fast::bind_clipping(module);
   aisec_fast::bind_hashing(module);
+  aisec_fast::bind_adversarial(module);
 }

@@ -24,6 +24,7 @@ I64: TypeAlias = np.int64
 Array: TypeAlias = NDArray[Any]
 
 SIGN_32, SIGN_64 = I32(-(2**31)), I64(-(2**63))
+MAGNITUDE_32, MAGNITUDE_64 = I32(2**31 - 1), I64(2**63 - 1)
 LARGEST = F64(np.finfo(F64).max)
 SMALL_TOTAL, SHRINK, ENLARGE = F64(2.0**-900), F64(2.0**-600), F64(2.0**600)
 LEAST_FACTOR = F64(2.0**-1000)
@@ -34,43 +35,56 @@ ELEMENTS_A_THREAD = 1 << 15  # below this a thread costs more than it saves
 
 
 @inlined
-def _narrow(value: F64, like: Any) -> Any:
-    """Value rounded to the dtype of `like`."""
-    if isinstance(like, F32):
-        return F32(value)
-    return value
+def _inside_32(x: F32, reach: F64) -> F32:
+    """x + reach rounded to float32, moved one value toward x where it is then farther from x than |reach|.
+
+    By bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its direction
+    is moved toward zero, another away from zero; zero itself starts as the zero on x's side.
+    """
+    nearest = F32(F64(x) + reach)
+    bits, direction = nearest.view(I32), SIGN_32 if nearest < x else I32(0)
+    start = I32(direction ^ SIGN_32) if I32(bits & MAGNITUDE_32) == 0 else bits
+    moved = I32(start - I32(I32(I32(start ^ direction) >> I32(31)) | I32(1)))
+    return I32(moved if abs(F64(nearest) - F64(x)) > abs(reach) else bits).view(F32)
 
 
 @inlined
-def _toward(value: Any, target: Any) -> Any:
-    """The next value after `value`, which is not `target`, on the way to it. A zero first takes the target's sign."""
-    if isinstance(value, F32):
-        bits = I32(F32(target).view(I32) & SIGN_32) if value == 0 else F32(value).view(I32)
-        return I32(bits + (I32(-1) if (value > target) == (bits >= 0) else I32(1))).view(F32)
-    wide_bits = I64(F64(target).view(I64) & SIGN_64) if value == 0 else F64(value).view(I64)
-    return I64(wide_bits + (I64(-1) if (value > target) == (wide_bits >= 0) else I64(1))).view(F64)
+def _inside_64(x: F64, reach: F64) -> F64:
+    """The same for float64."""
+    nearest = F64(x + reach)
+    bits, direction = nearest.view(I64), SIGN_64 if nearest < x else I64(0)
+    start = I64(direction ^ SIGN_64) if I64(bits & MAGNITUDE_64) == 0 else bits
+    moved = I64(start - I64(I64(I64(start ^ direction) >> I64(63)) | I64(1)))
+    return I64(moved if abs(nearest - x) > abs(reach) else bits).view(F64)
 
 
 @inlined
 def _nearest_inside(x: Any, reach: F64) -> Any:
-    """x + reach rounded to x's dtype, moved one value toward x where it is then farther from x than |reach|."""
-    nearest = _narrow(F64(x) + reach, x)
-    return _toward(nearest, x) if abs(F64(nearest) - F64(x)) > abs(reach) else nearest
+    return _inside_32(x, reach) if isinstance(x, np.float32) else _inside_64(x, reach)
+
+
+@inlined
+def _narrow(value: F64, like: Any) -> Any:
+    """Value rounded to the dtype of `like`."""
+    return F32(value) if isinstance(like, np.float32) else value
 
 
 @inlined
 def _clamp(value: Any, low: Any, high: Any) -> Any:
-    raised = value if value > low else low
-    return raised if raised < high else high
+    """The order of the comparisons says which zero wins."""
+    raised = value if value > low else low  # noqa: FURB136
+    return raised if raised < high else high  # noqa: FURB136
 
 
 @inlined
 def _linf(adv: Any, x: Any, gradient: Any, step_size: F64, eps: F64, low: Any, high: Any) -> Any:
-    move = step_size if gradient > 0 else (-step_size if gradient < 0 else F64(0.0))
-    moved = _narrow(F64(adv) + move, x)
-    moved = moved if moved == moved else x
-    upper, lower = _nearest_inside(x, eps), _nearest_inside(x, -eps)
-    return _clamp(moved, lower if lower > low else low, upper if upper < high else high)
+    slope = F64(gradient)
+    move = (step_size if slope > 0 else F64(0.0)) - (step_size if slope < 0 else F64(0.0))
+    stepped = _narrow(F64(adv) + move, x)
+    moved = x if np.isnan(stepped) else stepped
+    change = F64(moved) - F64(x)
+    bound = _nearest_inside(x, F64(math.copysign(eps, change)))
+    return _clamp(bound if abs(change) > eps else moved, low, high)
 
 
 @inlined
@@ -96,7 +110,7 @@ def _gradient_total(gradient: Array, scale: F64, squares: NDArray[F64]) -> F64:
         part = gradient[begin : begin + BLOCK]
         for i in range(part.size):
             value = F64(part[i]) * scale
-            squares[i] = value * value if value == value else F64(0.0)
+            squares[i] = F64(0.0) if np.isnan(value) else value * value
         squares[part.size :] = F64(0.0)
         total += sum_of_block(squares)
     return total
@@ -196,7 +210,7 @@ def linf_step(
     """out = adv moved by step_size along the sign of the gradient, back into the ball of radius eps around x and the box."""
     narrow = x.dtype.type
     flat = [array.reshape(-1) for array in (adv, x, gradient)]
-    numbers = F64(step_size), F64(eps), narrow(low), narrow(high)
+    numbers = F64(step_size), F64(min(eps, LARGEST)), narrow(low), narrow(high)
     result = out.reshape(-1)
 
     def work(begin: int, end: int) -> None:

@@ -16,6 +16,7 @@ from aisec_fast._reference.clipping import factors, row_norms
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
+LARGEST = float(np.finfo(np.float64).max)
 LEAST_EPS = 2.0**-400  # below it squares of differences may lose bits: such a ball holds x alone
 
 
@@ -39,13 +40,14 @@ def linf_step(
     """out = adv moved by step_size along the sign of the gradient, back into the ball of radius eps around x and the box."""
     dtype = x.dtype.type
     with np.errstate(all="ignore"):
-        move = np.where(gradient > 0, step_size, np.where(gradient < 0, -step_size, 0.0))
+        move = np.where(gradient > 0, step_size, 0.0) - np.where(gradient < 0, step_size, 0.0)
         moved = (adv.astype(np.float64) + move).astype(dtype)
         moved = np.where(np.isnan(moved), x, moved)
-        upper, lower = nearest_inside(x, eps), nearest_inside(x, -eps)
-        upper = np.where(upper < dtype(high), upper, dtype(high))
-        lower = np.where(lower > dtype(low), lower, dtype(low))
-        out[...] = clamp(moved, lower, upper)
+        change = moved.astype(np.float64) - x.astype(np.float64)
+        reach = min(eps, LARGEST)
+        bound = nearest_inside(x, np.copysign(reach, change))
+        inside = np.where(np.abs(change) > reach, bound, moved)
+        out[...] = clamp(inside, dtype(low), dtype(high))
 
 
 def radius(eps: float, columns: int) -> float:

@@ -78,6 +78,7 @@ class GivenGradient:
     def slope(self, adv: Any, y: Any, *, with_logits: bool) -> Slope:
         """See :class:`Attackable`."""
         logits = self.predict(adv) if with_logits else None
+        losses = None if logits is None else self.losses(logits, y)  # before the user's function meets wrong labels
         gradient = describe(self._model.gradient(_guarded(adv), y), "the result of gradient(x, y)")
         wanted = (self._like.library, self._like.dtype, self._like.device)
         if (gradient.library, gradient.dtype, gradient.device) != wanted:
@@ -87,7 +88,6 @@ class GivenGradient:
             )
         if gradient.shape != tuple(adv.shape):
             raise ValueError(f"gradient(x, y) returned shape {gradient.shape}, expected {tuple(adv.shape)} as x")
-        losses = None if logits is None else self.losses(logits, y)
         return Slope(_rows.contiguous(gradient), losses, logits)
 
     def predict(self, adv: Any) -> Floats:

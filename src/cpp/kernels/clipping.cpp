@@ -1,5 +1,6 @@
 // Clipping kernels, compiled once per instruction set. Order of every sum: docs/clipping.md.
 #include "aisec_fast/clipping_math.hpp"
+#include "kernels/block_sum.hpp"
 #include "kernels/families.hpp"
 
 namespace aisec_fast::AISEC_ISA {
@@ -8,26 +9,11 @@ namespace {
 constexpr std::size_t column_tile = 1024;  // running totals that stay in the first-level cache
 
 template <class T>
-double block_sum(const T* v, std::size_t count, double multiplier) {
-  alignas(64) double partial[partial_sums] = {};
-  std::size_t i = 0;
-  for (; i + partial_sums <= count; i += partial_sums)
-    for (std::size_t k = 0; k < partial_sums; ++k) {
-      const double value = widen(v[i + k]) * multiplier;
-      partial[k] += value * value;
-    }
-  for (std::size_t k = 0; i + k < count; ++k) {
-    const double value = widen(v[i + k]) * multiplier;
-    partial[k] += value * value;
-  }
-  return fold(partial);
-}
-
-template <class T>
 void block_sums(const void* row_, std::size_t columns, double multiplier, double* sums) {
   const T* row = static_cast<const T*>(row_);
   for (std::size_t begin = 0; begin < columns; begin += norm_block, ++sums)
-    *sums = block_sum(row + begin, columns - begin < norm_block ? columns - begin : norm_block, multiplier);
+    *sums = block_sum(columns - begin < norm_block ? columns - begin : norm_block,
+                      [=](std::size_t i) { return widen(row[begin + i]) * multiplier; });
 }
 
 template <class T>

@@ -6,4 +6,5 @@ namespace aisec_fast::AISEC_ISA {
 NoiseKernels noise_kernels();
 ClippingKernels clipping_kernels(DType dtype);
 HashingKernels hashing_kernels();
+AdversarialKernels adversarial_kernels();
 }  // namespace aisec_fast::AISEC_ISA

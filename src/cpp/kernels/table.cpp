@@ -13,6 +13,7 @@ Kernels kernels() {
       clipping_kernels(DType::float64),
       clipping_kernels(DType::bfloat16),
       hashing_kernels(),
+      adversarial_kernels(),
   };
 }
 }  // namespace aisec_fast::AISEC_ISA

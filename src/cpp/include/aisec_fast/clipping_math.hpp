@@ -31,6 +31,11 @@ AISEC_HD double widen(Bfloat16 value) {
 constexpr double least_factor = 0x1p-1000;
 constexpr double largest_finite = 0x1.fffffffffffffp+1023;
 
+// What a row is multiplied by before its squares are added once more; 1 if their sum stayed in range.
+AISEC_HD double norm_multiplier(double total) {
+  return total >= small_total && total <= largest_finite ? 1.0 : total > largest_finite ? shrink : enlarge;
+}
+
 // 1, or max_norm / norm if the norm is larger, or 0 for a row that is left out.
 AISEC_HD double clip_factor(double norm, double max_norm) {
   if (norm <= max_norm) return 1.0;

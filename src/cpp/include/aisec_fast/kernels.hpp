@@ -60,11 +60,27 @@ struct HashingKernels {
   void (*sha256_blocks)(std::uint32_t* state, const unsigned char* data, std::size_t count);
 };
 
+// One step over arrays of one dtype, [rows, columns]; out may be adv. low and high are values of the dtype.
+struct AdversarialStep {
+  const void *adv, *x, *gradient;
+  void* out;
+  std::size_t columns;
+  double step_size, eps, low, high;
+};
+
+// Writes values (linf) or rows (l2) first, ..., last - 1.
+using AdversarialKernel = void (*)(const AdversarialStep& step, std::size_t first, std::size_t last);
+
+struct AdversarialKernels {
+  AdversarialKernel linf_float32, linf_float64, l2_float32, l2_float64;
+};
+
 struct Kernels {
   const char* name;
   NoiseKernels noise;
   ClippingKernels clipping_float32, clipping_float64, clipping_bfloat16;
   HashingKernels hashing;
+  AdversarialKernels adversarial;
 };
 
 constexpr std::size_t noise_group = 128;  // samples that share 16 generator blocks

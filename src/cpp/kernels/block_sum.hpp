@@ -1,0 +1,45 @@
+#pragma once
+// The block sum of docs/clipping.md for CPU kernels, and norms on top of it.
+#include <cstddef>
+
+#include "aisec_fast/clipping_math.hpp"
+#include "aisec_fast/kernels.hpp"
+
+namespace aisec_fast::AISEC_ISA {
+namespace {
+
+// The sum of squares of value(0), ..., value(count - 1), count <= norm_block.
+template <class Value>
+AISEC_HD double block_sum(std::size_t count, const Value& value) {
+  alignas(64) double partial[partial_sums] = {};
+  std::size_t i = 0;
+  for (; i + partial_sums <= count; i += partial_sums)
+    for (std::size_t k = 0; k < partial_sums; ++k) {
+      const double v = value(i + k);
+      partial[k] += v * v;
+    }
+  for (std::size_t k = 0; i + k < count; ++k) {
+    const double v = value(i + k);
+    partial[k] += v * v;
+  }
+  return fold(partial);
+}
+
+// The norm of value(0), ..., value(columns - 1), computed again from scaled values where squares leave the range.
+template <class Value>
+AISEC_HD double row_norm(std::size_t columns, const Value& value) {
+  double multiplier = 1.0;
+  for (;;) {
+    double total = 0.0;
+    for (std::size_t begin = 0; begin < columns; begin += norm_block) {
+      const std::size_t width = columns - begin < norm_block ? columns - begin : norm_block;
+      total += block_sum(width, [&](std::size_t i) { return value(begin + i) * multiplier; });
+    }
+    const double again = multiplier == 1.0 ? norm_multiplier(total) : 1.0;
+    if (again == 1.0) return __builtin_sqrt(total) / multiplier;
+    multiplier = again;
+  }
+}
+
+}  // namespace
+}  // namespace aisec_fast::AISEC_ISA
