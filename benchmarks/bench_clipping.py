@@ -1,14 +1,8 @@
-"""Clipping kernels on every backend: the demo's cases as pytest-benchmark rows."""
+"""Clipping kernels on every backend; `aisec-fast bench` measures the same cases in interleaved rounds."""
 
-import pytest
-
-from aisec_fast.cli import throughput
-
-ROWS = [(case, one) for case in throughput.cases() if case.family == "clipping" for one in throughput.contenders(case)]
+from rows import rows, run
 
 
-@pytest.mark.parametrize(("case", "contender"), ROWS, ids=[f"{c.operation}-{o.label}" for c, o in ROWS])
+@rows("clipping")
 def test_clipping(benchmark, case, contender) -> None:
-    benchmark.group = case.operation
-    with contender.active():
-        benchmark(contender.call)
+    run(benchmark, case, contender)

@@ -1,14 +1,8 @@
-"""Noise kernels on every backend: the demo's cases as pytest-benchmark rows."""
+"""Noise kernels on every backend; `aisec-fast bench` measures the same cases in interleaved rounds."""
 
-import pytest
-
-from aisec_fast.cli import throughput
-
-ROWS = [(case, one) for case in throughput.cases() if case.family == "noise" for one in throughput.contenders(case)]
+from rows import rows, run
 
 
-@pytest.mark.parametrize(("case", "contender"), ROWS, ids=[f"{c.operation}-{o.label}" for c, o in ROWS])
+@rows("noise")
 def test_noise(benchmark, case, contender) -> None:
-    benchmark.group = case.operation
-    with contender.active():
-        benchmark(contender.call)
+    run(benchmark, case, contender)

@@ -17,7 +17,9 @@ from rich.table import Table
 
 import aisec_fast
 
-from .. import throughput
+from ..bench._cases import demo_cases
+from ..bench._measure import measure as measured
+from ..bench._show import label, shape_of
 from . import attack as attacks
 from . import seal as seals
 from . import training
@@ -242,42 +244,36 @@ def seal(console: Console, models: Models, card: dict[str, Any], folder: Path | 
 
 
 def measure(console: Console, plan: Plan) -> dict[str, Any]:
-    """Time every kernel on every backend."""
+    """Time every kernel on every backend, at one size each, as ``aisec-fast bench`` does at many."""
+    threads = aisec_fast.get_num_threads()
     console.print("[bold]4. Measure: the kernels beside what memory allows[/]")
     console.print(
-        f"float32, {aisec_fast.get_num_threads()} threads, median of {plan.kernel_rounds} interleaved rounds\n"
-        "100 % of floor: a loop that does nothing but read (noise: read and write) the values\n"
+        f"{threads} threads, median of {plan.kernel_rounds} interleaved rounds, each result compared with a reference first\n"
+        "100 % of floor: a loop that does nothing but move the same memory\n"
     )
-    rows = []
-    table = _table()
-    for case in throughput.cases(quick=plan.quick):
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("kernel", no_wrap=True)
+    shown.add_column("backend", no_wrap=True)
+    for heading in ("ns/value", "GB/s", "floor ns", "% of floor"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    rows: list[dict[str, Any]] = []
+    for case in demo_cases(quick=plan.quick, threads=threads):
         with busy(console, f"measuring {case.operation} (Numba compiles its kernels once)"):
-            results = throughput.measure(case, plan.kernel_rounds)
-        shape = " x ".join(f"{extent:,}" for extent in case.shape)
-        for position, result in enumerate(results):
-            contender = result.contender
-            table.add_row(
-                f"[bold]{case.operation}[/]" if position == 0 else f"[dim]{shape}[/]" if position == 1 else "",
-                contender.label,
-                f"{result.ns:.3f}",
-                f"{result.gb_per_s:.1f}",
-                f"{result.floor_ns:.3f}",
-                f"{result.percent_of_floor:.0f} %",
-                end_section=position == len(results) - 1,
+            found, _ = measured(case, plan.kernel_rounds, most_seconds=5.0)
+        for position, row in enumerate(found):
+            shown.add_row(
+                f"[bold]{case.operation}[/]" if position == 0 else f"[dim]{shape_of(row)}[/]" if position == 1 else "",
+                label(row),
+                f"{row['ns']:.3f}",
+                f"{row['gb_per_s']:.1f}",
+                f"{row['floor_ns']:.3f}",
+                f"{row['percent_of_floor']:.0f} %",
+                end_section=position == len(found) - 1,
             )
-        rows += [result.row() for result in results]
-    console.print(table)
+        rows += found
+    console.print(shown)
     console.print("[dim]* not private-safe: floating-point noise from a generator that can be predicted[/]\n")
     return {"throughput": rows}
-
-
-def _table() -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("kernel", no_wrap=True)
-    table.add_column("backend", no_wrap=True)
-    for heading in ("ns/value", "GB/s", "floor ns", "% of floor"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
 
 
 # --- The screen -------------------------------------------------------------------------------------------------------
