@@ -1,0 +1,218 @@
+"""The benchmark harness: what it checks, what it writes, how it compares. No test looks at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aisec_fast import _core, get_num_threads
+from aisec_fast.cli import main
+from aisec_fast.cli.bench import _cases, _measure, _page, _results
+from aisec_fast.cli.bench._kernels import DifferenceError, close, same_bits
+
+SMALL = ["--size", "1024", "--threads", "1", "--rounds", "3"]
+
+
+def small_case(operation: str) -> _measure.Case:
+    return next(case for case in _cases.all_cases([1024], [1]) if case.operation == operation)
+
+
+KERNELS = sorted({case.operation for case in _cases.all_cases([1024], [1]) if case.bytes_per_value})
+
+
+@pytest.mark.parametrize("operation", KERNELS)
+def test_every_kernel_is_checked_and_timed(operation: str) -> None:
+    before = _core.instruction_set(), get_num_threads()
+    rows, skipped = _measure.measure(small_case(operation), 3, most_seconds=60)
+    assert not skipped
+    assert {row["instruction_set"] for row in rows if row["backend"] == "native"} == set(_core.instruction_sets())
+    ours = [row for row in rows if row["backend"] in _measure.OURS]
+    assert {row["checked"] for row in ours} == ({"moments"} if operation == "private_sum" else {"bits"})
+    for row in rows:
+        assert row["ns"] > 0
+        assert row["floor_ns"] > 0
+        assert row["quartiles"][0] <= row["ns"] <= row["quartiles"][1]
+    noisy = operation in ("add_gaussian", "add_laplace", "private_sum")
+    assert all(row["private_safe"] != noisy for row in rows if row["backend"] in ("torch", "numpy"))
+    assert (_core.instruction_set(), get_num_threads()) == before
+
+
+@pytest.mark.parametrize("operation", KERNELS)
+def test_a_wrong_result_stops_the_case(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bit of the result is flipped: a check that does not notice is no check."""
+    contenders, _ = small_case(operation).prepare()
+    ours = next(one for one in contenders if one.backend == "native")
+    from aisec_fast.cli.bench import _kernels
+
+    whole = _kernels.to_numpy
+
+    def flipped(value: Any) -> Any:
+        result = np.array(whole(value))
+        if result.dtype == np.uint8:
+            result[0] ^= 1
+        else:
+            result[0] += 2.0 if operation != "private_sum" else 1e3
+        return result
+
+    monkeypatch.setattr(_kernels, "to_numpy", flipped)
+    with ours.active(), pytest.raises(AssertionError):
+        ours.check()
+
+
+def test_the_checks_can_fail() -> None:
+    assert same_bits(np.float32([1, 2]))(np.float32([1, 2, 9])) == "bits"
+    for wrong in (np.float32([1, 3]), np.float32([1]), np.float32([-1, 2])):
+        with pytest.raises(DifferenceError):
+            same_bits(np.float32([1, 2]))(wrong)
+    with pytest.raises(DifferenceError):
+        same_bits(np.float32([0.0]))(np.float32([-0.0]))
+    close(np.float64([1, 2]), 1e-3)(np.float32([1.001, 2]))
+    for wrong in ([1.1, 2], [np.nan, 2]):
+        with pytest.raises(DifferenceError):
+            close(np.float64([1, 2]), 1e-3)(np.float32(wrong))
+
+
+def test_whole_steps_are_checked() -> None:
+    steps = [case for case in _cases.all_cases([1024], [1]) if not case.bytes_per_value]
+    assert {case.operation for case in steps} == {"pgd_cnn", "step_cnn", "step_mlp"}
+    for case in steps:
+        contenders, floors = case.prepare()
+        assert floors
+        ours = next(one for one in contenders if one.backend == "native")
+        with ours.active():
+            assert ours.check() in ("1e-5", "99.9 %")
+
+
+def test_results_name_what_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bench.json"
+    assert main(["bench", "--operation", "per_sample_norms", *SMALL, "--json", str(file)]) == 0
+    assert "per_sample_norms" in capsys.readouterr().out
+    document = json.loads(file.read_text())
+    assert set(document) >= {"format", "version", "commit", "date", "machine", "versions", "rows", "interrupted"}
+    assert set(document["rows"][0]) >= {
+        "family",
+        "operation",
+        "backend",
+        "size",
+        "ns",
+        "quartiles",
+        "floor_ns",
+        "checked",
+    }
+    page = _page.build(document)
+    assert "per_sample_norms" in page
+
+
+def test_an_interrupted_run_saves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = _measure.measure, []
+
+    def second_is_interrupted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(_measure, "measure", second_is_interrupted)
+    file = tmp_path / "bench.json"
+    assert main(["bench", "--family", "clipping", *SMALL, "--json", str(file)]) == 130
+    document = json.loads(file.read_text())
+    assert document["interrupted"]
+    assert {row["operation"] for row in document["rows"]} == {"per_sample_norms"}
+
+
+def test_what_does_not_fit_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("aisec_fast.cli.bench._available_memory", lambda: 1000)
+    file = tmp_path / "bench.json"
+    assert main(["bench", "--operation", "per_sample_norms", *SMALL, "--json", str(file)]) == 0
+    document = json.loads(file.read_text())
+    assert document["rows"] == []
+    assert "memory" in document["skipped"][0]["reason"]
+
+
+def test_a_contender_that_is_too_slow_is_left_out() -> None:
+    rows, skipped = _measure.measure(small_case("per_sample_norms"), 3, most_seconds=0.0)
+    assert rows == []
+    assert len(skipped) >= 3
+
+
+def a_row(ns: float, **more: Any) -> dict[str, Any]:
+    named = {"family": "f", "operation": "o", "shape": [8], "dtype": "float32", "backend": "native", "device": "cpu"}
+    return {
+        **named,
+        "instruction_set": None,
+        "threads": 1,
+        "ns": ns,
+        "quartiles": [ns * 0.99, ns * 1.01],
+        "busy": False,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        (a_row(10), a_row(12), "slower"),
+        (a_row(12), a_row(10), "faster"),
+        (a_row(10), a_row(10.5), ""),
+        (a_row(10, quartiles=[9, 13]), a_row(12), ""),  # quartiles overlap
+        (a_row(10), a_row(12, busy=True), ""),
+    ],
+)
+def test_compare(before: dict[str, Any], after: dict[str, Any], verdict: str) -> None:
+    (row,) = _results.compare({"rows": [before]}, {"rows": [after]})
+    assert row["verdict"] == verdict
+    assert row["ratio"] == after["ns"] / before["ns"]
+
+
+def test_compare_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, other = (tmp_path / name for name in ("a.json", "b.json", "c.json"))
+    assert main(["bench", "--operation", "per_sample_norms", *SMALL, "--json", str(first)]) == 0
+    document = json.loads(first.read_text())
+    for row in document["rows"]:
+        row.update(busy=False, ns=2 * row["ns"], quartiles=[2 * ns for ns in row["quartiles"]])
+        row["quartiles"][0] = max(row["quartiles"][0], 0.99 * row["ns"])
+    second.write_text(json.dumps(document))
+    before = json.loads(first.read_text())
+    for row in before["rows"]:
+        row.update(busy=False, quartiles=[row["ns"], row["ns"]])
+    first.write_text(json.dumps(before))
+    capsys.readouterr()
+    assert main(["bench", "--compare", str(first), str(second)]) == 1
+    assert "slower" in capsys.readouterr().out
+    assert main(["bench", "--compare", str(first), str(first)]) == 0
+    other.write_text(json.dumps({**document, "format": 99}))
+    assert main(["bench", "--compare", str(first), str(other)]) == 2
+    assert "format 99" in capsys.readouterr().err
+    other.write_text("[]")
+    assert main(["bench", "--compare", str(first), str(other)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--size", "1"], "--size is 1"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--operation", "nonsense"], "no case is left"),
+        (["--compare", "missing-a.json", "missing-b.json"], "missing-a.json"),
+        (["--json", "/proc/nowhere/x.json"], "/proc/nowhere"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_forced_backend_that_is_missing_raises(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import aisec_fast
+
+    if aisec_fast.info()["cuda"]["devices"]:
+        pytest.skip("a CUDA device is here")
+    assert main(["bench", "--backend", "cuda", *SMALL]) == 2
+    assert "cuda" in capsys.readouterr().err
