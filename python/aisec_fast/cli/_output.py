@@ -21,10 +21,28 @@ _PACKAGES = {
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print one message."""
+    """Print one message. What the stream cannot encode is escaped."""
     stream = sys.stderr if error else sys.stdout
-    stream.write(text + "\n")
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()
+
+
+def printable(text: str) -> str:
+    """Text that others wrote, with whatever could steer a terminal escaped; lines stay lines."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else _escape(letter) for letter in text)
+
+
+def printable_name(name: str) -> str:
+    """A file's name on one line, for a person: escaped as in Python, so that no two names look the same."""
+    return "".join(_escape(letter) if letter in "\\\n" else printable(letter) for letter in name)
+
+
+def _escape(letter: str) -> str:
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode's way to keep a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if 0x80 <= code <= 0xFFFF else letter.encode("unicode_escape").decode()
 
 
 class CommandError(Exception):
