@@ -386,8 +386,10 @@ class _Run:
             block = min(_BLOCK * share, _LARGEST_BLOCK, before.st_size + 1)
             with _blocks(descriptor, block, ahead=self.threads > self.workers and before.st_size > block) as blocks:
                 for data in blocks:
-                    hasher.update(data)
                     length += len(data)
+                    if length > before.st_size:  # somebody may be writing to it faster than we read
+                        break
+                    hasher.update(data)
                     self.done[worker] += len(data)
                     after_block()
                     if self.stop.is_set():
