@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._writing import write_whole
+from .._writing import check_destination, write_whole
 
 # Optional package, as it is imported -> (as pip knows it, the extra of ours that brings it).
 _PACKAGES = {
@@ -73,6 +73,12 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 def _how_to_install(extra: str) -> str:
     return f"pip install 'aisec_fast[{extra}]' (torch first and on its own where its CPU build is wanted)"
+
+
+def check_json(destination: str | None) -> None:
+    """OSError now rather than after the work, if the result could not be written there."""
+    if destination is not None and destination != "-":
+        check_destination(Path(destination))
 
 
 def write_json(result: dict[str, Any], destination: str) -> None:

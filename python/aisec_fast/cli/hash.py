@@ -11,7 +11,7 @@ from .._backends import get_num_threads
 from ..hashing import _files
 from ..hashing._files import Found
 from ._hashing import add_algorithm, add_common, add_links, progress_bar
-from ._output import CommandError, printable, printable_name, say, write_json
+from ._output import CommandError, check_json, printable, printable_name, say, write_json
 
 HELP = "print the BLAKE3 or SHA-256 digest of files and folders"
 DESCRIPTION = """\
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Hash everything, tell what could not be read at once, print the digests."""
+    check_json(arguments.json)
     try:
         names, answers = _answers(arguments)
     except ValueError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from .._writing import check_destination
 from ..integrity import Manifest
 from ._hashing import add_algorithm, add_common, add_links, inside, progress_bar
-from ._output import CommandError, printable_name, say, write_json
+from ._output import CommandError, check_json, printable_name, say, write_json
 
 HELP = "write a manifest of a model folder: every file and its digest"
 DESCRIPTION = """\
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Hash, write, say what was written."""
+    check_json(arguments.json)
     folder, output, ignore = arguments.folder, arguments.output, list(arguments.ignore)
     if output != "-":
         check_destination(Path(output))

@@ -6,7 +6,7 @@ import argparse
 
 from ..integrity import Manifest, Verification
 from ._hashing import add_common, inside, progress_bar
-from ._output import CommandError, printable_name, say, write_json
+from ._output import CommandError, check_json, printable_name, say, write_json
 
 HELP = "compare a model folder with its manifest"
 DESCRIPTION = """\
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, give the verdict, and say it with the exit code as well."""
+    check_json(arguments.json)
     manifest = Manifest.load(arguments.manifest)
     ignore = list(arguments.ignore)
     # A manifest cannot list itself. Where it does list such a name, that is another file, to be checked.

@@ -73,7 +73,7 @@ class Found(NamedTuple):
         """Why it cannot be hashed, if it is no regular file."""
         more = ""
         if stat.S_ISLNK(self.mode):
-            more = ". Its target is none either" if self.follow else " (allow_symlinks=True hashes the link's target)"
+            more = ". Its target is none either" if self.follow else " (allow_symlinks takes its target instead)"
         return UnsupportedFileError(errno.EINVAL, f"is {self.kind}, expected a regular file{more}", self.path)
 
 
