@@ -19,11 +19,12 @@ settings.load_profile("fixed")
 
 
 class Kernels(NamedTuple):
-    """The kernel functions of one backend; docs/noise.md and docs/clipping.md say what each must compute."""
+    """The kernel functions of one backend; docs/<family>.md says what each must compute."""
 
     name: str
     noise: ModuleType
     clipping: ModuleType
+    hashing: ModuleType
 
 
 NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]
@@ -31,14 +32,14 @@ NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]
 
 def load(name: str) -> Kernels:
     if name.startswith("native"):
-        return Kernels(name, _core, _core)
+        return Kernels(name, _core, _core, _core)
     if name == "numba":
-        from aisec_fast._numba import clipping, noise
+        from aisec_fast._numba import clipping, hashing, noise
 
-        return Kernels(name, noise, clipping)
+        return Kernels(name, noise, clipping, hashing)
     from tests import cuda_on_host
 
-    return Kernels(name, cuda_on_host.noise, cuda_on_host.clipping)
+    return Kernels(name, cuda_on_host.noise, cuda_on_host.clipping, cuda_on_host.hashing)
 
 
 @pytest.fixture(params=[*NATIVE, "numba", "cuda_on_host"])

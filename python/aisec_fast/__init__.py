@@ -1,8 +1,8 @@
 """aisec_fast: the fast engine under privacy and robustness work in machine learning.
 
 Submodules are loaded when first used: ``noise`` (exact, float-safe Gaussian and Laplace noise), ``clipping``
-(per-sample gradients), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon), ``integrity`` (manifests of model
-folders). ``import aisec_fast`` itself imports numpy and nothing heavier.
+(per-sample gradients), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon), ``hashing`` (BLAKE3, SHA-256, files and
+folders), ``integrity`` (manifests of model folders). ``import aisec_fast`` itself imports numpy and nothing heavier.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ._errors import (
 )
 
 if TYPE_CHECKING:
-    from . import accounting, clipping, integrity, noise, privacy
+    from . import accounting, clipping, hashing, integrity, noise, privacy
 
     __version__: str
 
-_SUBMODULES = ("accounting", "clipping", "integrity", "noise", "privacy")
+_SUBMODULES = ("accounting", "clipping", "hashing", "integrity", "noise", "privacy")
 
 __all__ = [
     "AisecFastError",
@@ -40,6 +40,7 @@ __all__ = [
     "accounting",
     "clipping",
     "get_num_threads",
+    "hashing",
     "info",
     "integrity",
     "noise",

@@ -86,8 +86,8 @@ def _describe_numpy(value: npt.NDArray[Any], name: str) -> Array:
     item = max(1, value.itemsize)
     if value.size > 0 and any(s % item for s, n in zip(value.strides, value.shape, strict=True) if n > 1):
         raise ValueError(f"{name} has strides that are no multiple of its item size; pass a copy")
-    if value.ctypes.data % item:
-        raise ValueError(f"{name} is not aligned to its item size; pass a copy")
+    if value.ctypes.data % value.dtype.alignment:  # of a string: that of its characters
+        raise ValueError(f"{name} is not aligned for its dtype; pass a copy")
     return Array(
         value=value,
         name=name,

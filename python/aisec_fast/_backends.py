@@ -21,17 +21,22 @@ NAMES = ("native", "numba", "cuda")
 
 
 class Backend(NamedTuple):
-    """One backend: a module of kernels for each family, all with the same functions (docs/noise.md, docs/clipping.md)."""
+    """One backend: a module of kernels for each family, all with the same functions (docs/<family>.md).
+
+    CUDA has no SHA-256: one stream of it is sequential (docs/hashing.md).
+    """
 
     name: str
     noise: ModuleType
     clipping: ModuleType
+    hashing: ModuleType
 
     def operands(self, arrays: Sequence[Array]) -> list[Any]:
         """The arrays as this backend's kernels take them."""
         return [as_numpy(array) if self.name == "numba" else array.value for array in arrays]
 
 
+_FAMILIES = Backend._fields[1:]
 _forced: ContextVar[str | None] = ContextVar("aisec_fast_backend", default=None)
 
 
@@ -57,10 +62,9 @@ def _core() -> ModuleType | None:
 @cache
 def _load(name: str) -> Backend | str:
     if name == "numba":
-        noise, clipping = (importlib.import_module(f"aisec_fast._numba.{family}") for family in ("noise", "clipping"))
-        return Backend(name, noise, clipping)
+        return Backend(name, *(importlib.import_module(f"aisec_fast._numba.{family}") for family in _FAMILIES))
     extension = _core() or _extension("_core") if name == "native" else _extension("_cuda")
-    return extension if isinstance(extension, str) else Backend(name, extension, extension)
+    return extension if isinstance(extension, str) else Backend(name, *[extension] * len(_FAMILIES))
 
 
 def _valid(name: str, origin: str) -> str:
@@ -97,17 +101,26 @@ def choose(arrays: Sequence[Array], *, host_only: bool = False) -> Backend:
     not stop it.
     """
     require_same_device(arrays)
-    on_cpu = arrays[0].device == "cpu"
+    return _choose(arrays[0].device, arrays[0].name, host_only=host_only)
+
+
+def choose_host(name: str) -> Backend:
+    """The backend for the bytes of an argument that is no array but lies in host memory, as all buffers of Python do."""
+    return _choose("cpu", name, host_only=False)
+
+
+def _choose(device: str, argument: str, *, host_only: bool) -> Backend:
+    on_cpu = device == "cpu"
     forced = _forced.get() or os.environ.get("AISEC_FAST_BACKEND")
     if forced:
         name = _valid(forced, "backend (AISEC_FAST_BACKEND)")
     if not forced or (host_only and name == "cuda"):
         name = ("numba" if isinstance(_load("native"), str) else "native") if on_cpu else "cuda"
     elif (name == "cuda") == on_cpu:
-        raise BackendError(f"backend is {name!r}, but {arrays[0].name} lives on {arrays[0].device}")
+        raise BackendError(f"backend is {name!r}, but {argument} lives on {device}")
     loaded = _load(name)
     if isinstance(loaded, str):
-        raise BackendError(f"{arrays[0].name} lives on {arrays[0].device}, but backend {name!r} is missing: {loaded}")
+        raise BackendError(f"{argument} lives on {device}, but backend {name!r} is missing: {loaded}")
     return loaded
 
 

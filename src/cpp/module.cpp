@@ -5,4 +5,5 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   aisec_fast::bind_runtime(module);
   aisec_fast::bind_noise(module);
   aisec_fast::bind_clipping(module);
+  aisec_fast::bind_hashing(module);
 }

@@ -35,4 +35,5 @@ PYBIND11_MODULE(_cuda, module, pybind11::mod_gil_not_used()) {
   module.def("driver_version", &driver_version, "The newest CUDA version that the driver supports; 0 without one.");
   bind_noise(module);
   bind_clipping(module);
+  bind_hashing(module);
 }

@@ -62,6 +62,15 @@ class Queue {
     return copy;
   }
 
+  // The same for `count` values.
+  template <class T>
+  void read(T* to, const T* from, std::size_t count) {
+    if (ok() && count > 0) check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, stream_));
+    if (ok() && count > 0) check(cudaStreamSynchronize(stream_));
+  }
+
+  bool ok() const { return status_ == cudaSuccess; }
+
   cudaError_t finish() {
     release();
     return status_;
@@ -71,7 +80,6 @@ class Queue {
   static constexpr std::uint64_t blocks_per_processor =
       32;  // four times what fits: a slow block does not hold up the rest
 
-  bool ok() const { return status_ == cudaSuccess; }
   bool check(cudaError_t status) {
     if (ok()) status_ = status;
     return status == cudaSuccess;

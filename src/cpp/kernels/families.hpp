@@ -5,4 +5,5 @@
 namespace aisec_fast::AISEC_ISA {
 NoiseKernels noise_kernels();
 ClippingKernels clipping_kernels(DType dtype);
+HashingKernels hashing_kernels();
 }  // namespace aisec_fast::AISEC_ISA

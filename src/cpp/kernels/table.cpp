@@ -6,7 +6,13 @@
 
 namespace aisec_fast::AISEC_ISA {
 Kernels kernels() {
-  return {AISEC_TEXT(AISEC_ISA), noise_kernels(), clipping_kernels(DType::float32), clipping_kernels(DType::float64),
-          clipping_kernels(DType::bfloat16)};
+  return {
+      AISEC_TEXT(AISEC_ISA),
+      noise_kernels(),
+      clipping_kernels(DType::float32),
+      clipping_kernels(DType::float64),
+      clipping_kernels(DType::bfloat16),
+      hashing_kernels(),
+  };
 }
 }  // namespace aisec_fast::AISEC_ISA

@@ -40,10 +40,31 @@ struct ClippingKernels {
                       std::size_t columns, std::int64_t* total);
 };
 
+// A node of BLAKE3's tree before its compression: `counter` is the chunk's number, 0 for a parent.
+struct Blake3Node {
+  std::uint32_t chaining[8], message[16];
+  std::uint64_t counter;
+  std::uint32_t length, flags;
+};
+
+struct HashingKernels {
+  // Chaining values (8 words each) of `count` whole chunks; the first has number `counter`. `mode` is the hash's flags.
+  void (*blake3_chunks)(const unsigned char* data, std::size_t count, const std::uint32_t* key, std::uint32_t mode,
+                        std::uint64_t counter, std::uint32_t* out);
+  // Chaining values of `count` parents of 2 * count children. `out` may be `children`.
+  void (*blake3_parents)(const std::uint32_t* children, std::size_t count, const std::uint32_t* key, std::uint32_t mode,
+                         std::uint32_t* out);
+  // `count` blocks of 64 bytes of a root's stream, from block `index` on.
+  void (*blake3_stream)(const Blake3Node& root, std::uint64_t index, std::size_t count, unsigned char* out);
+  // Blocks of 64 bytes into SHA-256's chaining value.
+  void (*sha256_blocks)(std::uint32_t* state, const unsigned char* data, std::size_t count);
+};
+
 struct Kernels {
   const char* name;
   NoiseKernels noise;
   ClippingKernels clipping_float32, clipping_float64, clipping_bfloat16;
+  HashingKernels hashing;
 };
 
 constexpr std::size_t noise_group = 128;  // samples that share 16 generator blocks

@@ -1,0 +1,158 @@
+#include "hashing.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "aisec_fast/hashing_state.hpp"
+#include "instruction_sets.hpp"
+#include "thread_pool.hpp"
+
+namespace aisec_fast {
+namespace {
+
+// Chunks are hashed and merged in pieces of 64 KiB, which stay in cache; pieces are what threads share. Their chaining
+// values lie on the stack for 64 MiB at a time.
+constexpr std::size_t piece_chunks = 64, most_pieces = 1024;
+constexpr std::size_t least_pieces = 4;  // smallest work that is worth a thread
+
+class Tree {
+ public:
+  explicit Tree(std::uint32_t* words) : state_(words), kernels_(active_kernels().hashing) {}
+
+  // Whole chunks, and more bytes follow.
+  void absorb(const unsigned char* data, std::size_t chunks, std::size_t max_threads) {
+    const std::size_t to_piece = (piece_chunks - state_.chunks() % piece_chunks) % piece_chunks;
+    const std::size_t before = std::min(chunks, to_piece);
+    absorb_few(data, before);
+    data += before * blake3_chunk_bytes;
+    chunks -= before;
+    for (std::size_t pieces; (pieces = std::min(chunks / piece_chunks, most_pieces)) > 0;) {
+      absorb_pieces(data, pieces, max_threads);
+      data += pieces * piece_chunks * blake3_chunk_bytes;
+      chunks -= pieces * piece_chunks;
+    }
+    absorb_few(data, chunks);
+  }
+
+ private:
+  // Fewer than a piece.
+  void absorb_few(const unsigned char* data, std::size_t chunks) {
+    if (chunks == 0) return;
+    std::uint32_t values[8 * piece_chunks];
+    kernels_.blake3_chunks(data, chunks, state_.key(), state_.mode(), state_.chunks(), values);
+    push(values, chunks, 1);
+  }
+
+  void absorb_pieces(const unsigned char* data, std::size_t pieces, std::size_t max_threads) {
+    std::uint32_t values[8 * most_pieces];
+    const std::uint64_t first = state_.chunks();
+    const std::size_t fair = max_threads == 0 ? 0 : pieces / max_threads + (pieces % max_threads != 0);
+    parallel_for(pieces, std::max(least_pieces, fair), [&](std::size_t begin, std::size_t end) {
+      for (std::size_t piece = begin; piece < end; ++piece) {
+        std::uint32_t leaves[8 * piece_chunks];
+        kernels_.blake3_chunks(data + piece * piece_chunks * blake3_chunk_bytes, piece_chunks, state_.key(),
+                               state_.mode(), first + piece * piece_chunks, leaves);
+        merge(leaves, piece_chunks);
+        std::memcpy(values + 8 * piece, leaves, 32);
+      }
+    });
+    push(values, pieces, piece_chunks);
+  }
+
+  // The root of a full subtree takes the first place.
+  void merge(std::uint32_t* values, std::size_t count) const {
+    for (; count > 1; count /= 2) kernels_.blake3_parents(values, count / 2, state_.key(), state_.mode(), values);
+  }
+
+  // Adds the roots of `count` neighbouring subtrees of `size` chunks, in full subtrees as large as they come.
+  void push(std::uint32_t* values, std::size_t count, std::size_t size) {
+    while (count > 0) {
+      const std::uint64_t place = state_.chunks() / size;
+      std::size_t together = 1;
+      while (2 * together <= count && place % (2 * together) == 0) together *= 2;
+      merge(values, together);
+      state_.push(values, together * size);
+      values += 8 * together;
+      count -= together;
+    }
+  }
+
+  Blake3State state_;
+  const HashingKernels& kernels_;
+};
+
+constexpr std::size_t sha256_block_bytes = 64, sha256_length_bytes = 8;
+
+// Words of a SHA-256 state.
+struct Sha256State {
+  std::uint32_t* words;
+
+  std::uint64_t total() const { return std::uint64_t{words[8]} | std::uint64_t{words[9]} << 32; }
+  unsigned char* buffer() const { return reinterpret_cast<unsigned char*>(words + 10); }
+  void count(std::size_t size) const {
+    const std::uint64_t sum = total() + size;
+    words[8] = static_cast<std::uint32_t>(sum);
+    words[9] = static_cast<std::uint32_t>(sum >> 32);
+  }
+  void compress_buffer() const {
+    active_kernels().hashing.sha256_blocks(words, buffer(), 1);
+    std::memset(buffer(), 0, sha256_block_bytes);
+  }
+};
+
+}  // namespace
+
+void blake3_update(std::uint32_t* words, const unsigned char* data, std::size_t size, std::size_t max_threads) {
+  if (size == 0) return;
+  Blake3State state(words);
+  const Blake3Split split = state.split(size);
+  state.append(data, split.head);
+  if (split.tail == 0) return;  // all of it fitted into the buffer
+  state.flush();
+  data += split.head;
+  if (split.chunks > 0) Tree(words).absorb(data, split.chunks, max_threads);
+  state.append(data + split.chunks * blake3_chunk_bytes, split.tail);
+}
+
+void blake3_output(const std::uint32_t* state, unsigned char* out, std::size_t size, std::uint64_t seek) {
+  std::uint32_t words[blake3_state_words];
+  std::memcpy(words, state, sizeof words);
+  const Blake3Node root = Blake3State(words).root();
+  write_stream(root, out, size, seek, active_kernels().hashing.blake3_stream);
+}
+
+void sha256_update(std::uint32_t* words, const unsigned char* data, std::size_t size) {
+  if (size == 0) return;
+  const Sha256State state{words};
+  const std::size_t fill = state.total() % sha256_block_bytes;
+  state.count(size);
+  if (fill > 0) {
+    const std::size_t head = std::min(size, sha256_block_bytes - fill);
+    std::memcpy(state.buffer() + fill, data, head);
+    if (fill + head < sha256_block_bytes) return;
+    state.compress_buffer();
+    data += head;
+    size -= head;
+  }
+  active_kernels().hashing.sha256_blocks(words, data, size / sha256_block_bytes);
+  const std::size_t tail = size % sha256_block_bytes;
+  if (tail > 0) std::memcpy(state.buffer(), data + (size - tail), tail);
+}
+
+void sha256_output(const std::uint32_t* state, unsigned char* out) {
+  std::uint32_t words[26];
+  std::memcpy(words, state, sizeof words);
+  const Sha256State copy{words};
+  const std::size_t fill = copy.total() % sha256_block_bytes;
+  copy.buffer()[fill] = 0x80;
+  if (fill + 1 > sha256_block_bytes - sha256_length_bytes) copy.compress_buffer();
+  const std::uint64_t bits = __builtin_bswap64(copy.total() * 8);
+  std::memcpy(copy.buffer() + sha256_block_bytes - sha256_length_bytes, &bits, sizeof bits);
+  copy.compress_buffer();
+  for (int i = 0; i < 8; ++i) {
+    const std::uint32_t word = __builtin_bswap32(words[i]);
+    std::memcpy(out + 4 * i, &word, sizeof word);
+  }
+}
+
+}  // namespace aisec_fast

@@ -1,0 +1,165 @@
+#pragma once
+// The state of a BLAKE3 hasher, 700 words that Python keeps (docs/hashing.md has their layout), on one CPU thread and
+// one block at a time. _core and _cuda differ only in how they hash whole chunks.
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "aisec_fast/hashing_math.hpp"
+#include "aisec_fast/kernels.hpp"
+
+namespace aisec_fast {
+namespace {
+
+constexpr std::size_t blake3_state_words = 700;
+constexpr std::uint64_t blake3_most_chunks = std::uint64_t{1} << 54;  // 2^64 bytes
+
+inline void load_words(std::uint32_t (&words)[16], const void* bytes) { std::memcpy(words, bytes, sizeof words); }
+
+inline void chain_node(Blake3Node& node) {
+  blake3_chain<PlainRotation>(node.chaining, node.message, static_cast<std::uint32_t>(node.counter),
+                              static_cast<std::uint32_t>(node.counter >> 32), node.length, node.flags);
+}
+
+inline Blake3Node parent_of(const std::uint32_t* key, std::uint32_t mode, const std::uint32_t* left,
+                            const std::uint32_t* right) {
+  Blake3Node node;
+  std::memcpy(node.chaining, key, sizeof node.chaining);
+  std::memcpy(node.message, left, 32);
+  std::memcpy(node.message + 8, right, 32);
+  node.counter = 0;
+  node.length = blake3_block_bytes;
+  node.flags = mode | parent_node;
+  return node;
+}
+
+// How an update is shared out: bytes that fill the buffer up, whole chunks, bytes that stay in the buffer.
+struct Blake3Split {
+  std::size_t head, chunks, tail;
+};
+
+class Blake3State {
+ public:
+  explicit Blake3State(std::uint32_t* words) : words_(words) {}
+
+  const std::uint32_t* key() const { return words_; }
+  std::uint32_t mode() const { return words_[8]; }
+  std::size_t buffered() const { return words_[9]; }
+  std::uint64_t chunks() const { return std::uint64_t{words_[10]} | std::uint64_t{words_[11]} << 32; }
+
+  // What every state is that our functions made: what does not hold would make them leave the array.
+  bool valid() const {
+    const bool known = mode() == 0 || mode() == keyed_hash || mode() == derive_key_context ||
+                       mode() == derive_key_material;
+    return known && buffered() <= blake3_chunk_bytes && chunks() < blake3_most_chunks &&
+           (buffered() > 0 || chunks() == 0);
+  }
+
+  // The last chunk is kept, even if it is whole: whether it is the root shows only when it is known to be the last.
+  Blake3Split split(std::size_t size) const {
+    const std::size_t room = buffered() == 0 ? 0 : blake3_chunk_bytes - buffered();
+    const std::size_t head = size < room ? size : room, rest = size - head;
+    const std::size_t whole = rest == 0 ? 0 : (rest - 1) / blake3_chunk_bytes;
+    return {head, whole, rest - whole * blake3_chunk_bytes};
+  }
+
+  // Bytes that the buffer has room for.
+  void append(const void* bytes, std::size_t size) {
+    if (size == 0) return;
+    std::memcpy(buffer() + buffered(), bytes, size);
+    words_[9] += static_cast<std::uint32_t>(size);
+  }
+
+  // Hashes the full buffer, if there is one: more bytes follow.
+  void flush() {
+    if (buffered() == 0) return;
+    Blake3Node last = last_block();
+    chain_node(last);
+    std::memset(buffer(), 0, blake3_chunk_bytes);
+    words_[9] = 0;
+    push(last.chaining, 1);
+  }
+
+  // Adds the chaining value of the next `count` chunks, a power of two that divides chunks().
+  void push(const std::uint32_t* chaining, std::uint64_t count) {
+    std::uint32_t top[8];
+    std::memcpy(top, chaining, sizeof top);
+    std::size_t entries = subtrees();
+    for (std::uint64_t size = count; (chunks() & size) != 0; size <<= 1) {
+      Blake3Node parent = parent_of(key(), mode(), entry(--entries), top);
+      chain_node(parent);
+      std::memcpy(top, parent.chaining, sizeof top);
+      std::memset(entry(entries), 0, sizeof top);
+    }
+    std::memcpy(entry(entries), top, sizeof top);
+    const std::uint64_t total = chunks() + count;
+    words_[10] = static_cast<std::uint32_t>(total);
+    words_[11] = static_cast<std::uint32_t>(total >> 32);
+  }
+
+  // The node whose stream is the hash of everything absorbed.
+  Blake3Node root() const {
+    Blake3Node node = last_block();
+    for (std::size_t entries = subtrees(); entries-- > 0;) {
+      chain_node(node);
+      node = parent_of(key(), mode(), entry(entries), node.chaining);
+    }
+    node.flags |= root_node;
+    return node;
+  }
+
+ private:
+  std::size_t subtrees() const { return static_cast<std::size_t>(__builtin_popcountll(chunks())); }
+  std::uint32_t* entry(std::size_t index) const { return words_ + 12 + 8 * index; }
+  unsigned char* buffer() const { return reinterpret_cast<unsigned char*>(words_ + 444); }
+
+  // The buffer's last block, after those before it.
+  Blake3Node last_block() const {
+    Blake3Node node;
+    std::memcpy(node.chaining, key(), sizeof node.chaining);
+    node.counter = chunks();
+    const std::size_t blocks = buffered() == 0 ? 1 : (buffered() + blake3_block_bytes - 1) / blake3_block_bytes;
+    for (std::size_t block = 0;; ++block) {
+      load_words(node.message, buffer() + block * blake3_block_bytes);
+      node.flags = chunk_block_flags(mode(), block, blocks);
+      node.length = blake3_block_bytes;
+      if (block + 1 == blocks) break;
+      chain_node(node);
+    }
+    node.length = static_cast<std::uint32_t>(buffered() - (blocks - 1) * blake3_block_bytes);
+    return node;
+  }
+
+  std::uint32_t* words_;
+};
+
+// Block `index` of a root's stream.
+inline void stream_block(std::uint32_t (&words)[16], const Blake3Node& root, std::uint64_t index) {
+  blake3_stream_block<PlainRotation>(words, root.chaining, root.message, static_cast<std::uint32_t>(index),
+                                     static_cast<std::uint32_t>(index >> 32), root.length, root.flags);
+}
+
+// Bytes `seek` to `seek` + `size` of a root's stream. whole(root, index, count, out) makes whole blocks.
+template <class Whole>
+void write_stream(const Blake3Node& root, unsigned char* out, std::size_t size, std::uint64_t seek, const Whole& whole) {
+  while (size > 0) {
+    const std::uint64_t index = seek / blake3_block_bytes;
+    const std::size_t skip = seek % blake3_block_bytes;
+    std::size_t made;
+    if (skip == 0 && size >= blake3_block_bytes) {
+      whole(root, index, size / blake3_block_bytes, out);
+      made = size / blake3_block_bytes * blake3_block_bytes;
+    } else {
+      std::uint32_t words[16];
+      stream_block(words, root, index);
+      made = blake3_block_bytes - skip < size ? blake3_block_bytes - skip : size;
+      std::memcpy(out, reinterpret_cast<const unsigned char*>(words) + skip, made);
+    }
+    out += made;
+    size -= made;
+    seek += made;
+  }
+}
+
+}  // namespace
+}  // namespace aisec_fast

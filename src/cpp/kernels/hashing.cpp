@@ -1,0 +1,168 @@
+// Hashing kernels, compiled once per instruction set. docs/hashing.md says what they compute. BLAKE3 takes as many
+// blocks at once as a vector has words, one lane a block.
+#include <cstring>
+#include <utility>
+
+#include "aisec_fast/hashing_math.hpp"
+#include "kernels/families.hpp"
+#include "kernels/sha256.hpp"
+
+namespace aisec_fast::AISEC_ISA {
+namespace {
+
+typedef std::uint32_t Lanes __attribute__((vector_size(AISEC_WIDTH)));
+constexpr int lanes = AISEC_WIDTH / 4;
+
+// lane(i) of the result is lane pick(i) of a and b laid end to end.
+template <class Pick>
+inline Lanes picked(Lanes a, Lanes b, const Pick&) {
+  return [&]<int... lane>(std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b, Pick{}(lane)...);
+  }(std::make_integer_sequence<int, lanes>{});
+}
+
+// Rotations by whole bytes are one shuffle where bytes of a vector can be shuffled and words not rotated.
+struct Rotation {
+  template <int bits>
+  static inline Lanes right(Lanes value) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (bits % 8 == 0) {
+      typedef unsigned char Bytes __attribute__((vector_size(AISEC_WIDTH)));
+      return [&]<int... byte>(std::integer_sequence<int, byte...>) {
+        const Bytes bytes = reinterpret_cast<Bytes>(value);
+        return reinterpret_cast<Lanes>(
+            __builtin_shufflevector(bytes, bytes, (byte / 4 * 4 + (byte + bits / 8) % 4)...));
+      }(std::make_integer_sequence<int, AISEC_WIDTH>{});
+    }
+#endif
+    return PlainRotation::right<bits>(value);
+  }
+};
+
+// Of each two rows `size` apart, the upper right and the lower left blocks of `size` words change places.
+template <int size>
+inline void swap_blocks(Lanes (&row)[lanes]) {
+  if constexpr (size < lanes) {
+    constexpr auto upper = [](int i) { return (i & size) != 0 ? i - size + lanes : i; };
+    constexpr auto lower = [](int i) { return (i & size) != 0 ? i + lanes : i + size; };
+    for (int r = 0; r < lanes; ++r) {
+      if ((r & size) != 0) continue;
+      const Lanes a = row[r], b = row[r + size];
+      row[r] = picked(a, b, upper);
+      row[r + size] = picked(a, b, lower);
+    }
+  }
+}
+
+// Rows of words to columns: 4 by 4 inside 16 bytes, then blocks of 4, then of 8.
+inline void transpose(Lanes (&row)[lanes]) {
+  constexpr auto low_words = [](int i) { return i / 4 * 4 + i % 4 / 2 + i % 2 * lanes; };
+  constexpr auto high_words = [](int i) { return i / 4 * 4 + i % 4 / 2 + 2 + i % 2 * lanes; };
+  constexpr auto low_pairs = [](int i) { return i / 4 * 4 + i % 2 + i % 4 / 2 * lanes; };
+  constexpr auto high_pairs = [](int i) { return i / 4 * 4 + 2 + i % 2 + i % 4 / 2 * lanes; };
+  for (int r = 0; r < lanes; r += 4) {
+    const Lanes low01 = picked(row[r], row[r + 1], low_words), high01 = picked(row[r], row[r + 1], high_words);
+    const Lanes low23 = picked(row[r + 2], row[r + 3], low_words), high23 = picked(row[r + 2], row[r + 3], high_words);
+    row[r] = picked(low01, low23, low_pairs);
+    row[r + 1] = picked(low01, low23, high_pairs);
+    row[r + 2] = picked(high01, high23, low_pairs);
+    row[r + 3] = picked(high01, high23, high_pairs);
+  }
+  swap_blocks<4>(row);
+  swap_blocks<8>(row);
+}
+
+// What all lanes of one call share.
+struct Group {
+  const std::uint32_t* key;
+  std::uint32_t mode;
+  std::size_t blocks;           // of each lane's input
+  std::uint32_t first, last;    // more flags of the first and the last block
+  const unsigned char* inputs;  // lane i's input begins i * blocks * 64 bytes on
+};
+
+// Counters of the lanes: first, first + step, ...
+inline void count_lanes(Lanes& low, Lanes& high, std::uint64_t first, std::uint64_t step) {
+  for (int lane = 0; lane < lanes; ++lane) {
+    const std::uint64_t counter = first + static_cast<std::uint64_t>(lane) * step;
+    low[lane] = static_cast<std::uint32_t>(counter);
+    high[lane] = static_cast<std::uint32_t>(counter >> 32);
+  }
+}
+
+// Chaining values of `count` inputs, 1 <= count <= lanes; the lanes left over hash the last one again. `out` may be
+// the inputs' own memory: all is read before anything is written.
+void hash_group(const Group& group, std::size_t count, std::uint64_t counter, std::uint64_t step, std::uint32_t* out) {
+  const std::size_t stride = group.blocks * blake3_block_bytes;
+  const unsigned char* input[lanes];
+  for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane)
+    input[lane] = group.inputs + (lane < count ? lane : count - 1) * stride;
+  Lanes low, high, chaining[8];
+  count_lanes(low, high, counter, step);
+  for (int i = 0; i < 8; ++i) chaining[i] = Lanes{} + group.key[i];
+  for (std::size_t block = 0; block < group.blocks; ++block) {
+    Lanes message[16];
+    for (int word = 0; word < 16; word += lanes) {
+      Lanes row[lanes];
+      for (int lane = 0; lane < lanes; ++lane)
+        std::memcpy(&row[lane], input[lane] + block * blake3_block_bytes + 4 * word, sizeof row[lane]);
+      transpose(row);
+      for (int i = 0; i < lanes; ++i) message[word + i] = row[i];
+    }
+    const std::uint32_t flags =
+        group.mode | (block == 0 ? group.first : 0u) | (block + 1 == group.blocks ? group.last : 0u);
+    blake3_chain<Rotation>(chaining, message, low, high, std::uint32_t{blake3_block_bytes}, flags);
+  }
+  std::uint32_t words[8][lanes];
+  std::memcpy(words, chaining, sizeof words);
+  for (std::size_t lane = 0; lane < count; ++lane)
+    for (int i = 0; i < 8; ++i) out[8 * lane + static_cast<std::size_t>(i)] = words[i][lane];
+}
+
+void hash_all(Group group, std::size_t count, std::uint64_t counter, std::uint64_t step, std::uint32_t* out) {
+  while (count > 0) {
+    const std::size_t taken = count < std::size_t{lanes} ? count : std::size_t{lanes};
+    hash_group(group, taken, counter, step, out);
+    group.inputs += taken * group.blocks * blake3_block_bytes;
+    counter += taken * step;
+    out += 8 * taken;
+    count -= taken;
+  }
+}
+
+void blake3_chunks(const unsigned char* data, std::size_t count, const std::uint32_t* key, std::uint32_t mode,
+                   std::uint64_t counter, std::uint32_t* out) {
+  hash_all({key, mode, blake3_chunk_blocks, chunk_start, chunk_end, data}, count, counter, 1, out);
+}
+
+void blake3_parents(const std::uint32_t* children, std::size_t count, const std::uint32_t* key, std::uint32_t mode,
+                    std::uint32_t* out) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(children);
+  hash_all({key, mode | parent_node, 1, 0, 0, bytes}, count, 0, 0, out);
+}
+
+void blake3_stream(const Blake3Node& root, std::uint64_t index, std::size_t count, unsigned char* out) {
+  Lanes chaining[8], message[16];
+  for (int i = 0; i < 8; ++i) chaining[i] = Lanes{} + root.chaining[i];
+  for (int i = 0; i < 16; ++i) message[i] = Lanes{} + root.message[i];
+  while (count > 0) {
+    const std::size_t taken = count < std::size_t{lanes} ? count : std::size_t{lanes};
+    Lanes low, high, block[16];
+    count_lanes(low, high, index, 1);
+    blake3_stream_block<Rotation>(block, chaining, message, low, high, root.length, root.flags);
+    std::uint32_t words[16][lanes];
+    std::memcpy(words, block, sizeof words);
+    for (std::size_t lane = 0; lane < taken; ++lane)
+      for (std::size_t i = 0; i < 16; ++i)
+        std::memcpy(out + lane * blake3_block_bytes + 4 * i, &words[i][lane], sizeof words[i][lane]);
+    out += taken * blake3_block_bytes;
+    index += taken;
+    count -= taken;
+  }
+}
+
+}  // namespace
+
+HashingKernels hashing_kernels() { return {blake3_chunks, blake3_parents, blake3_stream, sha256_blocks_kernel()}; }
+
+}  // namespace aisec_fast::AISEC_ISA

@@ -1,0 +1,115 @@
+#include "hashing.cuh"
+
+#include <cstring>
+
+#include "aisec_fast/hashing_state.hpp"
+#include "hashing_body.hpp"
+#include "queue.hpp"
+
+namespace aisec_fast::cuda {
+namespace {
+
+// Chunks are hashed 256 MiB at a time, so that the scratch memory for their chaining values stays at 16 MiB.
+constexpr std::uint64_t slice_chunks = std::uint64_t{1} << 18;
+constexpr int most_levels = 20;  // of a slice's tree, wherever the slice begins
+
+// Subtrees of a slice that have no sibling in it: of 2^level chunks, on its left and its right side.
+struct Waiting {
+  std::uint32_t left[most_levels][8], right[most_levels][8];
+};
+
+__global__ void __launch_bounds__(block_threads)
+    chunk_values_of_words_kernel(const std::uint32_t* data, std::uint64_t count, Blake3Mode mode, std::uint64_t counter,
+                                 std::uint32_t* values) {
+  chunk_values(data, count, mode, counter, values);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    chunk_values_of_bytes_kernel(const unsigned char* data, std::uint64_t count, Blake3Mode mode, std::uint64_t counter,
+                                 std::uint32_t* values) {
+  chunk_values(data, count, mode, counter, values);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    parent_values_kernel(const std::uint32_t* values, Level level, Blake3Mode mode, std::uint32_t* parents,
+                         Waiting* waiting, int height) {
+  parent_values(values, level, mode, parents, waiting->left[height], waiting->right[height]);
+}
+
+class Slices {
+ public:
+  Slices(Queue& queue, Blake3State& state, std::uint64_t chunks) : queue_(queue), state_(state) {
+    std::memcpy(mode_.key, state.key(), sizeof mode_.key);
+    mode_.flags = state.mode();
+    if (chunks == 0) return;
+    const std::uint64_t most = chunks < slice_chunks ? chunks : slice_chunks;
+    values_ = queue.scratch<std::uint32_t>(8 * most);
+    parents_ = queue.scratch<std::uint32_t>(8 * (most / 2 + 1));
+    waiting_ = queue.scratch<Waiting>(1);
+  }
+
+  void absorb(const unsigned char* data, std::uint64_t chunks) {
+    const std::uint64_t first = state_.chunks();
+    if (reinterpret_cast<std::uintptr_t>(data) % sizeof(std::uint32_t) == 0)
+      queue_.run(chunks, chunk_values_of_words_kernel, reinterpret_cast<const std::uint32_t*>(data), chunks, mode_,
+                 first, values_);
+    else
+      queue_.run(chunks, chunk_values_of_bytes_kernel, data, chunks, mode_, first, values_);
+    Level levels[most_levels];
+    int height = 0;
+    std::uint32_t *nodes = values_, *parents = parents_;
+    for (Level level = {first, first + chunks}; level.count() > 0; level = level.parents(), ++height) {
+      levels[height] = level;
+      const std::uint64_t pairs = level.parents().count();
+      queue_.run(pairs > 0 ? pairs : 1, parent_values_kernel, nodes, level, mode_, parents, waiting_, height);
+      std::uint32_t* const done = nodes;
+      nodes = parents;
+      parents = done;
+    }
+    const Waiting waiting = queue_.read(waiting_);
+    if (!queue_.ok()) return;
+    for (int i = 0; i < height; ++i)
+      if (levels[i].left_waits()) state_.push(waiting.left[i], std::uint64_t{1} << i);
+    for (int i = height; i-- > 0;)
+      if (levels[i].right_waits()) state_.push(waiting.right[i], std::uint64_t{1} << i);
+  }
+
+ private:
+  Queue& queue_;
+  Blake3State& state_;
+  Blake3Mode mode_{};
+  std::uint32_t *values_ = nullptr, *parents_ = nullptr;
+  Waiting* waiting_ = nullptr;
+};
+
+}  // namespace
+
+cudaError_t blake3_update(std::uint32_t* state, const unsigned char* data, std::size_t size, cudaStream_t stream) {
+  if (size == 0) return cudaSuccess;
+  std::uint32_t words[blake3_state_words];
+  std::memcpy(words, state, sizeof words);
+  Blake3State next(words);
+  const Blake3Split split = next.split(size);
+  unsigned char few[blake3_chunk_bytes];
+  Queue queue(stream);
+  queue.read(few, data, split.head);
+  next.append(few, split.head);
+  if (split.tail > 0) {
+    next.flush();
+    data += split.head;
+    Slices slices(queue, next, split.chunks);
+    for (std::uint64_t left = split.chunks; left > 0 && queue.ok();) {
+      const std::uint64_t taken = left < slice_chunks ? left : slice_chunks;
+      slices.absorb(data, taken);
+      data += taken * blake3_chunk_bytes;
+      left -= taken;
+    }
+    queue.read(few, data, split.tail);
+    next.append(few, split.tail);
+  }
+  const cudaError_t status = queue.finish();
+  if (status == cudaSuccess) std::memcpy(state, words, sizeof words);
+  return status;
+}
+
+}  // namespace aisec_fast::cuda
