@@ -7,8 +7,8 @@ import logging
 from collections.abc import Sequence
 
 from .._errors import AisecFastError
-from . import bench, demo, epsilon, info
-from ._output import CommandError, missing_package, say
+from . import bench, demo, epsilon, hash, info, manifest, verify
+from ._output import CommandError, missing_package, printable, say
 
 _DESCRIPTION = "Fast, provable kernels for privacy and robustness in machine learning."
 _EPILOG = """\
@@ -16,6 +16,9 @@ examples:
   aisec-fast info                      what this installation can do
   aisec-fast demo                      train a real model privately and see what it costs
   aisec-fast epsilon --noise-multiplier 1.1 --sample-rate 256/60000 --epochs 10 --delta 1e-5
+  aisec-fast hash model/               BLAKE3 of every file in a folder
+  aisec-fast manifest model/           write down which files a model has, and their digests
+  aisec-fast verify model/ --manifest manifest.json
 
 exit codes: 0 fine, 1 differs from what was expected, 2 could not check or wrong usage, 130 interrupted
 """
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stop(message: str, code: int) -> int:
-    say(f"aisec-fast: {message}", error=True)
+    say(f"aisec-fast: {printable(message)}", error=True)
     return code
 
 
@@ -57,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (info, demo, bench, epsilon):
+    for module in (info, demo, bench, epsilon, hash, manifest, verify):
         command = commands.add_parser(
             module.__name__.rpartition(".")[2],
             help=module.HELP,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._writing import write_whole
+from .._writing import check_destination, write_whole
 
 # Optional package, as it is imported -> (as pip knows it, the extra of ours that brings it).
 _PACKAGES = {
@@ -21,10 +21,28 @@ _PACKAGES = {
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print one message."""
+    """Print one message. What the stream cannot encode is escaped."""
     stream = sys.stderr if error else sys.stdout
-    stream.write(text + "\n")
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()
+
+
+def printable(text: str) -> str:
+    """Text that others wrote, with whatever could steer a terminal escaped; lines stay lines."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else _escape(letter) for letter in text)
+
+
+def printable_name(name: str) -> str:
+    """A file's name on one line, for a person: escaped as in Python, so that no two names look the same."""
+    return "".join(_escape(letter) if letter in "\\\n" else printable(letter) for letter in name)
+
+
+def _escape(letter: str) -> str:
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode's way to keep a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if 0x80 <= code <= 0xFFFF else letter.encode("unicode_escape").decode()
 
 
 class CommandError(Exception):
@@ -55,6 +73,12 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 def _how_to_install(extra: str) -> str:
     return f"pip install 'aisec_fast[{extra}]' (torch first and on its own where its CPU build is wanted)"
+
+
+def check_json(destination: str | None) -> None:
+    """OSError now rather than after the work, if the result could not be written there."""
+    if destination is not None and destination != "-":
+        check_destination(Path(destination))
 
 
 def write_json(result: dict[str, Any], destination: str) -> None:

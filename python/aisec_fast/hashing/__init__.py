@@ -1,11 +1,13 @@
 """Hashing: BLAKE3 and SHA-256, as fast as the machine allows.
 
 :class:`blake3` has the shape of PyPI's `blake3` and :class:`sha256` that of hashlib's, so that code changes by its import;
-:func:`hash_array` hashes arrays of numpy, torch and cupy where they live. Digests are the same on every backend,
+:func:`hash_array` hashes arrays of numpy, torch and cupy where they live, :func:`hash_file` and :func:`hash_directory` what is
+on disk. Digests are the same on every backend,
 instruction set and number of threads; docs/hashing.md is the contract.
 """
 
+from ._files import hash_directory, hash_file
 from ._hash_array import hash_array
 from ._hashers import blake3, sha256
 
-__all__ = ["blake3", "hash_array", "sha256"]
+__all__ = ["blake3", "hash_array", "hash_directory", "hash_file", "sha256"]

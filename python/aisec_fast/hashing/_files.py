@@ -73,7 +73,7 @@ class Found(NamedTuple):
         """Why it cannot be hashed, if it is no regular file."""
         more = ""
         if stat.S_ISLNK(self.mode):
-            more = ". Its target is none either" if self.follow else " (allow_symlinks=True hashes the link's target)"
+            more = ". Its target is none either" if self.follow else " (allow_symlinks takes its target instead)"
         return UnsupportedFileError(errno.EINVAL, f"is {self.kind}, expected a regular file{more}", self.path)
 
 
@@ -186,27 +186,45 @@ def order(name: str) -> list[str]:
     return name.split("/")
 
 
-def scan(path: StrPath, *, ignore: Iterable[str] = (), allow_symlinks: bool = False) -> list[Found]:
-    """Everything below a folder that is not ignored, directories too, sorted by ``order``."""
+def scan(
+    path: StrPath,
+    *,
+    ignore: Iterable[str] = (),
+    allow_symlinks: bool = False,
+    on_error: Callable[[OSError], object] | None = None,
+) -> list[Found]:
+    """Everything below a folder that is not ignored, directories too, sorted by ``order``.
+
+    A folder that cannot be read raises, or with ``on_error`` is left out and told.
+    """
     root, left_out = text_path(path), frozenset(ignored_names(ignore))
     if not stat.S_ISDIR(os.stat(root).st_mode):  # noqa: PTH116
         raise NotADirectoryError(errno.ENOTDIR, "is no directory", root)
     found, pending = [], [""]
     while pending:
         folder = pending.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118 - pathlib is three times slower here
-            for entry in entries:
-                name = folder + entry.name
-                if name in left_out:
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                follow = allow_symlinks and stat.S_ISLNK(status.st_mode)
-                if follow and (target := _target(entry)):
-                    status = target
-                found.append(Found(name, entry.path, status.st_size, status.st_mode, follow))
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append(f"{name}/")
+        try:
+            # pathlib is three times slower here
+            with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118
+                here = [
+                    _found(entry, folder, allow_symlinks) for entry in entries if folder + entry.name not in left_out
+                ]
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        found += here
+        pending += [f"{entry.name}/" for entry in here if entry.is_directory]
     return sorted(found, key=lambda entry: order(entry.name))
+
+
+def _found(entry: os.DirEntry[str], folder: str, allow_symlinks: bool) -> Found:
+    status = entry.stat(follow_symlinks=False)
+    follow = allow_symlinks and stat.S_ISLNK(status.st_mode)
+    if follow and (target := _target(entry)):
+        status = target
+    return Found(folder + entry.name, entry.path, status.st_size, status.st_mode, follow)
 
 
 def _target(entry: os.DirEntry[str]) -> os.stat_result | None:
@@ -263,14 +281,14 @@ def hash_found(
     keep_going: bool = False,
 ) -> Any:
     """Digests of these files, in their order. The first error is raised, or with ``keep_going`` put in its place."""
-    new_hasher = _hasher(algorithm)
+    new_hasher = hashers(algorithm)
     threads = get_num_threads() if max_threads is None else _checks.whole(max_threads, "max_threads", least=1)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is a {type(progress).__name__}, expected a function of (done_bytes, total_bytes)")
     return _Run(files, new_hasher, threads, progress, keep_going).results()
 
 
-def _hasher(algorithm: str) -> Callable[[int], Any]:
+def hashers(algorithm: str) -> Callable[[int], Any]:
     """A function that gives a fresh hasher for so many threads."""
     from . import blake3, sha256
 
@@ -368,8 +386,10 @@ class _Run:
             block = min(_BLOCK * share, _LARGEST_BLOCK, before.st_size + 1)
             with _blocks(descriptor, block, ahead=self.threads > self.workers and before.st_size > block) as blocks:
                 for data in blocks:
-                    hasher.update(data)
                     length += len(data)
+                    if length > before.st_size:  # somebody may be writing to it faster than we read
+                        break
+                    hasher.update(data)
                     self.done[worker] += len(data)
                     after_block()
                     if self.stop.is_set():

@@ -1,0 +1,70 @@
+"""What ``hash``, ``manifest`` and ``verify`` share: options, a progress bar, where a file lies."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..hashing._files import DIGEST_SIZES, Progress
+
+
+def add_algorithm(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--algorithm``."""
+    parser.add_argument("--algorithm", choices=sorted(DIGEST_SIZES), default=default, help=f"default: {default}")
+
+
+def add_links(parser: argparse.ArgumentParser) -> None:
+    """``--allow-symlinks``."""
+    parser.add_argument(
+        "--allow-symlinks",
+        action="store_true",
+        help="take a link inside a folder for the file that it points to; otherwise a link is an error",
+    )
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """``--ignore`` and ``--max-threads``."""
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="leave out this path, relative to the folder, with all that is in it (a plain name; may be repeated)",
+    )
+    parser.add_argument("--max-threads", type=_threads, metavar="N", help="most CPU threads to use; default: all cores")
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads, expected 1 or more")
+    return int(text)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress | None]:
+    """A bar on standard error if that is a terminal and rich is there; otherwise None, which shows nothing."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as SpeedColumn
+    except ModuleNotFoundError:
+        yield None
+        return
+    console = Console(stderr=True)
+    columns = TextColumn("hashing"), BarColumn(), DownloadColumn(), SpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=console.is_dumb_terminal) as bar:
+        task = bar.add_task("hashing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def inside(file: str, folder: str) -> str | None:
+    """The name of a file relative to a folder that it lies in, however both were written; None if it lies elsewhere."""
+    root, place = Path(folder).resolve(), Path(file)
+    place = place.parent.resolve() / place.name
+    return place.relative_to(root).as_posix() if place != root and place.is_relative_to(root) else None
