@@ -129,7 +129,7 @@ def test_a_chunk_number_beyond_32_bits(kernels: Kernels) -> None:
     for chunks in (2**32 - 1, 2**32, 2**33 - 3):
         state = reference.blake3_state()
         state[9:12] = 1024, chunks & (2**32 - 1), chunks >> 32
-        entries = bin(chunks).count("1")
+        entries = chunks.bit_count()
         state[12 : 12 + 8 * entries] = np.arange(8 * entries)
         state[444:] = np.arange(256)
         expected = state.copy()
@@ -391,7 +391,9 @@ def test_hash_array_of_torch(backend: str, algorithm: str) -> None:
 
 def test_hash_array_hashes_values_alone() -> None:
     values = np.arange(6.0)
-    assert hashing.hash_array(values) == hashing.hash_array(values.reshape(2, 3)) == hashing.hash_array(values.view("i8"))
+    assert (
+        hashing.hash_array(values) == hashing.hash_array(values.reshape(2, 3)) == hashing.hash_array(values.view("i8"))
+    )
     assert hashing.hash_array(values) != hashing.hash_array(values.astype(np.float32))
     assert hashing.hash_array(np.zeros(1)) != hashing.hash_array(-np.zeros(1))
     assert hashing.hash_array(values.reshape(2, 3)[1]) == hashing.hash_array(values[3:])
@@ -421,7 +423,10 @@ def test_hash_array_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sha256_of_an_array_on_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with a_gpu(monkeypatch), pytest.raises(BackendError, match=r"^array lives on cuda:0, but algorithm is 'sha256'.*CPU"):
+    with (
+        a_gpu(monkeypatch),
+        pytest.raises(BackendError, match=r"^array lives on cuda:0, but algorithm is 'sha256'.*CPU"),
+    ):
         hashing.hash_array(np.ones(3), "sha256")
 
 

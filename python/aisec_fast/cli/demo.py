@@ -175,7 +175,7 @@ def _show_digits(console: Console, digits: Digits, plain: Run, private: Run) -> 
 def _kernels(console: Console, plan: _Plan, *, quick: bool) -> list[dict[str, Any]]:
     console.print("[bold]2. The kernels beside what memory allows[/]")
     console.print(
-        f"float32, {aisec_fast.get_num_threads()} threads, median of {plan.kernel_rounds} interleaved rounds\n"
+        f"float32 (hashing: bytes), {aisec_fast.get_num_threads()} threads, median of {plan.kernel_rounds} interleaved rounds\n"
         "100 % of floor: a loop that does nothing but read (noise: read and write) the values\n"
     )
     rows = []
@@ -242,7 +242,7 @@ def _farewell(console: Console, result: dict[str, Any], destination: str) -> Non
     console.print("[bold]What to try next[/]")
     console.print("  aisec-fast info             what this machine can run")
     console.print("  aisec-fast epsilon --help   what a run of yours would cost, or the noise for a budget")
-    console.print("  docs/noise.md, docs/clipping.md: what the kernels promise, and why it holds")
+    console.print("  docs/noise.md, docs/clipping.md, docs/hashing.md: what the kernels promise, and why it holds")
     if destination != "-":
         console.print(f"  {destination}: every figure above")
 

@@ -1,7 +1,7 @@
 """How fast each kernel runs on each backend, beside the time that its memory traffic alone takes on this machine.
 
-A *case* is one operation on one size of float32 input. Its *contenders* are our backends (the native kernels once for each
-instruction set), what numpy and torch offer for it, and the *floors*: loops that do nothing but read the input, or read
+A *case* is one operation on one size of input: float32, or bytes to hash. Its *contenders* are our backends (the native
+kernels once for each instruction set), what other libraries offer for it, and the *floors*: loops that do nothing but read the input, or read
 and write it. All contenders of a case run in interleaved rounds, so that what else the machine does hits all alike; the
 figure is the median, the floor that of the fastest loop.
 """
@@ -9,6 +9,7 @@ figure is the median, the floor that of the fastest loop.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import math
 import random
@@ -23,17 +24,21 @@ import numpy as np
 import numpy.typing as npt
 
 import aisec_fast
-from aisec_fast import clipping, noise
+from aisec_fast import clipping, hashing, noise
 from aisec_fast._errors import BackendError
 
 Floats = npt.NDArray[np.float32]
+Values = npt.NDArray[Any]  # of a case: float32, or uint8 to hash
 SCALE = 1.0  # standard deviation, scale of Laplace noise, clipping norm and noise multiplier alike: no effect on time
 _PAUSE = 0.002  # seconds before each call: torch's threads go on spinning that long after their work
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on one size; ``bytes_per_value`` is the least memory traffic: 4 to read, 8 to read and write."""
+    """One operation on one size; ``bytes_per_value`` is the least memory traffic.
+
+    float32: 4 to read, 8 to read and write. A value of the hashing family is a byte, which is read.
+    """
 
     family: str
     operation: str
@@ -45,12 +50,17 @@ class Case:
         """Number of input values."""
         return math.prod(self.shape)
 
+    @property
+    def dtype(self) -> str:
+        """Of the input."""
+        return "uint8" if self.family == "hashing" else "float32"
+
 
 @dataclass(frozen=True)
 class Contender:
     """One way to run a case: ``call`` runs it once, inside ``active()``.
 
-    backend: "native", "numba", "cuda", "torch" or "numpy"; "floor" is a loop that only reads, or reads and writes.
+    backend: "native", "numba", "cuda", or a library ("torch", "numpy", "hashlib", "blake3"); "floor" is a loop that only reads, or reads and writes.
     device: "cpu" or "cuda". A contender is compared with the floor of its device.
     private_safe: whether the result may be published as private.
     """
@@ -106,7 +116,7 @@ class Result:
             "family": self.case.family,
             "operation": self.case.operation,
             "shape": list(self.case.shape),
-            "dtype": "float32",
+            "dtype": self.case.dtype,
             "backend": self.contender.backend,
             "instruction_set": self.contender.instruction_set,
             "threads": aisec_fast.get_num_threads(),
@@ -123,18 +133,21 @@ def cases(*, quick: bool = False) -> list[Case]:
     """The cases of the demo; ``quick`` makes them small."""
     vector = (2**18,) if quick else (2**22,)
     matrix = (64, 10_000) if quick else (256, 100_000)
+    message = (2**22,) if quick else (2**26,)
     return [
         Case("noise", "add_gaussian", vector, 8),
         Case("noise", "add_laplace", vector, 8),
         Case("clipping", "per_sample_norms", matrix, 4),
         Case("clipping", "clip_and_sum", matrix, 4),
         Case("clipping", "private_sum", matrix, 4),
+        Case("hashing", "blake3", message, 1),
+        Case("hashing", "sha256", message, 1),
     ]
 
 
 def contenders(case: Case) -> list[Contender]:
     """Everything on this machine that can run ``case``, floors first."""
-    values = np.random.default_rng(0).standard_normal(case.shape, dtype=np.float32)
+    values = _values(case)
     found = _floors(case, values)
     native = aisec_fast.info()["instruction_sets"]
     found += [Contender("native", _ours(case, values), instruction_set=name) for name in native]
@@ -172,6 +185,13 @@ def measure(case: Case, rounds: int) -> list[Result]:
     ]
 
 
+def _values(case: Case) -> Values:
+    generator = np.random.default_rng(0)
+    if case.family == "hashing":
+        return np.frombuffer(generator.bytes(case.values), np.uint8)
+    return generator.standard_normal(case.shape, dtype=np.float32)
+
+
 def _quartiles(times: Sequence[float]) -> tuple[float, float]:
     low, high = np.quantile(np.asarray(times), [0.25, 0.75])
     return float(low), float(high)
@@ -183,6 +203,8 @@ def _ours(case: Case, values: Any) -> Callable[[], object]:
         add = getattr(noise, case.operation)
         data = values.clone() if hasattr(values, "clone") else values.copy()
         return lambda: add(data, SCALE, out=data, check=False)
+    if case.family == "hashing":
+        return lambda: hashing.hash_array(values, case.operation)
     function = getattr(clipping, case.operation)
     arguments = {"per_sample_norms": (), "clip_and_sum": (SCALE,), "private_sum": (SCALE, SCALE)}[case.operation]
     return lambda: function(values, *arguments)
@@ -198,11 +220,11 @@ def _numba_compiles() -> bool:
     return not getattr(numba.config, "DISABLE_JIT", 0)
 
 
-def _floors(case: Case, values: Floats) -> list[Contender]:
+def _floors(case: Case, values: Values) -> list[Contender]:
     """The fastest loops we know that only read, or read and write in place, on as many threads as our kernels use."""
     threads = aisec_fast.get_num_threads()
-    data = values.copy()
-    parts = np.array_split(data.reshape(-1).view(np.int32), threads)
+    data = values.reshape(-1).view(np.float32).copy()  # of bytes, four at a time
+    parts = np.array_split(data.view(np.int32), threads)
     writes = case.bytes_per_value > 4
     piece: Callable[[npt.NDArray[np.int32]], object] = (
         (lambda part: np.negative(part, out=part)) if writes else (lambda part: part.max())
@@ -222,14 +244,16 @@ def _floors(case: Case, values: Floats) -> list[Contender]:
     if _has("torch"):
         import torch
 
-        tensor = torch.from_numpy(data.reshape(-1))
+        tensor = torch.from_numpy(data)
         call: Callable[[], object] = tensor.neg_ if writes else tensor.max
         loops.append(Contender("floor", call))
     return loops
 
 
-def _peers(case: Case, values: Floats) -> list[Contender]:
-    """What numpy and torch offer instead: no exact noise, no cryptographic generator, no guarantee."""
+def _peers(case: Case, values: Values) -> list[Contender]:
+    """What others offer: numpy and torch no exact noise, no cryptographic generator, no guarantee; the same digests."""
+    if case.family == "hashing":
+        return _other_hashes(case, values)
     found = []
     if _has("torch"):
         import torch
@@ -238,6 +262,17 @@ def _peers(case: Case, values: Floats) -> list[Contender]:
         if call is not None:
             found.append(Contender("torch", call, private_safe=_is_plain(case)))
     return [*found, Contender("numpy", _numpy_call(case, values), private_safe=_is_plain(case))]
+
+
+def _other_hashes(case: Case, values: Values) -> list[Contender]:
+    if case.operation == "sha256":
+        return [Contender("hashlib", lambda: hashlib.sha256(values.data).digest())]
+    if not _has("blake3"):
+        return []
+    from blake3 import blake3
+
+    threads = aisec_fast.get_num_threads()
+    return [Contender("blake3", lambda: blake3(values.data, max_threads=threads).digest())]
 
 
 def _is_plain(case: Case) -> bool:
@@ -283,8 +318,10 @@ def _numpy_call(case: Case, values: Floats) -> Callable[[], object]:
     return {"per_sample_norms": norms, "clip_and_sum": clipped_sum, "private_sum": noisy_sum}[case.operation]
 
 
-def _cuda(case: Case, values: Floats) -> list[Contender]:
+def _cuda(case: Case, values: Values) -> list[Contender]:
     """Our CUDA kernels and the floor of the device, on arrays that live there; each call waits for its end."""
+    if case.operation == "sha256":  # there is none on a GPU
+        return []
     on_device: Any
     if _has("cupy"):
         import cupy
@@ -296,7 +333,7 @@ def _cuda(case: Case, values: Floats) -> list[Contender]:
 
         if not torch.cuda.is_available():
             return []
-        on_device, synchronize = torch.from_numpy(values).cuda(), torch.cuda.synchronize
+        on_device, synchronize = torch.from_numpy(values.copy()).cuda(), torch.cuda.synchronize
         negate = on_device.neg_
     else:
         return []

@@ -39,12 +39,15 @@ FRESH_BLAKE3, FRESH_SHA256 = _fresh(700), _fresh(26)
 
 def as_bytes(data: Buffer, name: str) -> Bytes:
     """The memory of an object with the buffer protocol, not copied."""
+    buffer: Any = data  # numpy's stubs list types, not the protocol
     try:
         if isinstance(data, np.ndarray) and data.dtype.hasobject:
             raise TypeError(f"{name} has dtype {data.dtype}, expected plain values: it holds references to objects")
-        return np.frombuffer(data, np.uint8)
+        return np.frombuffer(buffer, np.uint8)
     except (BufferError, ValueError) as error:
-        raise ValueError(f"{name} is not C-contiguous ({error}); pass a contiguous copy") from None
+        raise ValueError(
+            f"{name} is not one readable piece of memory ({error}), expected a contiguous buffer"
+        ) from None
     except TypeError as error:
         if isinstance(data, np.ndarray):
             raise
@@ -251,7 +254,7 @@ class sha256(_Hasher):  # noqa: N801 - the name that hashlib has
         return self.digest().hex()
 
 
-HASHERS: dict[str, type[blake3] | type[sha256]] = {"blake3": blake3, "sha256": sha256}
+HASHERS: dict[str, type[blake3 | sha256]] = {"blake3": blake3, "sha256": sha256}
 
 
 def _key_words(key: Buffer) -> State:
