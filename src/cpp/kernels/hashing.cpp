@@ -111,7 +111,9 @@ void hash_group(const Group& group, std::size_t count, std::uint64_t counter, st
     }
     const std::uint32_t flags =
         group.mode | (block == 0 ? group.first : 0u) | (block + 1 == group.blocks ? group.last : 0u);
-    blake3_chain<Rotation>(chaining, message, low, high, std::uint32_t{blake3_block_bytes}, flags);
+    Lanes v[16];
+    blake3_compress<Rotation>(v, chaining, message, low, high, std::uint32_t{blake3_block_bytes}, flags);
+    blake3_fold(chaining, v);
   }
   std::uint32_t words[8][lanes];
   std::memcpy(words, chaining, sizeof words);
@@ -149,7 +151,8 @@ void blake3_stream(const Blake3Node& root, std::uint64_t index, std::size_t coun
     const std::size_t taken = count < std::size_t{lanes} ? count : std::size_t{lanes};
     Lanes low, high, block[16];
     count_lanes(low, high, index, 1);
-    blake3_stream_block<Rotation>(block, chaining, message, low, high, root.length, root.flags);
+    blake3_compress<Rotation>(block, chaining, message, low, high, root.length, root.flags);
+    blake3_fold_stream(block, chaining);
     std::uint32_t words[16][lanes];
     std::memcpy(words, block, sizeof words);
     for (std::size_t lane = 0; lane < taken; ++lane)
