@@ -110,7 +110,9 @@ def slow_stream(data: bytes, size: int, seek: int = 0, flags: int = 0) -> bytes:
 # ------------------------------------------------------------------------------------------------ the same state, always
 
 
-@pytest.mark.parametrize("size", [0, 1, 64, 65, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 64, 17 * CHUNK - 1, 21 * CHUNK])
+@pytest.mark.parametrize(
+    "size", [0, 1, 64, 65, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 64, 17 * CHUNK - 1, 21 * CHUNK]
+)
 def test_against_the_definition(isa: str, size: int) -> None:
     state = absorbed(DATA[:size], flags=KEYED_HASH)
     assert stream(state, 80, 50) == slow_stream(DATA[:size].tobytes(), 80, 50, KEYED_HASH)
@@ -203,7 +205,18 @@ def test_the_stream_is_one_stream(isa: str) -> None:
     state = absorbed(DATA[:5000])
     whole = stream(state, 3000)
     before = state.copy()
-    for seek, size in ((0, 0), (0, 64), (1, 63), (1, 64), (63, 1), (63, 2), (64, 64), (100, 2500), (128, 1024), (2999, 1)):
+    for seek, size in (
+        (0, 0),
+        (0, 64),
+        (1, 63),
+        (1, 64),
+        (63, 1),
+        (63, 2),
+        (64, 64),
+        (100, 2500),
+        (128, 1024),
+        (2999, 1),
+    ):
         assert stream(state, size, seek) == whole[seek : seek + size]
     assert bits(state) == bits(before)
     end = 2**64 - 1
@@ -372,7 +385,11 @@ def test_bad_outputs(what, out, error, message) -> None:
         (lambda: _core.sha256_output(sha256_state(), OUT[:31]), ValueError, "out has 31 values, expected 32"),
         (lambda: _core.blake3_output(blake3_state(), OUT, -1), ValueError, "seek is -1, expected 0 to"),
         (lambda: _core.blake3_output(blake3_state(), OUT, 2**64), ValueError, "seek is 18446744073709551616, expected"),
-        (lambda: _core.blake3_output(blake3_state(), OUT, 2**64 - 32), ValueError, r"expected 0 to 18446744073709551583$"),
+        (
+            lambda: _core.blake3_output(blake3_state(), OUT, 2**64 - 32),
+            ValueError,
+            r"expected 0 to 18446744073709551583$",
+        ),
         (lambda: _core.blake3_output(blake3_state(), OUT, 1.5), TypeError, "seek"),
         (lambda: _core.blake3_update(blake3_state(), OUT, -1), ValueError, "max_threads is -1, expected 0 to"),
         (lambda: _core.blake3_update(blake3_state(), OUT, 2**70), ValueError, "max_threads is 1180591620717411303424"),

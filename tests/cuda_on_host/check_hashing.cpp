@@ -80,8 +80,8 @@ void check(std::size_t size, std::size_t first, std::size_t shift) {
 int main() {
   for (const unsigned order : {0u, 1u}) {
     set_order(order);
-    for (const std::size_t size : {std::size_t{0}, std::size_t{1}, chunk - 1, chunk, chunk + 1, 2 * chunk, 2 * chunk + 1,
-                                   3 * chunk, 17 * chunk + 5, 64 * chunk})
+    for (const std::size_t size : {std::size_t{0}, std::size_t{1}, chunk - 1, chunk, chunk + 1, 2 * chunk,
+                                   2 * chunk + 1, 3 * chunk, 17 * chunk + 5, 64 * chunk})
       for (const std::size_t first : {std::size_t{0}, std::size_t{1}, size / 2, 3 * chunk, 5 * chunk + 7, size})
         if (first <= size) check(size, first, first % 5);
   }

@@ -62,8 +62,8 @@ class Blake3State {
 
   // What every state is that our functions made: what does not hold would make them leave the array.
   bool valid() const {
-    const bool known = mode() == 0 || mode() == keyed_hash || mode() == derive_key_context ||
-                       mode() == derive_key_material;
+    const bool known =
+        mode() == 0 || mode() == keyed_hash || mode() == derive_key_context || mode() == derive_key_material;
     return known && buffered() <= blake3_chunk_bytes && chunks() < blake3_most_chunks &&
            (buffered() > 0 || chunks() == 0);
   }
@@ -155,7 +155,8 @@ inline Blake3Node blake3_root(const std::uint32_t* state) {
 
 // Bytes `seek` to `seek` + `size` of a root's stream. whole(root, index, count, out) makes whole blocks.
 template <class Whole>
-void write_stream(const Blake3Node& root, unsigned char* out, std::size_t size, std::uint64_t seek, const Whole& whole) {
+void write_stream(const Blake3Node& root, unsigned char* out, std::size_t size, std::uint64_t seek,
+                  const Whole& whole) {
   while (size > 0) {
     const std::uint64_t index = seek / blake3_block_bytes;
     const std::size_t skip = seek % blake3_block_bytes;
