@@ -16,13 +16,14 @@ import pytest
 import torch
 
 import aisec_fast
-from aisec_fast import BackendError, clipping, noise
+from aisec_fast import BackendError, clipping, hashing, noise
 
 X = np.ones((4, 6), np.float32)
 READ_ONLY = np.zeros((4, 6), np.float32)
 READ_ONLY.flags.writeable = False
 META = torch.empty(4, 6, device="meta")
 SHARED = np.zeros(100, np.float32)
+STATE, B = np.zeros(700, np.uint32), np.zeros(10, np.uint8)
 UNALIGNED = np.zeros(101, np.uint8)[1:].view(np.float32)
 
 
@@ -161,6 +162,80 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("noise_multiplier tiny", lambda: clipping.private_sum(X, 1.0, 1e-9), ValueError, "^noise_multiplier is 1e-09"),
     ("max_norm beyond the lattice", lambda: clipping.private_sum(X, 1e-300, 1.0), ValueError, "^max_norm is 1e-300"),
     ("noise overflows", lambda: clipping.private_sum(X, 1e300, 1e300), ValueError, "^noise_multiplier is"),
+    ("data a str", lambda: hashing.blake3("abc"), TypeError, "^data is a str, expected bytes .*encode it"),  # type: ignore[arg-type]
+    ("data an int", lambda: hashing.sha256(5), TypeError, "^data is a int, expected bytes"),  # type: ignore[arg-type]
+    ("data None", lambda: hashing.sha256().update(None), TypeError, "^data is a NoneType"),  # type: ignore[arg-type]
+    ("data a list", lambda: hashing.blake3([1, 2]), TypeError, "^data is a list, expected bytes"),  # type: ignore[arg-type]
+    ("data a tensor", lambda: hashing.blake3(torch.ones(2)), TypeError, "^data is a Tensor.*hash_array takes arrays"),  # type: ignore[arg-type]
+    ("data objects", lambda: hashing.blake3(X.astype(object)), TypeError, "^data has dtype object"),
+    ("data with gaps", lambda: hashing.blake3(X[:, ::2]), ValueError, "^data is not one readable piece of memory"),
+    (
+        "data columns first",
+        lambda: hashing.sha256(np.asfortranarray(X)),
+        ValueError,
+        "^data is not one readable piece of memory",
+    ),
+    (
+        "data every second",
+        lambda: hashing.sha256(memoryview(b"abcd")[::2]),
+        ValueError,
+        "^data is not one readable piece of memory",
+    ),
+    ("key too short", lambda: hashing.blake3(key=b"short"), ValueError, "^key has 5 bytes, expected 32"),
+    ("key too long", lambda: hashing.blake3(key=bytes(33)), ValueError, "^key has 33 bytes, expected 32"),
+    ("key a str", lambda: hashing.blake3(key="k" * 32), TypeError, "^key is a str, expected bytes"),  # type: ignore[arg-type]
+    (
+        "key and context",
+        lambda: hashing.blake3(key=bytes(32), derive_key_context="c"),
+        ValueError,
+        "^key and derive_key_context are both given",
+    ),
+    (
+        "context bytes",
+        lambda: hashing.blake3(derive_key_context=b"c"),  # type: ignore[arg-type]
+        TypeError,
+        "^derive_key_context is a bytes, expected a str",
+    ),
+    ("max_threads zero", lambda: hashing.blake3(max_threads=0), ValueError, "^max_threads is 0, expected at least 1"),
+    ("max_threads negative", lambda: hashing.blake3(max_threads=-2), ValueError, "^max_threads is -2"),
+    ("max_threads float", lambda: hashing.blake3(max_threads=1.5), TypeError, "^max_threads is a float"),  # type: ignore[arg-type]
+    ("length negative", lambda: hashing.blake3().digest(-1), ValueError, "^length is -1, expected at least 0"),
+    ("length float", lambda: hashing.blake3().hexdigest(32.0), TypeError, "^length is a float"),  # type: ignore[arg-type]
+    ("seek negative", lambda: hashing.blake3().digest(seek=-1), ValueError, "^seek is -1, expected at least 0"),
+    (
+        "seek beyond the stream",
+        lambda: hashing.blake3().digest(1, seek=2**64 - 1),
+        ValueError,
+        "^seek is 1844.*2.64 - 1",
+    ),
+    (
+        "unknown algorithm",
+        lambda: hashing.hash_array(X, "md5"),
+        ValueError,
+        "^algorithm is 'md5', expected 'blake3' or",
+    ),
+    ("array a list", lambda: hashing.hash_array([1.0]), TypeError, "^array is a list, expected a numpy, torch"),
+    ("array bytes", lambda: hashing.hash_array(b"abc"), TypeError, "^array is a bytes, expected a numpy, torch"),
+    ("array columns first", lambda: hashing.hash_array(np.asfortranarray(X)), ValueError, "^array is not C-contiguous"),
+    ("array with gaps", lambda: hashing.hash_array(torch.ones(4, 4)[:, ::2]), ValueError, "^array is not C-contiguous"),
+    (
+        "array of objects",
+        lambda: hashing.hash_array(X.astype(object)),
+        TypeError,
+        "^array has dtype object, expected num",
+    ),
+    ("array of structures", lambda: hashing.hash_array(np.zeros(2, "f4,f8")), TypeError, "^array has dtype void"),
+    ("array of long doubles", lambda: hashing.hash_array(X.astype("g")), TypeError, "^array has dtype (float|long)"),
+    ("array of foreign order", lambda: hashing.hash_array(X.astype(">f4")), TypeError, "^array has byte order"),
+    ("array masked", lambda: hashing.hash_array(np.ma.masked_array(X)), TypeError, "^array is a masked array"),
+    ("array unaligned", lambda: hashing.hash_array(UNALIGNED), ValueError, "^array is not aligned"),
+    ("array elsewhere", lambda: hashing.hash_array(META), ValueError, "^array lives on meta"),
+    (
+        "array requiring grad",
+        lambda: hashing.hash_array(torch.ones(2, requires_grad=True)),
+        ValueError,
+        "^array requires grad",
+    ),
     ("threads zero", lambda: aisec_fast.set_num_threads(0), ValueError, "^n is 0"),
     ("threads float", lambda: aisec_fast.set_num_threads(2.0), TypeError, "^n is a float"),  # type: ignore[arg-type]
     ("unknown backend", lambda: aisec_fast.use_backend("gpu").__enter__(), BackendError, "^backend is 'gpu'"),
@@ -219,6 +294,17 @@ def test_cuda_arrays_need_the_cuda_backend() -> None:
         (lambda core: core.clip_and_sum([X], 1.0, [], np.zeros(4)), ValueError, "another length"),
         (lambda core: core.random_words(np.zeros(3), bytes(32), 0), TypeError, "out has another dtype"),
         (lambda core: core.first_unfit(np.zeros(3, np.int64), 1.0), TypeError, "x has another dtype"),
+        (lambda core: core.blake3_update(STATE, X, 0), TypeError, "data has another dtype"),
+        (lambda core: core.blake3_update(STATE[1:], B, 0), ValueError, "state has 699 values, expected 700"),
+        (lambda core: core.blake3_update(STATE.view("f4"), B, 0), TypeError, "state has another dtype"),
+        (lambda core: core.blake3_update(STATE + np.uint32(2000), B, 0), ValueError, "state holds no BLAKE3 state"),
+        (lambda core: core.blake3_update(STATE, B[::2], 0), ValueError, "data is not C-contiguous"),
+        (lambda core: core.blake3_update(STATE, B, -1), ValueError, "max_threads is -1"),
+        (lambda core: core.blake3_output(STATE, B, -1), ValueError, "seek is -1"),
+        (lambda core: core.blake3_output(STATE, B, 2**64 - 1), ValueError, "seek is 1844"),
+        (lambda core: core.blake3_output(STATE, np.frombuffer(b"abc", "u1"), 0), ValueError, "out is read-only"),
+        (lambda core: core.sha256_update(STATE, B), ValueError, "state has 700 values, expected 26"),
+        (lambda core: core.sha256_output(STATE[:26], B), ValueError, "out has 10 values, expected 32"),
         (lambda core: core.use_instruction_set("sse9"), ValueError, "sse9.*expected one that this CPU runs"),
     ],
 )

@@ -62,6 +62,12 @@ def library(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
 
+def blake3_state() -> np.ndarray:
+    state = np.zeros(700, np.uint32)
+    state[:8], state[8] = np.frombuffer(KEY, np.uint32), 16
+    return state
+
+
 def test_without_a_gpu_nothing_fails() -> None:
     assert _cuda.device_count() >= 0
     assert _cuda.runtime_version() >= 13000
@@ -78,6 +84,12 @@ def test_without_a_gpu_nothing_fails() -> None:
             call()
     with pytest.raises(ValueError, match="grads is an empty list"):
         _cuda.norms([], np.zeros(0))
+    with pytest.raises(ValueError, match="data lives on DLPack device type 1, expected 2"):
+        _cuda.blake3_update(blake3_state(), np.zeros(3, np.uint8), 0)
+    state, (out, expected) = blake3_state(), np.empty((2, 1000), np.uint8)  # no array of this call is on a GPU
+    _cuda.blake3_output(state, out, 30)
+    _core.blake3_output(state, expected, 30)
+    assert bits(out) == bits(expected)
 
 
 @on_gpu
@@ -238,3 +250,19 @@ def test_public_functions_take_gpu_arrays() -> None:
     on_cuda = aisec_fast.clipping.private_sum(torch_.to_gpu(grads), 1.0, 1.1, source=source)
     assert on_cuda.is_cuda
     assert bits(torch_.to_cpu(on_cuda)) == bits(aisec_fast.clipping.private_sum(grads, 1.0, 1.1, source=twin))
+
+
+@on_gpu
+@pytest.mark.parametrize("size", [0, 1, 1024, 1025, 2**20, 2**20 + 1, 3_000_001, 2**28 + 7 * 1024, 2**29 + 12_345])
+def test_blake3(library: Any, size: int) -> None:
+    """One slice and several, aligned to words and not, after any number of chunks."""
+    memory = np.tile(np.arange(251, dtype=np.uint8), (size + 1) // 251 + 1)[: size + 1]
+    on_device = library.to_gpu(memory)
+    for shift in (0, 1):
+        expected = blake3_state()
+        _core.blake3_update(expected, memory[shift : shift + size], 0)
+        for first in sorted({0, min(size, 5 * 1024), min(size, 1027), size // 3}):
+            state = blake3_state()
+            _cuda.blake3_update(state, on_device[shift : shift + first], 0)
+            _cuda.blake3_update(state, on_device[shift + first : shift + size], 0)
+            assert bits(state) == bits(expected)

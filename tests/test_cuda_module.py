@@ -77,6 +77,28 @@ def test_every_function_computes(cuda: ModuleType, array: Any) -> None:
     assert [bits(out) for out in outs] == [bits(out) for out in expected_outs]
 
 
+def blake3_state() -> np.ndarray:
+    state = np.zeros(700, np.uint32)
+    state[:8], state[8] = np.frombuffer(KEY, np.uint32), 16
+    return state
+
+
+@pytest.mark.parametrize("array", [Plain, Exchanging])
+def test_hashing_keeps_its_state_on_the_host(cuda: ModuleType, noted: Any, array: Any) -> None:
+    data = np.random.default_rng(5).integers(0, 256, 9000, dtype=np.uint8)
+    state, expected = blake3_state(), blake3_state()
+    _core.blake3_update(expected, data, 0)
+    waits = noted.waits()
+    for part in (data[:0], data[:1500], data[1500:]):
+        cuda.blake3_update(state, array(part), 0)
+    assert noted.waits() > waits
+    assert bits(state) == bits(expected)
+    out, expected_out = np.empty((2, 300), np.uint8)
+    cuda.blake3_output(state, out, 77)
+    _core.blake3_output(expected, expected_out, 77)
+    assert bits(out) == bits(expected_out)
+
+
 def test_work_goes_to_the_arrays_device_and_back(cuda: ModuleType, noted: Any) -> None:
     x = values(10)
     for device in (1, 0):
@@ -120,7 +142,7 @@ def test_producers_of_both_kinds(
 
 
 def test_bad_arguments(cuda: ModuleType) -> None:
-    x, grad, per_row = Plain(values(8)), Plain(values(4, 6)), Plain(np.zeros(4))
+    x, grad, per_row, byte = Plain(values(8)), Plain(values(4, 6)), Plain(np.zeros(4)), Plain(np.zeros(8, np.uint8))
     for call, error, message in (
         (lambda: cuda.add_gaussian([1.0], x, 1.0, 2.0**-20, KEY), TypeError, "x is a list, expected an array"),
         (lambda: cuda.add_gaussian(x.array, x, 1.0, 2.0**-20, KEY), ValueError, "x lives on DLPack device type 1"),
@@ -152,6 +174,15 @@ def test_bad_arguments(cuda: ModuleType) -> None:
         (lambda: cuda.clip_and_sum([grad], 1.0, [], per_row), ValueError, "outs has another length than grads"),
         (lambda: cuda.clip_and_sum([grad], 1.0, [x], per_row), ValueError, "out has 8 values, expected 6"),
         (lambda: cuda.lattice_sum([grad], 1.0, 1.0, 1, [x], per_row), TypeError, "out has another dtype"),
+        (lambda: cuda.blake3_update(blake3_state(), byte.array, 0), ValueError, "data lives on DLPack device type 1"),
+        (lambda: cuda.blake3_update(Plain(blake3_state()), byte, 0), ValueError, "state lives on DLPack device type 2"),
+        (lambda: cuda.blake3_update(blake3_state()[1:], byte, 0), ValueError, "state has 699 values, expected 700"),
+        (lambda: cuda.blake3_update(np.full(700, 2000, "u4"), byte, 0), ValueError, "state holds no BLAKE3 state"),
+        (lambda: cuda.blake3_update(blake3_state(), x, 0), TypeError, "data has another dtype"),
+        (lambda: cuda.blake3_update(blake3_state(), Plain(byte.array[::2]), 0), ValueError, "data is not C-contiguous"),
+        (lambda: cuda.blake3_update(blake3_state(), byte, -1), ValueError, "max_threads is -1"),
+        (lambda: cuda.blake3_output(blake3_state(), byte, 0), ValueError, "out lives on DLPack device type 2"),
+        (lambda: cuda.blake3_output(blake3_state(), byte.array, 2**64 - 8), ValueError, "seek is 18446744073709551608"),
     ):
         with pytest.raises(error, match=message):
             call()

@@ -1,6 +1,6 @@
 """The CUDA kernels, their launches and their scratch memory, run on the CPU.
 
-test_noise.py and test_clipping.py hold them to the contract, as one more backend. Here: sizes at which every loop over the
+test_<family>.py hold them to the contract, as one more backend. Here: sizes at which every loop over the
 grid goes around, all orders of the threads, AddressSanitizer, and whether these tests would notice a fault at all.
 """
 
@@ -17,7 +17,7 @@ import pytest
 
 from aisec_fast import _core
 from tests.conftest import bits
-from tests.cuda_on_host import build, clipping, noise
+from tests.cuda_on_host import build, clipping, hashing, noise
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=f"no C++ compiler: {build.COMPILER} is not on the path")
 
@@ -96,10 +96,66 @@ def test_rows_more_than_2_to_31_values_apart() -> None:
     assert out.tolist() == [2.0, 2.0, -1.0]
 
 
+def blake3_state() -> np.ndarray:
+    """Of a keyed hash: all the tree's nodes need the key."""
+    state = np.zeros(700, np.uint32)
+    state[:8], state[8] = np.frombuffer(KEY, np.uint32), 16
+    return state
+
+
+CHUNK = 1024
+MANY_CHUNKS = 8_400  # more than the stand-in's grid has threads
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("cuts", [[], [1], [CHUNK], [3 * CHUNK - 2], [7 * CHUNK + 1, 4_000 * CHUNK + 3]])
+def test_blake3_of_long_arrays(cuts: list[int], order: int) -> None:
+    memory = np.random.default_rng(2).integers(0, 256, MANY_CHUNKS * CHUNK + 77, dtype=np.uint8)
+    data = memory[len(cuts) :]  # aligned to words, and not
+    expected, state = blake3_state(), blake3_state()
+    _core.blake3_update(expected, data, 0)
+    for begin, end in zip([0, *cuts], [*cuts, data.size], strict=True):
+        hashing.blake3_update(state, data[begin:end], 0, order=order)
+    assert bits(state) == bits(expected)
+    out, expected_out = np.empty((2, 500), np.uint8)
+    hashing.blake3_output(state, out, 2**36 - 100)
+    _core.blake3_output(expected, expected_out, 2**36 - 100)
+    assert bits(out) == bits(expected_out)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_blake3_of_every_small_tree(order: int) -> None:
+    """Any number of chunks after any number of them: which nodes find their siblings, and which have to wait."""
+    data = np.random.default_rng(3).integers(0, 256, 64 * CHUNK, dtype=np.uint8)
+    for before in range(18):
+        for after in range(0 if order == 0 else 14, 18):
+            size = (before + after) * CHUNK + 1
+            expected, state = blake3_state(), blake3_state()
+            _core.blake3_update(expected, data[:size], 1)
+            _core.blake3_update(state, data[: before * CHUNK + 1], 1)
+            hashing.blake3_update(state, data[before * CHUNK + 1 : size], 0, order=order)
+            assert bits(state) == bits(expected), (before, after)
+
+
+def test_blake3_of_more_than_one_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launches with slices of 2^4 chunks in place of 2^18: what a slice leaves waiting meets the next one's."""
+    sources = mutant(tmp_path, "hashing.cu", "std::uint64_t{1} << 18", "std::uint64_t{1} << 4")
+    library = build.library("hashing", sources)
+    monkeypatch.setattr(hashing, "library", lambda: library)
+    data = np.random.default_rng(4).integers(0, 256, 200 * CHUNK, dtype=np.uint8)
+    expected = blake3_state()
+    _core.blake3_update(expected, data, 1)
+    for first in (0, 1, 5 * CHUNK, 29 * CHUNK + 11):
+        state = blake3_state()
+        hashing.blake3_update(state, data[:first], 0)
+        hashing.blake3_update(state, data[first:], 0)
+        assert bits(state) == bits(expected)
+
+
 # ------------------------------------------------------------------------------------------------ under the sanitizers
 
 
-@pytest.mark.parametrize("family", ["noise", "clipping"])
+@pytest.mark.parametrize("family", ["noise", "clipping", "hashing"])
 def test_exact_buffers_under_the_sanitizers(family: str) -> None:
     run = build.run_check(build.sanitized_check(family))
     assert (run.returncode, run.stdout) == (0, f"{family}: every result as expected\n"), run.stderr
@@ -170,6 +226,13 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("noise", "noise_body.hpp", "if (i < count) out[i]", "if (i < count || true) out[i]"),
         ("clipping", "clipping_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
         ("clipping", "clipping.cu", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),
+        ("hashing", "hashing_body.hpp", "chunk < count;", "chunk <= count;"),
+        (
+            "hashing",
+            "hashing.cu",
+            "queue.scratch<std::uint32_t>(8 * (most / 2 + 1))",
+            "queue.scratch<std::uint32_t>(8)",
+        ),
     ],
 )
 def test_a_removed_bounds_check_is_found(tmp_path: Path, family: str, file: str, text: str, replacement: str) -> None:

@@ -115,10 +115,7 @@ void blake3_update(std::uint32_t* words, const unsigned char* data, std::size_t 
 }
 
 void blake3_output(const std::uint32_t* state, unsigned char* out, std::size_t size, std::uint64_t seek) {
-  std::uint32_t words[blake3_state_words];
-  std::memcpy(words, state, sizeof words);
-  const Blake3Node root = Blake3State(words).root();
-  write_stream(root, out, size, seek, active_kernels().hashing.blake3_stream);
+  write_stream(blake3_root(state), out, size, seek, active_kernels().hashing.blake3_stream);
 }
 
 void sha256_update(std::uint32_t* words, const unsigned char* data, std::size_t size) {

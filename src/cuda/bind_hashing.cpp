@@ -22,18 +22,11 @@ void update(const py::object& state_, const py::object& data_, const py::int_& m
 // Of a state in host memory into host memory.
 void output(const py::object& state_, const py::object& out_, const py::int_& seek) {
   const ArrayView state(state_, "state"), out(out_, "out");
-  const Blake3State hasher(blake3_words(state));
+  const std::uint32_t* const words = blake3_words(state);
   unsigned char* const bytes = output_bytes(out);
   const std::uint64_t position = stream_position(seek, out.size());
   const py::gil_scoped_release unlocked;
-  write_stream(hasher.root(), bytes, out.size(), position,
-               [](const Blake3Node& root, std::uint64_t index, std::size_t count, unsigned char* to) {
-                 for (std::size_t i = 0; i < count; ++i) {
-                   std::uint32_t words[16];
-                   stream_block(words, root, index + i);
-                   std::memcpy(to + i * sizeof words, words, sizeof words);
-                 }
-               });
+  cuda::blake3_output(words, bytes, out.size(), position);
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(block_threads)
 }
 
 __global__ void __launch_bounds__(block_threads)
-    parent_values_kernel(const std::uint32_t* values, Level level, Blake3Mode mode, std::uint32_t* parents,
+    parent_values_kernel(const std::uint32_t* values, TreeLevel level, Blake3Mode mode, std::uint32_t* parents,
                          Waiting* waiting, int height) {
   parent_values(values, level, mode, parents, waiting->left[height], waiting->right[height]);
 }
@@ -55,10 +55,10 @@ class Slices {
                  first, values_);
     else
       queue_.run(chunks, chunk_values_of_bytes_kernel, data, chunks, mode_, first, values_);
-    Level levels[most_levels];
+    TreeLevel levels[most_levels];
     int height = 0;
     std::uint32_t *nodes = values_, *parents = parents_;
-    for (Level level = {first, first + chunks}; level.count() > 0; level = level.parents(), ++height) {
+    for (TreeLevel level = {first, first + chunks}; level.count() > 0; level = level.parents(), ++height) {
       levels[height] = level;
       const std::uint64_t pairs = level.parents().count();
       queue_.run(pairs > 0 ? pairs : 1, parent_values_kernel, nodes, level, mode_, parents, waiting_, height);
@@ -110,6 +110,17 @@ cudaError_t blake3_update(std::uint32_t* state, const unsigned char* data, std::
   const cudaError_t status = queue.finish();
   if (status == cudaSuccess) std::memcpy(state, words, sizeof words);
   return status;
+}
+
+void blake3_output(const std::uint32_t* state, unsigned char* out, std::size_t size, std::uint64_t seek) {
+  const auto whole_blocks = [](const Blake3Node& root, std::uint64_t index, std::size_t count, unsigned char* to) {
+    for (std::size_t i = 0; i < count; ++i) {
+      std::uint32_t words[16];
+      stream_block(words, root, index + i);
+      std::memcpy(to + i * sizeof words, words, sizeof words);
+    }
+  };
+  write_stream(blake3_root(state), out, size, seek, whole_blocks);
 }
 
 }  // namespace aisec_fast::cuda

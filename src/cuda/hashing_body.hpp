@@ -20,50 +20,50 @@ __device__ inline std::uint32_t load_word(const unsigned char* bytes) {
 }
 __device__ inline std::uint32_t load_word(const std::uint32_t* words) { return *words; }
 
-// Chaining values of `count` whole chunks. Unit is std::uint32_t if the data is aligned to it, unsigned char if not.
+// The chaining value of `blocks` whole blocks; `first` and `last` are more flags of the first and the last of them.
+// Unit is std::uint32_t if the input is aligned to it, unsigned char if not.
+template <class Unit>
+__device__ void chaining_value(const Unit* input, unsigned blocks, const Blake3Mode& mode, std::uint64_t counter,
+                               std::uint32_t first, std::uint32_t last, std::uint32_t* value) {
+  std::uint32_t chaining[8];
+  for (int i = 0; i < 8; ++i) chaining[i] = mode.key[i];
+  for (unsigned block = 0; block < blocks; ++block) {
+    std::uint32_t message[16], v[16];
+    for (int i = 0; i < 16; ++i, input += 4 / sizeof(Unit)) message[i] = load_word(input);
+    const std::uint32_t flags = mode.flags | (block == 0 ? first : 0u) | (block + 1 == blocks ? last : 0u);
+    blake3_compress<PlainRotation>(v, chaining, message, static_cast<std::uint32_t>(counter),
+                                   static_cast<std::uint32_t>(counter >> 32), std::uint32_t{blake3_block_bytes}, flags);
+    blake3_fold(chaining, v);
+  }
+  for (int i = 0; i < 8; ++i) value[i] = chaining[i];
+}
+
+// Of `count` whole chunks.
 template <class Unit>
 __device__ void chunk_values(const Unit* data, std::uint64_t count, const Blake3Mode& mode, std::uint64_t counter,
                              std::uint32_t* values) {
-  constexpr std::uint64_t word_units = 4 / sizeof(Unit);
-  for (std::uint64_t chunk = first_index(); chunk < count; chunk += index_step()) {
-    std::uint32_t chaining[8];
-    for (int i = 0; i < 8; ++i) chaining[i] = mode.key[i];
-    const Unit* input = data + chunk * (blake3_chunk_bytes / sizeof(Unit));
-    const std::uint64_t number = counter + chunk;
-    for (unsigned block = 0; block < blake3_chunk_blocks; ++block) {
-      std::uint32_t message[16];
-      for (int i = 0; i < 16; ++i, input += word_units) message[i] = load_word(input);
-      blake3_chain<PlainRotation>(chaining, message, static_cast<std::uint32_t>(number),
-                                  static_cast<std::uint32_t>(number >> 32), std::uint32_t{blake3_block_bytes},
-                                  chunk_block_flags(mode.flags, block, blake3_chunk_blocks));
-    }
-    for (int i = 0; i < 8; ++i) values[8 * chunk + i] = chaining[i];
-  }
+  for (std::uint64_t chunk = first_index(); chunk < count; chunk += index_step())
+    chaining_value(data + chunk * (blake3_chunk_bytes / sizeof(Unit)), blake3_chunk_blocks, mode, counter + chunk,
+                   chunk_start, chunk_end, values + 8 * chunk);
 }
 
 // Nodes `begin` to `end` - 1 of one level of the whole input's tree; values[0] belongs to node `begin`. A node without
 // its sibling in there has to wait on the host's stack: at most one on each side.
-struct Level {
+struct TreeLevel {
   std::uint64_t begin, end;
 
   AISEC_HD bool left_waits() const { return begin % 2 == 1; }
   AISEC_HD bool right_waits() const { return end % 2 == 1 && end > begin; }
-  AISEC_HD Level parents() const { return {begin / 2 + begin % 2, end / 2}; }
+  AISEC_HD TreeLevel parents() const { return {begin / 2 + begin % 2, end / 2}; }
   AISEC_HD std::uint64_t count() const { return end > begin ? end - begin : 0; }
 };
 
 // Parents of the level's pairs, and the nodes that have to wait. `parents` must not overlap `values`.
-__device__ inline void parent_values(const std::uint32_t* values, Level level, const Blake3Mode& mode,
+__device__ inline void parent_values(const std::uint32_t* values, TreeLevel level, const Blake3Mode& mode,
                                      std::uint32_t* parents, std::uint32_t* left, std::uint32_t* right) {
   const std::uint64_t count = level.parents().count(), skip = level.left_waits() ? 8 : 0;
-  for (std::uint64_t parent = first_index(); parent < count; parent += index_step()) {
-    std::uint32_t chaining[8], message[16];
-    for (int i = 0; i < 8; ++i) chaining[i] = mode.key[i];
-    for (int i = 0; i < 16; ++i) message[i] = values[skip + 16 * parent + i];
-    blake3_chain<PlainRotation>(chaining, message, std::uint32_t{0}, std::uint32_t{0},
-                                std::uint32_t{blake3_block_bytes}, mode.flags | parent_node);
-    for (int i = 0; i < 8; ++i) parents[8 * parent + i] = chaining[i];
-  }
+  for (std::uint64_t parent = first_index(); parent < count; parent += index_step())
+    chaining_value(values + skip + 16 * parent, 1, mode, 0, parent_node, 0, parents + 8 * parent);
   if (first_index() >= 8) return;
   const std::uint64_t word = first_index();
   if (level.left_waits() && level.count() > 0) left[word] = values[word];

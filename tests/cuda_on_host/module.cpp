@@ -2,9 +2,11 @@
 #include "../../src/cuda/module.cpp"
 
 #include "../../src/cuda/bind_clipping.cpp"
+#include "../../src/cuda/bind_hashing.cpp"
 #include "../../src/cuda/bind_noise.cpp"
 
 #include "clipping.cu"
+#include "hashing.cu"
 #include "noise.cu"
 
 extern "C" {

@@ -34,7 +34,7 @@ K = np.array(reference.K, U32)
 # Where the parts of a BLAKE3 state lie.
 MODE, BUFFERED, CHUNKS, STACK, BUFFER, STATE = 8, 9, 10, 12, 444, 700
 
-LANES = 2 if numba.config.DISABLE_JIT else 8  # of which only the compiler makes one
+LANES = 2 if getattr(numba.config, "DISABLE_JIT", 0) else 8  # only the compiler makes one vector of them
 # Rows of the scratch array, LANES words each: chaining value (and first half of the output), second half of the
 # output, message, counter.
 SECOND, MESSAGE, COUNTER, ROWS = 8 * LANES, 16 * LANES, 32 * LANES, 34

@@ -123,8 +123,10 @@ class _Blake3State:
         self.buffer = state[444:].tobytes()[: words[9]]
 
     def write_to(self, state: State) -> None:
-        words = [*self.key, self.mode, len(self.buffer), self.chunks & MASK, self.chunks >> 32, *sum(self.stack, [])]
-        state[:444] = words + [0] * (444 - len(words))
+        state[:444] = 0
+        state[:12] = [*self.key, self.mode, len(self.buffer), self.chunks & MASK, self.chunks >> 32]
+        for i, chaining in enumerate(self.stack):
+            state[12 + 8 * i : 20 + 8 * i] = chaining
         state[444:] = np.frombuffer(self.buffer.ljust(CHUNK, b"\0"), np.uint32)
 
     def push(self, chaining: Words) -> None:
@@ -143,7 +145,7 @@ class _Blake3State:
         return node
 
 
-def blake3_update(state: State, data: Bytes, max_threads: int = 0) -> None:
+def blake3_update(state: State, data: Bytes, max_threads: int = 0) -> None:  # noqa: ARG001 - part of the contract
     """Absorb data. One thread, whatever max_threads is."""
     parts, rest = _Blake3State(state), data.tobytes()
     while rest:

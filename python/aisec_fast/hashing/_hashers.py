@@ -39,12 +39,15 @@ FRESH_BLAKE3, FRESH_SHA256 = _fresh(700), _fresh(26)
 
 def as_bytes(data: Buffer, name: str) -> Bytes:
     """The memory of an object with the buffer protocol, not copied."""
+    buffer: Any = data  # numpy's stubs list types, not the protocol
     try:
         if isinstance(data, np.ndarray) and data.dtype.hasobject:
             raise TypeError(f"{name} has dtype {data.dtype}, expected plain values: it holds references to objects")
-        return np.frombuffer(data, np.uint8)
+        return np.frombuffer(buffer, np.uint8)
     except (BufferError, ValueError) as error:
-        raise ValueError(f"{name} is not C-contiguous ({error}); pass a contiguous copy") from None
+        raise ValueError(
+            f"{name} is not one readable piece of memory ({error}), expected a contiguous buffer"
+        ) from None
     except TypeError as error:
         if isinstance(data, np.ndarray):
             raise
@@ -53,11 +56,8 @@ def as_bytes(data: Buffer, name: str) -> Bytes:
         raise TypeError(message) from error
 
 
-def absorb(update: Callable[..., None], state: State, data: Bytes, *limit: int) -> State:
-    """The state after ``data``: ``state`` itself, or a new one if the data is long, so that an interrupt changes nothing."""
-    if data.size <= _PIECE:
-        update(state, data, *limit)
-        return state
+def _absorbed(update: Callable[..., None], state: State, data: Bytes, *limit: int) -> State:
+    """A new state, the one after ``data``: an interrupt leaves the old one as it was."""
     state = state.copy()
     for start in range(0, data.size, _PIECE):
         update(state, data[start : start + _PIECE], *limit)
@@ -67,15 +67,15 @@ def absorb(update: Callable[..., None], state: State, data: Bytes, *limit: int) 
 class _Hasher:
     """What both hashers share: a state, the kernels that work on it, and a lock, because kernels run without the GIL."""
 
-    __slots__ = ("_kernels", "_limit", "_lock", "_state", "_update")
+    __slots__ = ("_limit", "_lock", "_output", "_state", "_update")
 
     name: ClassVar[str]
     digest_size: ClassVar[int] = 32
     block_size: ClassVar[int] = 64
 
-    _kernels: ModuleType
     _limit: tuple[int, ...]  # what the kernel takes after state and data
     _lock: threading.Lock
+    _output: Callable[..., None]  # the kernels of the backend
     _state: State
     _update: Callable[..., None]
 
@@ -93,15 +93,18 @@ class _Hasher:
             ValueError: ``data`` is not C-contiguous.
             OverflowError: more bytes in all than the function is defined for (BLAKE3 2^64 - 1, SHA-256 2^61 - 1).
         """
-        array = as_bytes(data, "data")
+        array: Bytes = np.frombuffer(data, np.uint8) if type(data) is bytes else as_bytes(data, "data")
         with self._lock:
-            self._state = absorb(self._update, self._state, array, *self._limit)
+            if array.size <= _PIECE:
+                self._update(self._state, array, *self._limit)
+            else:
+                self._state = _absorbed(self._update, self._state, array, *self._limit)
         return self
 
     def copy(self) -> Self:
         """An independent hasher with the same state."""
         new = object.__new__(type(self))
-        new._kernels, new._limit, new._update, new._lock = self._kernels, self._limit, self._update, threading.Lock()
+        new._update, new._output, new._limit, new._lock = self._update, self._output, self._limit, threading.Lock()
         with self._lock:
             new._state = self._state.copy()
         return new
@@ -149,8 +152,8 @@ class blake3(_Hasher):  # noqa: N801 - the name that PyPI's package has
         max_threads: int | None = None,
     ) -> None:
         limit = 0 if max_threads is None or max_threads == -1 else _checks.whole(max_threads, "max_threads", least=1)
-        self._kernels = kernels = choose_host("data").hashing
-        self._update = kernels.blake3_update
+        kernels = choose_host("data").hashing
+        self._update, self._output = kernels.blake3_update, kernels.blake3_output
         self._limit = (limit,)
         self._lock = threading.Lock()
         self._state = state = FRESH_BLAKE3.copy()
@@ -160,7 +163,7 @@ class blake3(_Hasher):  # noqa: N801 - the name that PyPI's package has
             state[:8], state[8] = _key_words(key), KEYED_HASH
         elif derive_key_context is not None:
             state[:8], state[8] = _context_key(kernels, derive_key_context), DERIVE_KEY_MATERIAL
-        if data != b"" if type(data) is bytes else True:
+        if type(data) is not bytes or data:
             self.update(data)
 
     def digest(self, length: int = 32, *, seek: int = 0) -> bytes:
@@ -170,12 +173,13 @@ class blake3(_Hasher):  # noqa: N801 - the name that PyPI's package has
             length: number of bytes. A shorter output is the beginning of a longer one.
             seek: position of the first byte in the output stream; ``seek + length`` is at most 2^64 - 1.
         """
-        length, seek = _checks.whole(length, "length"), _checks.whole(seek, "seek")
+        if type(length) is not int or length < 0 or type(seek) is not int or seek < 0:  # the checks cost a microsecond
+            length, seek = _checks.whole(length, "length"), _checks.whole(seek, "seek")
         if seek + length > _LAST:
             raise ValueError(f"seek is {seek} and length {length}, expected a sum of at most 2^64 - 1")
         out = np.empty(length, np.uint8)
         with self._lock:
-            self._kernels.blake3_output(self._state, out, seek)
+            self._output(self._state, out, seek)
         return out.tobytes()
 
     def hexdigest(self, length: int = 32, *, seek: int = 0) -> str:
@@ -206,7 +210,7 @@ class blake3(_Hasher):  # noqa: N801 - the name that PyPI's package has
                     self._update(state, np.frombuffer(block, np.uint8), *self._limit)
             else:
                 with mapped:
-                    state = absorb(self._update, state, np.frombuffer(mapped, np.uint8), *self._limit)
+                    state = _absorbed(self._update, state, np.frombuffer(mapped, np.uint8), *self._limit)
             self._state = state
         return self
 
@@ -231,19 +235,19 @@ class sha256(_Hasher):  # noqa: N801 - the name that hashlib has
     name = "sha256"
 
     def __init__(self, data: Buffer = b"", /) -> None:
-        self._kernels = choose_host("data").hashing
-        self._update = self._kernels.sha256_update
+        kernels = choose_host("data").hashing
+        self._update, self._output = kernels.sha256_update, kernels.sha256_output
         self._limit = ()
         self._lock = threading.Lock()
         self._state = FRESH_SHA256.copy()
-        if data != b"" if type(data) is bytes else True:
+        if type(data) is not bytes or data:
             self.update(data)
 
     def digest(self) -> bytes:
         """The digest, 32 bytes; the state stays as it is."""
         out = np.empty(32, np.uint8)
         with self._lock:
-            self._kernels.sha256_output(self._state, out)
+            self._output(self._state, out)
         return out.tobytes()
 
     def hexdigest(self) -> str:
@@ -251,7 +255,7 @@ class sha256(_Hasher):  # noqa: N801 - the name that hashlib has
         return self.digest().hex()
 
 
-HASHERS: dict[str, type[blake3] | type[sha256]] = {"blake3": blake3, "sha256": sha256}
+HASHERS: dict[str, type[blake3 | sha256]] = {"blake3": blake3, "sha256": sha256}
 
 
 def _key_words(key: Buffer) -> State:

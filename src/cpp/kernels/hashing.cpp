@@ -90,10 +90,14 @@ inline void count_lanes(Lanes& low, Lanes& high, std::uint64_t first, std::uint6
   }
 }
 
-// Chaining values of `count` inputs, 1 <= count <= lanes; the lanes left over hash the last one again. `out` may be
-// the inputs' own memory: all is read before anything is written.
-void hash_group(const Group& group, std::size_t count, std::uint64_t counter, std::uint64_t step, std::uint32_t* out) {
+// Chaining values of the next `lanes` of `left` inputs; lanes left over hash the last one again. Returns how many there
+// were. `out` may be the inputs' own memory: all is read before anything is written.
+std::size_t hash_group(const Group& group, std::size_t left, std::uint64_t counter, std::uint64_t step,
+                       std::uint32_t* out) {
+  const std::size_t count = left < std::size_t{lanes} ? left : std::size_t{lanes};
   const std::size_t stride = group.blocks * blake3_block_bytes;
+  // Processors do not foresee reads that jump from chunk to chunk: while this group is hashed, the next one is fetched.
+  const std::size_t ahead = left >= std::size_t{2 * lanes} ? lanes * stride : 0;
   const unsigned char* input[lanes];
   for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane)
     input[lane] = group.inputs + (lane < count ? lane : count - 1) * stride;
@@ -102,6 +106,7 @@ void hash_group(const Group& group, std::size_t count, std::uint64_t counter, st
   for (int i = 0; i < 8; ++i) chaining[i] = Lanes{} + group.key[i];
   for (std::size_t block = 0; block < group.blocks; ++block) {
     Lanes message[16];
+    for (int lane = 0; lane < lanes; ++lane) __builtin_prefetch(input[lane] + block * blake3_block_bytes + ahead);
     for (int word = 0; word < 16; word += lanes) {
       Lanes row[lanes];
       for (int lane = 0; lane < lanes; ++lane)
@@ -111,18 +116,20 @@ void hash_group(const Group& group, std::size_t count, std::uint64_t counter, st
     }
     const std::uint32_t flags =
         group.mode | (block == 0 ? group.first : 0u) | (block + 1 == group.blocks ? group.last : 0u);
-    blake3_chain<Rotation>(chaining, message, low, high, std::uint32_t{blake3_block_bytes}, flags);
+    Lanes v[16];
+    blake3_compress<Rotation>(v, chaining, message, low, high, std::uint32_t{blake3_block_bytes}, flags);
+    blake3_fold(chaining, v);
   }
   std::uint32_t words[8][lanes];
   std::memcpy(words, chaining, sizeof words);
   for (std::size_t lane = 0; lane < count; ++lane)
     for (int i = 0; i < 8; ++i) out[8 * lane + static_cast<std::size_t>(i)] = words[i][lane];
+  return count;
 }
 
 void hash_all(Group group, std::size_t count, std::uint64_t counter, std::uint64_t step, std::uint32_t* out) {
   while (count > 0) {
-    const std::size_t taken = count < std::size_t{lanes} ? count : std::size_t{lanes};
-    hash_group(group, taken, counter, step, out);
+    const std::size_t taken = hash_group(group, count, counter, step, out);
     group.inputs += taken * group.blocks * blake3_block_bytes;
     counter += taken * step;
     out += 8 * taken;
@@ -149,7 +156,8 @@ void blake3_stream(const Blake3Node& root, std::uint64_t index, std::size_t coun
     const std::size_t taken = count < std::size_t{lanes} ? count : std::size_t{lanes};
     Lanes low, high, block[16];
     count_lanes(low, high, index, 1);
-    blake3_stream_block<Rotation>(block, chaining, message, low, high, root.length, root.flags);
+    blake3_compress<Rotation>(block, chaining, message, low, high, root.length, root.flags);
+    blake3_fold_stream(block, chaining);
     std::uint32_t words[16][lanes];
     std::memcpy(words, block, sizeof words);
     for (std::size_t lane = 0; lane < taken; ++lane)

@@ -26,7 +26,8 @@ inline std::uint32_t* state_words(const ArrayView& state, std::size_t words) {
 
 inline std::uint32_t* blake3_words(const ArrayView& state) {
   std::uint32_t* words = state_words(state, blake3_state_words);
-  if (!Blake3State(words).valid()) throw py::value_error("state holds no BLAKE3 state (docs/hashing.md has its layout)");
+  if (!Blake3State(words).valid())
+    throw py::value_error("state holds no BLAKE3 state (docs/hashing.md has its layout)");
   return words;
 }
 

@@ -17,11 +17,13 @@ constexpr std::uint32_t chunk_start = 1, chunk_end = 2, parent_node = 4, root_no
 constexpr std::uint32_t keyed_hash = 16, derive_key_context = 32, derive_key_material = 64;
 
 // Which of the block's words is at `position` in a round: each round permutes what the one before it read.
-constexpr int blake3_word(int round, int position) {
+constexpr int permuted(int round, int position) {
   constexpr int permutation[16] = {2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8};
   for (; round > 0; --round) position = permutation[position];
   return position;
 }
+template <int round, int position>
+constexpr int blake3_word = permuted(round, position);  // device code may read it, but not call
 
 struct PlainRotation {
   template <int bits, class Word>
@@ -33,12 +35,11 @@ struct PlainRotation {
 // The quarter of a round that reads message words 2 * g and 2 * g + 1.
 template <class Rotation, int round, int g, class Word>
 AISEC_HD void blake3_mix(Word& a, Word& b, Word& c, Word& d, const Word (&message)[16]) {
-  constexpr int first = blake3_word(round, 2 * g), second = blake3_word(round, 2 * g + 1);
-  a = a + message[first] + b;  // b is known last: this order waits for it least
+  a = a + message[blake3_word<round, 2 * g>] + b;  // b is known last: this order waits for it least
   d = Rotation::template right<16>(d ^ a);
   c += d;
   b = Rotation::template right<12>(b ^ c);
-  a = a + message[second] + b;
+  a = a + message[blake3_word<round, 2 * g + 1>] + b;
   d = Rotation::template right<8>(d ^ a);
   c += d;
   b = Rotation::template right<7>(b ^ c);
@@ -56,7 +57,7 @@ AISEC_HD void blake3_round(Word (&v)[16], const Word (&message)[16]) {
   blake3_mix<Rotation, round, 7>(v[3], v[4], v[9], v[14], message);
 }
 
-// The working state after seven rounds; the caller folds its halves. Word is std::uint32_t, or a vector of them (one
+// The working state after seven rounds; the caller folds it. Word is std::uint32_t, or a vector of them (one
 // lane a block).
 template <class Rotation, class Word>
 AISEC_HD void blake3_compress(Word (&v)[16], const Word (&chaining)[8], const Word (&message)[16], Word counter_low,
@@ -80,29 +81,19 @@ AISEC_HD void blake3_compress(Word (&v)[16], const Word (&chaining)[8], const Wo
   blake3_round<Rotation, 6>(v, message);
 }
 
-// Chains one block: chaining becomes the next chaining value.
-template <class Rotation, class Word>
-AISEC_HD void blake3_chain(Word (&chaining)[8], const Word (&message)[16], Word counter_low, Word counter_high,
-                           std::uint32_t length, std::uint32_t flags) {
-  Word v[16];
-  blake3_compress<Rotation>(v, chaining, message, counter_low, counter_high, length, flags);
+// The next chaining value.
+template <class Word>
+AISEC_HD void blake3_fold(Word (&chaining)[8], const Word (&v)[16]) {
   for (int i = 0; i < 8; ++i) chaining[i] = v[i] ^ v[i + 8];
 }
 
-// 64 bytes of the output stream of a root node, whose number in the stream is the counter.
-template <class Rotation, class Word>
-AISEC_HD void blake3_stream_block(Word (&out)[16], const Word (&chaining)[8], const Word (&message)[16],
-                                  Word counter_low, Word counter_high, std::uint32_t length, std::uint32_t flags) {
-  blake3_compress<Rotation>(out, chaining, message, counter_low, counter_high, length, flags);
+// 64 bytes of a root's output stream, whose number in the stream was the counter.
+template <class Word>
+AISEC_HD void blake3_fold_stream(Word (&v)[16], const Word (&chaining)[8]) {
   for (int i = 0; i < 8; ++i) {
-    out[i] ^= out[i + 8];
-    out[i + 8] ^= chaining[i];
+    v[i] ^= v[i + 8];
+    v[i + 8] ^= chaining[i];
   }
-}
-
-// Flags of one block of a whole chunk.
-AISEC_HD std::uint32_t chunk_block_flags(std::uint32_t mode, std::size_t block, std::size_t blocks) {
-  return mode | (block == 0 ? chunk_start : 0u) | (block + 1 == blocks ? chunk_end : 0u);
 }
 
 }  // namespace

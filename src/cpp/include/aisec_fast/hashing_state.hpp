@@ -16,9 +16,22 @@ constexpr std::uint64_t blake3_most_chunks = std::uint64_t{1} << 54;  // 2^64 by
 
 inline void load_words(std::uint32_t (&words)[16], const void* bytes) { std::memcpy(words, bytes, sizeof words); }
 
+inline void compress_node(std::uint32_t (&v)[16], const Blake3Node& node, std::uint64_t counter) {
+  blake3_compress<PlainRotation>(v, node.chaining, node.message, static_cast<std::uint32_t>(counter),
+                                 static_cast<std::uint32_t>(counter >> 32), node.length, node.flags);
+}
+
+// Its chaining value becomes what its parent, or its next block, sees.
 inline void chain_node(Blake3Node& node) {
-  blake3_chain<PlainRotation>(node.chaining, node.message, static_cast<std::uint32_t>(node.counter),
-                              static_cast<std::uint32_t>(node.counter >> 32), node.length, node.flags);
+  std::uint32_t v[16];
+  compress_node(v, node, node.counter);
+  blake3_fold(node.chaining, v);
+}
+
+// Block `index` of a root's stream.
+inline void stream_block(std::uint32_t (&words)[16], const Blake3Node& root, std::uint64_t index) {
+  compress_node(words, root, index);
+  blake3_fold_stream(words, root.chaining);
 }
 
 inline Blake3Node parent_of(const std::uint32_t* key, std::uint32_t mode, const std::uint32_t* left,
@@ -49,8 +62,8 @@ class Blake3State {
 
   // What every state is that our functions made: what does not hold would make them leave the array.
   bool valid() const {
-    const bool known = mode() == 0 || mode() == keyed_hash || mode() == derive_key_context ||
-                       mode() == derive_key_material;
+    const bool known =
+        mode() == 0 || mode() == keyed_hash || mode() == derive_key_context || mode() == derive_key_material;
     return known && buffered() <= blake3_chunk_bytes && chunks() < blake3_most_chunks &&
            (buffered() > 0 || chunks() == 0);
   }
@@ -121,7 +134,7 @@ class Blake3State {
     const std::size_t blocks = buffered() == 0 ? 1 : (buffered() + blake3_block_bytes - 1) / blake3_block_bytes;
     for (std::size_t block = 0;; ++block) {
       load_words(node.message, buffer() + block * blake3_block_bytes);
-      node.flags = chunk_block_flags(mode(), block, blocks);
+      node.flags = mode() | (block == 0 ? chunk_start : 0u) | (block + 1 == blocks ? chunk_end : 0u);
       node.length = blake3_block_bytes;
       if (block + 1 == blocks) break;
       chain_node(node);
@@ -133,15 +146,17 @@ class Blake3State {
   std::uint32_t* words_;
 };
 
-// Block `index` of a root's stream.
-inline void stream_block(std::uint32_t (&words)[16], const Blake3Node& root, std::uint64_t index) {
-  blake3_stream_block<PlainRotation>(words, root.chaining, root.message, static_cast<std::uint32_t>(index),
-                                     static_cast<std::uint32_t>(index >> 32), root.length, root.flags);
+// The root of a state that must not change.
+inline Blake3Node blake3_root(const std::uint32_t* state) {
+  std::uint32_t words[blake3_state_words];
+  std::memcpy(words, state, sizeof words);
+  return Blake3State(words).root();
 }
 
 // Bytes `seek` to `seek` + `size` of a root's stream. whole(root, index, count, out) makes whole blocks.
 template <class Whole>
-void write_stream(const Blake3Node& root, unsigned char* out, std::size_t size, std::uint64_t seek, const Whole& whole) {
+void write_stream(const Blake3Node& root, unsigned char* out, std::size_t size, std::uint64_t seek,
+                  const Whole& whole) {
   while (size > 0) {
     const std::uint64_t index = seek / blake3_block_bytes;
     const std::size_t skip = seek % blake3_block_bytes;
