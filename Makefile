@@ -25,12 +25,15 @@ help:
 	@echo 'make tidy    clang-tidy                                make clean   remove .venv and build'
 
 # torch first and by pip: pulled in by another package, or by another installer, it brings gigabytes of CUDA.
+# torchattacks (whose answers tests compare with) on its own: it would bring torchvision and an old requests, which its
+# attacks never import; what they do import, torch and scipy, is here.
 $(VENV)/packages: pyproject.toml
 	@echo '-- making $(VENV) (the first time this downloads about 400 MB)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet torch==2.13.0
 	@$(BIN)/python -m pip install --quiet --group dev dp-accounting numba numpy rich scikit-learn
+	@$(BIN)/python -m pip install --quiet --no-deps torchattacks==3.5.1
 	@touch $@
 
 $(READY): $(VENV)/packages CMakeLists.txt $(shell find src -type f)

@@ -61,8 +61,8 @@ def pgd(
         targeted: make the model answer ``y``, instead of anything but ``y``.
         clip: the box ``(low, high)`` that samples must lie in, or None for none. Bounds that are no values of the dtype are
             rounded inward.
-        loss: "ce" (cross-entropy), "margin" (Carlini and Wagner 2017) or "dlr" (Croce and Hein 2020). Targeted attacks
-            descend the same loss at the target. A GradientModel brings its own.
+        loss: "ce" (cross-entropy), "margin" (Carlini and Wagner 2017) or, untargeted, "dlr" (Croce and Hein 2020). Targeted
+            attacks descend the same loss at the target. A GradientModel brings its own.
         early_stop: a sample that fools the model stops there and leaves the batch.
         seed: of the random starts. The same seed gives the same starts on every device and backend; row i depends on
             neither the batch size nor on other restarts. Default: from the operating system.
@@ -87,6 +87,10 @@ def pgd(
     count, runs = _checks.whole(steps, "steps"), _checks.whole(restarts, "restarts", least=1)
     if loss not in _LOSSES:
         raise ValueError(f"loss is {loss!r}, expected one of {', '.join(map(repr, _LOSSES))}")
+    if loss == "dlr" and targeted:
+        raise ValueError(
+            "loss is 'dlr' and targeted is True, expected 'ce' or 'margin': the targeted DLR loss needs the true labels too"
+        )
     if runs > 1 and not random_start:
         raise ValueError(f"restarts is {runs}, but random_start is False: all runs would be the same")
     if seed is not None:

@@ -19,6 +19,8 @@ Array = npt.NDArray[Any]
 
 def memory(values: Array, *, reads: float = 0.0, updates: float = 0.0) -> list[FloorPart]:
     """The floor of an operation that reads ``reads`` arrays like ``values`` and reads and writes ``updates`` of them."""
+    if values.itemsize == 1:
+        values = values.reshape(-1).view(np.int32)  # bytes, four at a time
     parts = []
     if reads:
         parts.append(FloorPart([_split(values, lambda part: part.max()), *_torch(values, "max")], reads))
