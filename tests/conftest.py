@@ -34,10 +34,7 @@ NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]
 def load(name: str) -> Kernels:
     if name.startswith("native"):
         return Kernels(name, *[_core] * (len(Kernels._fields) - 1))
-    if name == "numba":
-        package = "aisec_fast._numba"
-    else:
-        package = "tests.cuda_on_host"
+    package = "aisec_fast._numba" if name == "numba" else "tests.cuda_on_host"
     return Kernels(name, *(importlib.import_module(f"{package}.{family}") for family in Kernels._fields[1:]))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "aisec_fast"
-FAMILIES = ("adversarial", "clipping", "noise")
+FAMILIES = ("clipping", "noise")
 
 
 def test_import_is_light() -> None:

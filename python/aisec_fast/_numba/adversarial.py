@@ -176,7 +176,8 @@ def _l2_rows(
         scale = _multiplier(total)
         if scale != 1:
             total = _gradient_total(gradient[row], scale, squares)
-        quotient = step_size / (F64(math.sqrt(total)) / scale)
+        norm = F64(math.sqrt(total)) / scale
+        quotient = step_size / norm if norm > 0 else F64(0.0)
         quotient = quotient if abs(quotient) <= LARGEST else F64(0.0)
 
         total = _change_total(adv[row], x[row], gradient[row], quotient, F64(1.0), squares)
@@ -208,12 +209,12 @@ def linf_step(
 ) -> None:
     """out = adv moved by step_size along the sign of the gradient, back into the ball of radius eps around x and the box."""
     narrow = x.dtype.type
-    flat = [array.reshape(-1) for array in (adv, x, gradient)]
-    numbers = F64(step_size), F64(min(eps, LARGEST)), narrow(low), narrow(high)
-    result = out.reshape(-1)
+    flat_adv, flat_x, flat_gradient, result = (array.reshape(-1) for array in (adv, x, gradient, out))
+    size, reach = F64(step_size), F64(min(eps, LARGEST))
+    lowest, highest = narrow(low), narrow(high)
 
     def work(begin: int, end: int) -> None:
-        _linf_values(*flat, *numbers, begin, end, result)
+        _linf_values(flat_adv, flat_x, flat_gradient, size, reach, lowest, highest, begin, end, result)
 
     parallel_for(x.size, _threads(x.size), work)
 
@@ -223,11 +224,11 @@ def l2_step(
 ) -> None:
     """out = adv moved by step_size along the row's gradient, back into the ball of radius eps around x and the box."""
     narrow, shape = x.dtype.type, (x.shape[0], math.prod(x.shape[1:]))
-    rows = [array.reshape(shape) for array in (adv, x, gradient)]
-    numbers = F64(step_size), F64(radius(eps, shape[1])), narrow(low), narrow(high)
-    result = out.reshape(shape)
+    adv_rows, x_rows, gradient_rows, result = (array.reshape(shape) for array in (adv, x, gradient, out))
+    size, bound = F64(step_size), F64(radius(eps, shape[1]))
+    lowest, highest = narrow(low), narrow(high)
 
     def work(begin: int, end: int) -> None:
-        _l2_rows(*rows, *numbers, begin, end, result)
+        _l2_rows(adv_rows, x_rows, gradient_rows, size, bound, lowest, highest, begin, end, result)
 
     parallel_for(shape[0], _threads(x.size), work)
