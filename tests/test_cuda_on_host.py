@@ -17,7 +17,7 @@ import pytest
 
 from aisec_fast import _core
 from tests.conftest import bits
-from tests.cuda_on_host import build, clipping, hashing, noise
+from tests.cuda_on_host import adversarial, build, clipping, hashing, noise
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=f"no C++ compiler: {build.COMPILER} is not on the path")
 
@@ -81,6 +81,22 @@ def test_clipping_of_large_arrays(shape: tuple[int, int], dtype: str, order: int
         _core.lattice_sum(grads, bound, bound * 2.0**-20, limit, expected, expected_norms)
         clipping.lattice_sum(grads, bound, bound * 2.0**-20, limit, outs, norms, order=order)
         assert [bits(out) for out in outs] == [bits(e) for e in expected]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(40, 1100), (2, 600_000)])
+def test_adversarial_steps_of_large_arrays(shape: tuple[int, int], dtype: str, order: int) -> None:
+    adv, x, gradient = (values * gradients(*shape, dtype) for values in (0.11, 0.1, 1.0))
+    adv, x = adv.astype(dtype), x.astype(dtype)
+    gradient[0] *= 1e-30 if dtype == "float32" else 1e-200
+    gradient[1, 7], adv[1, 8] = np.nan, np.inf
+    for step, length in (("linf_step", 1.0), ("l2_step", float(np.sqrt(shape[1])))):
+        out, expected = np.empty_like(x), np.empty_like(x)
+        arguments = (adv, x, gradient, 0.003 * length, 0.01 * length, -0.25, 0.25)
+        getattr(_core, step)(*arguments, expected)
+        getattr(adversarial, step)(*arguments, out, order=order)
+        assert bits(out) == bits(expected)
 
 
 def test_rows_more_than_2_to_31_values_apart() -> None:
@@ -155,7 +171,7 @@ def test_blake3_of_more_than_one_slice(tmp_path: Path, monkeypatch: pytest.Monke
 # ------------------------------------------------------------------------------------------------ under the sanitizers
 
 
-@pytest.mark.parametrize("family", ["noise", "clipping", "hashing"])
+@pytest.mark.parametrize("family", ["noise", "clipping", "hashing", "adversarial"])
 def test_exact_buffers_under_the_sanitizers(family: str) -> None:
     run = build.run_check(build.sanitized_check(family))
     assert (run.returncode, run.stdout) == (0, f"{family}: every result as expected\n"), run.stderr
@@ -206,11 +222,11 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     grads = [gradients(2, 600_000)]
     true, norms = np.empty((2, 2))
     _core.norms(grads, true)
-    barriers = (build.CUDA / "clipping_body.hpp").read_text().count("__syncthreads();")
+    barriers = (build.CUDA / "row_norms_body.hpp").read_text().count("__syncthreads();")
     assert barriers > 0
     for barrier in range(barriers):
         (tmp_path / str(barrier)).mkdir()
-        sources = mutant(tmp_path / str(barrier), "clipping_body.hpp", "__syncthreads();", "", barrier)
+        sources = mutant(tmp_path / str(barrier), "row_norms_body.hpp", "__syncthreads();", "", barrier)
         library = build.library("clipping", sources)
         monkeypatch.setattr(clipping, "library", lambda library=library: library)
         wrong = 0
@@ -224,8 +240,6 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("family", "file", "text", "replacement"),
     [
         ("noise", "noise_body.hpp", "if (i < count) out[i]", "if (i < count || true) out[i]"),
-        ("clipping", "clipping_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
-        ("clipping", "clipping.cu", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),
         ("hashing", "hashing_body.hpp", "chunk < count;", "chunk <= count;"),
         (
             "hashing",
@@ -233,6 +247,10 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "queue.scratch<std::uint32_t>(8 * (most / 2 + 1))",
             "queue.scratch<std::uint32_t>(8)",
         ),
+        ("clipping", "row_norms_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
+        ("clipping", "row_norms.hpp", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),
+        ("adversarial", "adversarial_body.hpp", "i < count;", "i <= count;"),
+        ("adversarial", "adversarial_body.hpp", "c < width;", "c <= width;"),
     ],
 )
 def test_a_removed_bounds_check_is_found(tmp_path: Path, family: str, file: str, text: str, replacement: str) -> None:
