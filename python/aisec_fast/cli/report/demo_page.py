@@ -94,13 +94,11 @@ def _lead(result: Result) -> str:
             f"A network that reads handwritten digits learned them with ε = {_number(result['epsilon'])} "
             f"and tells {_percent(accuracy['private'])} of new ones right; without privacy it is {_percent(accuracy['plain'])}."
         )
-    if attacked := _hardest(result):
+    if attacked := _attacked(result):
         eps, plain, private = attacked
+        size = f"that moves every pixel by up to {eps}" if _norm(result) == "linf" else f"of size {eps}"
         said.append(
-            f"Under attack, with every pixel moved by up to {eps}, {_percent(private)} of its answers still hold "
-            f"(plain: {_percent(plain)})."
-            if _norm(result) == "linf"
-            else f"Under attack of size {eps}, {_percent(private)} of its answers still hold (plain: {_percent(plain)})."
+            f"After an attack {size}, {_percent(private)} of its answers still hold (plain: {_percent(plain)})."
         )
     if manifest := result.get("manifest"):
         verified = "Its sealed files verify" if manifest.get("verified") else "Its sealed files do not verify"
@@ -128,13 +126,13 @@ def _cards(result: Result) -> list[Card]:
         )
     if "epsilon" in result:
         noise = result.get("noise_multiplier")
-        note = f"at δ = {result['delta']:g}" if "delta" in result else ""
+        note = f"at δ = {result['delta']:g}".replace("e-0", "e-") if "delta" in result else ""
         cards.append(Card("Privacy ε", _number(result["epsilon"]), f"{note}, noise {noise:.2f}" if noise else note))
-    if attacked := _hardest(result):
+    if attacked := _attacked(result):
         eps, plain, private = attacked
         cards.append(Card("Under attack", _percent(private), f"plain {_percent(plain)}, eps {eps}"))
     if "step_time_ratio" in result:
-        cards.append(Card("A private step", f"{result['step_time_ratio']:.2f} x", "the time of a plain one"))
+        cards.append(Card("A private step", f"{result['step_time_ratio']:.2f}\u00d7", "the time of a plain one"))
     if manifest := result.get("manifest"):
         whole = manifest.get("verified") and manifest.get("tampered_file")
         found = manifest.get("tampered_file")
@@ -258,7 +256,7 @@ def _exhibit(digit: Result) -> Exhibit:
             Picture("original", f"The digit {label} as it was scanned", original),
             Picture("attacked", f"The same digit after the attack{eps}", adversarial),
             Picture(
-                f"change x {1 / most:.2g}",
+                f"change \u00d7{1 / most:.2g}",
                 f"What the attack changed, amplified {1 / most:.2g} times; at most {most:.2g} in a pixel",
                 [[value / most for value in row] for row in change],
                 signed=True,
@@ -278,7 +276,8 @@ def _seal(result: Result) -> Section | None:
         Card(
             "Sealed",
             f"{files:,} file{'s' if files != 1 else ''}" if files is not None else "The model",
-            f"{algorithm} {'of all: ' + str(root) if root else ''}".strip(),
+            f"{algorithm} of all" if root else algorithm,
+            code=str(root or ""),
         ),
         Card(
             "Checked",
@@ -356,13 +355,13 @@ def _kernel(number: int, family: str, operation: str, shape: str, rows: Sequence
             )
         ],
         {
-            "shapes": [upright_line(floor, "floor") for floor in floors],
+            "shapes": [shape for floor in floors for shape in upright_line(floor)],
             "xaxis": {"title": {"text": "ns per value"}, "range": [0, 1.22 * longest], "nticks": 5, "fixedrange": True},
-            "yaxis": {"autorange": "reversed", "fixedrange": True, "title": {"text": ""}},
+            "yaxis": {"autorange": "reversed", "fixedrange": True, "showgrid": False, "ticklabelstandoff": 6},
             "hovermode": "closest",
             "bargap": 0.35,
         },
-        note=f"{shape} values; floor {', '.join(f'{floor:.3g}' for floor in floors)} ns" if floors else f"{shape} values",
+        note=f"{shape} values; floor {', '.join(f'{floor:.3f}' for floor in floors)} ns" if floors else f"{shape} values",
         height=90 + 32 * len(rows),
     )
 
@@ -419,12 +418,15 @@ def _points(shares: Mapping[str, float]) -> list[tuple[float, float]]:
     return sorted((float(eps), share) for eps, share in shares.items())
 
 
-def _hardest(result: Result) -> tuple[str, float, float] | None:
-    """The largest eps that both models were attacked with, and what is left of each."""
+def _attacked(result: Result) -> tuple[str, float, float] | None:
+    """What is left of the plain and the private model at the middle size of attack: neither the kindest nor the worst."""
     robust = result.get("robust_accuracy") or {}
     plain, private = (dict(_points(robust.get(name) or {})) for name in ("plain", "private"))
-    common = [eps for eps in plain if eps in private and eps > 0]
-    return (f"{max(common):g}", plain[max(common)], private[max(common)]) if common else None
+    common = sorted(eps for eps in plain if eps in private and eps > 0)
+    if not common:
+        return None
+    eps = common[len(common) // 2]
+    return f"{eps:g}", plain[eps], private[eps]
 
 
 def _norm(result: Result) -> str:
@@ -442,7 +444,7 @@ def _short(text: str) -> str:
 
 def _shape(row: Result) -> str:
     extents: Sequence[int] = row.get("shape") or []
-    return " x ".join(f"{extent:,}" for extent in extents)
+    return " \u00d7 ".join(f"{extent:,}" for extent in extents)
 
 
 def _joined(values: Mapping[str, Any], keys: Sequence[str]) -> str | None:

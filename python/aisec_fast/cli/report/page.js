@@ -14,7 +14,7 @@
 
   function themeChanged() {
     toggle.setAttribute("aria-pressed", String(isDark()));
-    plots.forEach(draw);
+    drawAll();
   }
 
   toggle.addEventListener("click", () => {
@@ -86,8 +86,20 @@
     return Plotly.react(plot, traces, layoutOf(figure), { displayModeBar: false, responsive: true });
   }
 
+  // One at a time, so that the page answers in between; a newer call takes over. data-plots tells when all are there.
+  let turn = 0;
+  async function drawAll() {
+    const mine = ++turn;
+    root.dataset.plots = "drawing";
+    for (const plot of plots) {
+      await draw(plot);
+      await new Promise((resolve) => setTimeout(resolve));
+      if (mine !== turn) return;
+    }
+    root.dataset.plots = "drawn";
+  }
+
   for (const plot of plots) {
-    draw(plot);
     for (const button of plot.parentElement.querySelectorAll("[data-trace]")) {
       button.addEventListener("click", () => {
         button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") === "false"));
@@ -95,10 +107,11 @@
       });
     }
   }
-  narrow.addEventListener("change", () => plots.forEach(draw));
+  narrow.addEventListener("change", drawAll);
 
   // Paper is white and has its own width.
   addEventListener("beforeprint", () => {
+    turn++;
     root.dataset.printed = root.dataset.theme ?? "";
     root.dataset.theme = "light";
     for (const plot of plots) {
@@ -110,7 +123,7 @@
     if (root.dataset.printed) root.dataset.theme = root.dataset.printed;
     else delete root.dataset.theme;
     delete root.dataset.printed;
-    plots.forEach(draw);
+    drawAll();
   });
 
   // --- Downloads -----------------------------------------------------------------------------------------------------
@@ -204,5 +217,5 @@
   }
 
   data.hidden = toggle.hidden = false;
-  toggle.setAttribute("aria-pressed", String(isDark()));
+  themeChanged();
 })();

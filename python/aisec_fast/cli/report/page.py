@@ -21,12 +21,13 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Card:
-    """One key figure. ``tone``: "", "good", "bad"."""
+    """One key figure. ``tone``: "", "good", "bad"; ``code`` is something to copy, such as a hash."""
 
     label: str
     value: str
     note: str = ""
     tone: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -255,17 +256,13 @@ def bars(
     }
 
 
-def upright_line(x: float, colour: str) -> dict[str, Any]:
-    """A dashed line across the plot at ``x``, one of the ``shapes`` of plotly's layout."""
-    return {
-        "type": "line",
-        "x0": x,
-        "x1": x,
-        "y0": 0,
-        "y1": 1,
-        "yref": "paper",
-        "line": {"color": f"var(--{colour})", "width": 2, "dash": "dash"},
-    }
+def upright_line(x: float) -> list[dict[str, Any]]:
+    """A dashed line across the plot at ``x``, for the ``shapes`` of plotly's layout; its pale rim shows it on any colour."""
+    place = {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
+    return [
+        {**place, "line": {"color": "var(--surface)", "width": 4}},
+        {**place, "line": {"color": "var(--ink)", "width": 2, "dash": "dash"}},
+    ]
 
 
 def render(page: Page) -> str:
