@@ -194,8 +194,12 @@ def _training(result: Result) -> Section | None:
         )
     if not figures:
         return None
-    intro = "The same network from the same start, once plainly and once with clipped gradients and exact Gaussian noise."
-    return Section("training", "Training", "Trained with and without privacy", intro, [Figures(figures[:1]), Figures(figures[1:])])
+    intro = (
+        "The same network from the same start, once plainly and once with clipped gradients and exact Gaussian noise."
+    )
+    return Section(
+        "training", "Training", "Trained with and without privacy", intro, [Figures(figures[:1]), Figures(figures[1:])]
+    )
 
 
 def _robustness(result: Result) -> Section | None:
@@ -300,7 +304,7 @@ def _throughput(result: Result) -> Section | None:
     rows = result.get("throughput") or []
     if not rows:
         return None
-    cases: dict[tuple[Any, ...], list[Result]] = {}
+    cases: dict[tuple[str, str, str], list[Result]] = {}
     for row in rows:
         cases.setdefault((row["family"], row["operation"], _shape(row)), []).append(row)
     figures = [_kernel(number, *case, found) for number, (case, found) in enumerate(cases.items())]
@@ -332,7 +336,11 @@ def _throughput(result: Result) -> Section | None:
         [{**row, "label": _backend(row), "shape": _shape(row)} for row in rows],
     )
     return Section(
-        "throughput", "Throughput", "The kernels beside what memory allows", intro, [Figures(figures, small=True), table]
+        "throughput",
+        "Throughput",
+        "The kernels beside what memory allows",
+        intro,
+        [Figures(figures, small=True), table],
     )
 
 
@@ -361,7 +369,9 @@ def _kernel(number: int, family: str, operation: str, shape: str, rows: Sequence
             "hovermode": "closest",
             "bargap": 0.35,
         },
-        note=f"{shape} values; floor {', '.join(f'{floor:.3f}' for floor in floors)} ns" if floors else f"{shape} values",
+        note=f"{shape} values; floor {', '.join(f'{floor:.3f}' for floor in floors)} ns"
+        if floors
+        else f"{shape} values",
         height=90 + 32 * len(rows),
     )
 

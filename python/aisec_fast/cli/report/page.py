@@ -229,7 +229,12 @@ def line(
 
 
 def bars(
-    name: str, labels: Sequence[str], values: Sequence[float], colours: Sequence[str], hatched: Sequence[bool], unit: str
+    name: str,
+    labels: Sequence[str],
+    values: Sequence[float],
+    colours: Sequence[str],
+    hatched: Sequence[bool],
+    unit: str,
 ) -> dict[str, Any]:
     """Horizontal bars from top to bottom, the value at each end."""
     return {
@@ -273,7 +278,12 @@ def render(page: Page) -> str:
 
     scripts = [_script(get_plotlyjs()), _script(_file("page.js"))]
     figures = {
-        figure.name: {"title": html.escape(figure.title), "data": [_for_plotly(trace) for trace in figure.traces], "layout": figure.layout, "height": figure.height}
+        figure.name: {
+            "title": html.escape(figure.title),
+            "data": [_for_plotly(trace) for trace in figure.traces],
+            "layout": figure.layout,
+            "height": figure.height,
+        }
         for section in page.sections
         for block in section.blocks
         if isinstance(block, Figures)
