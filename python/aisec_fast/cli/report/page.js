@@ -57,6 +57,7 @@
       linecolor: "var(--line)",
       zerolinecolor: "var(--line)",
       ticks: "",
+      ticklabelstandoff: 5,
       fixedrange: narrow.matches, // dragging scrolls a phone; it must not zoom
       title: { standoff: 10, font: { color: "var(--muted)", size: 13 } },
       tickfont: { color: "var(--muted)" },
