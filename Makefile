@@ -32,7 +32,7 @@ $(VENV)/packages: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet torch==2.13.0
-	@$(BIN)/python -m pip install --quiet --group dev dp-accounting numba numpy rich scikit-learn
+	@$(BIN)/python -m pip install --quiet --group dev dp-accounting jinja2 numba numpy plotly rich scikit-learn
 	@$(BIN)/python -m pip install --quiet --no-deps torchattacks==3.5.1
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""What the subcommands share: results as JSON, and a clear word when an optional package is missing."""
+"""What the subcommands share: files written whole or not at all, and a clear word when an optional package is missing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _PACKAGES = {
     "dp_accounting": ("dp-accounting", "privacy"),
     "sklearn": ("scikit-learn", "demo"),
     "rich": ("rich", "demo"),
+    "plotly": ("plotly", "report"),
+    "jinja2": ("Jinja2", "report"),
 }
 
 
@@ -82,8 +84,12 @@ def check_json(destination: str | None) -> None:
 
 
 def write_json(result: dict[str, Any], destination: str) -> None:
-    """Write ``result`` to a file, whole or not at all; "-" is standard output."""
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    """Write ``result`` as JSON to a file, whole or not at all; "-" is standard output."""
+    write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", destination)
+
+
+def write_text(text: str, destination: str) -> None:
+    """Write ``text`` to a file, whole or not at all; "-" is standard output."""
     if destination == "-":
         say(text.rstrip())
     else:

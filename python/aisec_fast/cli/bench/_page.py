@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..report.page import Block, Card, Column, Facts, Figure, Figures, Page, Section, Table, Words, line, render
+from ..report.page import Block, Card, Column, Facts, Figure, Figures, Page, Section, Table, Words, render
+from ..report.plots import line
 from ._show import label
 
 Row = Mapping[str, Any]

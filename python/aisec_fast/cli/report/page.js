@@ -14,7 +14,7 @@
 
   function themeChanged() {
     toggle.setAttribute("aria-pressed", String(isDark()));
-    plots.forEach(draw);
+    drawAll();
   }
 
   toggle.addEventListener("click", () => {
@@ -57,6 +57,7 @@
       linecolor: "var(--line)",
       zerolinecolor: "var(--line)",
       ticks: "",
+      ticklabelstandoff: 5,
       fixedrange: narrow.matches, // dragging scrolls a phone; it must not zoom
       title: { standoff: 10, font: { color: "var(--muted)", size: 13 } },
       tickfont: { color: "var(--muted)" },
@@ -86,8 +87,20 @@
     return Plotly.react(plot, traces, layoutOf(figure), { displayModeBar: false, responsive: true });
   }
 
+  // One at a time, so that the page answers in between; a newer call takes over. data-plots tells when all are there.
+  let turn = 0;
+  async function drawAll() {
+    const mine = ++turn;
+    root.dataset.plots = "drawing";
+    for (const plot of plots) {
+      await draw(plot);
+      await new Promise((resolve) => setTimeout(resolve));
+      if (mine !== turn) return;
+    }
+    root.dataset.plots = "drawn";
+  }
+
   for (const plot of plots) {
-    draw(plot);
     for (const button of plot.parentElement.querySelectorAll("[data-trace]")) {
       button.addEventListener("click", () => {
         button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") === "false"));
@@ -95,10 +108,11 @@
       });
     }
   }
-  narrow.addEventListener("change", () => plots.forEach(draw));
+  narrow.addEventListener("change", drawAll);
 
   // Paper is white and has its own width.
   addEventListener("beforeprint", () => {
+    turn++;
     root.dataset.printed = root.dataset.theme ?? "";
     root.dataset.theme = "light";
     for (const plot of plots) {
@@ -110,7 +124,7 @@
     if (root.dataset.printed) root.dataset.theme = root.dataset.printed;
     else delete root.dataset.theme;
     delete root.dataset.printed;
-    plots.forEach(draw);
+    drawAll();
   });
 
   // --- Downloads -----------------------------------------------------------------------------------------------------
@@ -204,5 +218,5 @@
   }
 
   data.hidden = toggle.hidden = false;
-  toggle.setAttribute("aria-pressed", String(isDark()));
+  themeChanged();
 })();
