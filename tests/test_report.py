@@ -290,6 +290,14 @@ def test_every_plot_has_its_traces_and_points(desktop: Visit) -> None:
     assert all(one["floors"] == 2 for one in kernels)  # the line and its rim
 
 
+def test_the_pointer_shows_both_values(desktop: Visit) -> None:
+    from playwright.sync_api import expect
+
+    desktop.page.hover("#figure-robustness .plot .nsewdrag", position={"x": 300, "y": 100})
+    expect(desktop.page.locator("#figure-robustness .hoverlayer")).to_contain_text("plain : 61.0%")
+    expect(desktop.page.locator("#figure-robustness .hoverlayer")).to_contain_text("private : 72.0%")
+
+
 def test_the_floor_stands_where_it_was_measured(desktop: Visit) -> None:
     found = desktop.page.evaluate(
         "() => [...document.querySelectorAll('.figures.small .plot')].map((plot) => plot.layout.shapes.map((s) => s.x0))"
@@ -487,7 +495,9 @@ def test_axe_finds_no_barrier(name: str, request: pytest.FixtureRequest) -> None
     from axe_playwright_python.sync_playwright import Axe
 
     # A plot is one picture with a name; its numbers are in a table below it.
-    found = Axe().run(request.getfixturevalue(name).page, context={"exclude": [[".plot"]]})
+    found = Axe().run(
+        request.getfixturevalue(name).page, context={"exclude": [[".plot"]]}, options={"resultTypes": ["violations"]}
+    )
     assert found.violations_count == 0, found.generate_report()
 
 

@@ -323,9 +323,16 @@ def _next() -> Section:
 
 
 def _axes(x: str, y: str, format_: str, *, from_zero: bool = False) -> dict[str, Any]:
+    """Titles and formats (of d3) of the axes; what the pointer shows has one digit more."""
+    shown = ".1%" if format_ == ".0%" else ".3~g"
     return {
         "xaxis": {"title": {"text": x}},
-        "yaxis": {"title": {"text": y}, "tickformat": format_, **({"rangemode": "tozero"} if from_zero else {})},
+        "yaxis": {
+            "title": {"text": y},
+            "tickformat": format_,
+            "hoverformat": shown,
+            **({"rangemode": "tozero"} if from_zero else {}),
+        },
     }
 
 

@@ -71,6 +71,7 @@
       showlegend: false,
       dragmode: narrow.matches ? false : "zoom",
       hovermode: "x unified",
+      hoverdistance: -1, // always the nearest point: no need to hit it
       hoverlabel: { bgcolor: "var(--raised)", bordercolor: "var(--line)", font: { color: "var(--ink)" } },
       uirevision: "what the reader hid or zoomed stays",
       xaxis: axis,
@@ -142,7 +143,7 @@
     const figure = figures[plot.dataset.figure];
     const layout = merged(plot.layout, {
       title: { text: figure.title, x: 0.02, font: { size: 18 } },
-      margin: { t: 90 },
+      margin: { l: 24, r: 24, t: 90, b: 24 },
       showlegend: figure.data.length > 1,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
     });
