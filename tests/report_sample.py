@@ -41,8 +41,8 @@ def sample(name: str = "model.pt") -> dict[str, Any]:
         "robust_accuracy": {
             "plain": dict(zip(sizes, (0.981, 0.86, 0.61, 0.33, 0.12, 0.01), strict=True)),
             "private": dict(zip(sizes, (0.956, 0.87, 0.72, 0.52, 0.31, 0.06), strict=True)),
-            "attack": {"name": "pgd", "norm": "linf", "steps": 40, "restarts": 2, "samples": 360},
         },
+        "attack": {"name": "pgd", "norm": "linf", "steps": 40, "restarts": 2, "samples": 360},
         "digits": [_digit(3, 8, 3), _digit(7, 9, 9), _digit(4, 4, 9)],
         "manifest": {"verified": True, "tampered_file": name, "files": 4, "algorithm": "sha256", "root": "3b7e" * 16},
         "throughput": _throughput(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aisec_fast import _core
-from aisec_fast.cli import _output, epsilon, main, throughput
+from aisec_fast.cli import _output, epsilon, main
 
 
 def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -95,16 +95,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert file.read_text() == "old"
 
 
-def test_the_measurement_restores_the_instruction_set_and_the_backend() -> None:
-    before = _core.instruction_set()
-    case = throughput.Case("clipping", "private_sum", (8, 100), 4)
-    rows = [result.row() for result in throughput.measure(case, 2)]
-    assert {row["instruction_set"] for row in rows if row["backend"] == "native"} == set(_core.instruction_sets())
-    assert all(row["ns"] > 0 and row["floor_ns"] > 0 for row in rows)
-    assert not any(row["private_safe"] for row in rows if row["backend"] in ("torch", "numpy"))
-    assert _core.instruction_set() == before
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -125,23 +115,58 @@ def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--quick"]) == 0
     result = json.loads((tmp_path / "demo.json").read_text())
-    assert set(result) >= {"epsilon", "delta", "accuracy", "step_time_ratio", "throughput"}
+    assert set(result) >= {
+        "epsilon",
+        "delta",
+        "accuracy",
+        "step_time_ratio",
+        "robust_accuracy",
+        "manifest",
+        "throughput",
+    }
     assert 0 < result["epsilon"] <= 3.0
     assert result["accuracy"]["plain"] > 0.7
-    assert {row["backend"] for row in result["throughput"]} >= {"native", "numba", "torch", "numpy"}
-    assert "docs/noise.md" in capsys.readouterr().out
+    for name in ("plain", "private"):
+        shares = list(result["robust_accuracy"][name].values())
+        assert shares[0] == pytest.approx(result["accuracy"][name])
+        assert shares == sorted(shares, reverse=True)
+        assert shares[-1] < shares[0]
+    assert result["manifest"]["verified"] is True
+    assert result["manifest"]["tampered_file"] == "weights.pt"
+    assert {row["backend"] for row in result["throughput"]} >= {"native", "numba", "torch", "numpy", "hashlib"}
+    assert {row["family"] for row in result["throughput"]} == {"noise", "clipping", "hashing", "adversarial"}
+    assert "report.html" in capsys.readouterr().out
+    assert "Trained privately, attacked, sealed, verified." in (tmp_path / "report.html").read_text()
+    assert main(["verify", "demo-model", "--manifest", "demo-model/manifest.json"]) == 0
+    weights = tmp_path / "demo-model" / "weights.pt"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["verify", "demo-model", "--manifest", "demo-model/manifest.json"]) == 1
+    assert "weights.pt" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-model", "demo.json", "report.html"]
 
 
-def test_an_interrupted_demo_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_demo_does_not_remove_what_is_not_its_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aisec_fast.cli import demo
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-model").mkdir()
+    (tmp_path / "demo-model" / "thesis.txt").write_text("years of work")
+    assert main(["demo", "--quick"]) == 2
+    assert "thesis.txt" in capsys.readouterr().err
+    assert (tmp_path / "demo-model" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("part", ["train", "attack"])
+def test_an_interrupted_demo_leaves_no_file(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from aisec_fast.cli.demo import parts
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "_training", interrupt)
+    monkeypatch.setattr(parts, part, interrupt)
     assert main(["demo", "--quick"]) == 130
     assert list(tmp_path.iterdir()) == []
     assert "interrupted" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,9 @@ def _card(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _farewell(console: Console, result: dict[str, Any], destination: str | None) -> None:
-    accuracy, robust = result["accuracy"], result["robust_accuracy"]
-    eps = "0.1"  # of every plan, and not chosen by the result
+    from ..report import demo_page
+
+    accuracy = result["accuracy"]
     manifest = result["manifest"]
     console.print("[bold]What it cost[/]")
     console.print(
@@ -101,9 +103,7 @@ def _farewell(console: Console, result: dict[str, Any], destination: str | None)
         f"  privacy          epsilon [bold]{result['epsilon']:.2f}[/] at delta {result['delta']:g} "
         f"(noise multiplier {result['noise_multiplier']:.2f})"
     )
-    console.print(
-        f"  under attack     plain [bold]{robust['plain'][eps]:.1%}[/], private [bold]{robust['private'][eps]:.1%}[/] at eps {eps}"
-    )
+    console.print(f"  under attack     plain [bold]{plain:.1%}[/], private [bold]{private:.1%}[/] at eps {eps}")
     console.print(
         f"  seal             {'verified' if manifest['verified'] else 'NOT verified'}; "
         f"the flipped bit was found in {manifest['tampered_file'] or 'NO file'}"
@@ -114,13 +114,8 @@ def _farewell(console: Console, result: dict[str, Any], destination: str | None)
     console.print(f"  this demo took   {result['seconds']:.0f} s")
     if result["machine"]["load"] > _BUSY * result["machine"]["cores"]:
         console.print("  [yellow]other programs kept this machine busy: the times above are too long[/]")
-    console.print(
-        "\n[dim]What epsilon covers: the training run, by dp-accounting, for one record replaced by a zero contribution. It\n"
-        "ignores the float32 rounding of the sum over samples in this release. Rounding to the noise lattice is paid for.\n"
-        "The learning rate and the like were picked beforehand on these digits; epsilon does not count that.\n"
-        "An attack shows an upper bound of robustness: a stronger one may find more. The manifest is not signed: whoever can\n"
-        "change the files can change it too.[/]"
-    )
+    for words in (demo_page.EPSILON_COVERS, _LIMITS):
+        console.print(f"\n[dim]{textwrap.fill(words, 118)}[/]")
     console.print("\n[bold]Your own model[/] (pip install 'aisec_fast\\[privacy]'):\n")
     console.print(_LOOP, markup=False)
     console.print("[bold]What to try next[/]")
@@ -132,6 +127,10 @@ def _farewell(console: Console, result: dict[str, Any], destination: str | None)
     console.print("  docs/: what the kernels promise, and why it holds")
 
 
+_LIMITS = (
+    "An attack shows an upper bound of robustness: a stronger one may find more. The manifest is not signed: whoever can "
+    "change the files can change it too."
+)
 _LOOP = """\
     from aisec_fast import adversarial
     from aisec_fast.privacy import PrivacyEngine

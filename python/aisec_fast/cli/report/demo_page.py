@@ -20,8 +20,8 @@ _COMMANDS = (
     ("aisec-fast info", "what this machine can run"),
     ("aisec-fast epsilon --help", "what a run of yours would cost, or the noise for a budget"),
     ("aisec-fast manifest FOLDER", "seal a folder: one file that names every file's hash"),
-    ("aisec-fast verify FOLDER", "tell which files were added, removed or changed since"),
-    ("docs/noise.md, docs/clipping.md", "what the kernels promise, and why it holds"),
+    ("aisec-fast verify FOLDER --manifest FILE", "tell which files were added, removed or changed since"),
+    ("docs/", "what the kernels promise, and why it holds"),
 )
 EPSILON_COVERS = (
     "What ε covers: the training run, by dp-accounting, for one record replaced by a zero contribution. It ignores the "
@@ -37,7 +37,7 @@ def build(result: Result) -> str:
       epsilon, delta, noise_multiplier, epochs, accuracy {plain, private}, step_time_ratio, seconds, date, command,
       versions {name: version}, machine (as ``aisec_fast.info()`` describes it),
       training {epoch: [..], plain: {accuracy: [..], loss: [..]}, private: {accuracy: [..]}, epsilon: {epoch, value}},
-      robust_accuracy {plain: {eps: share}, private: {..}, attack: {name, norm, steps, restarts, samples}},
+      robust_accuracy {plain: {eps: share}, private: {..}}, attack {name, norm, steps, restarts, samples},
       digits [{label, original, adversarial: rows of pixels from 0 to 1, plain, private: what the models say, eps}],
       manifest {verified, tampered_file (None: not found), files, algorithm, root},
       throughput: rows of ``aisec_fast.cli.throughput``, times in ns for each value.
@@ -82,7 +82,7 @@ def _lead(result: Result) -> str:
             f"A network that reads handwritten digits learned them with ε = {_number(result['epsilon'])} "
             f"and tells {_percent(accuracy['private'])} of new ones right; without privacy it is {_percent(accuracy['plain'])}."
         )
-    if attacked := _attacked(result):
+    if attacked := at_middle_eps(result):
         eps, plain, private = attacked
         size = f"that moves every pixel by up to {eps}" if _norm(result) == "linf" else f"of size {eps}"
         said.append(
@@ -116,7 +116,7 @@ def _cards(result: Result) -> list[Card]:
         noise = result.get("noise_multiplier")
         note = f"at δ = {result['delta']:g}".replace("e-0", "e-") if "delta" in result else ""
         cards.append(Card("Privacy ε", _number(result["epsilon"]), f"{note}, noise {noise:.2f}" if noise else note))
-    if attacked := _attacked(result):
+    if attacked := at_middle_eps(result):
         eps, plain, private = attacked
         cards.append(Card("Under attack", _percent(private), f"plain {_percent(plain)}, eps {eps}"))
     if "step_time_ratio" in result:
@@ -192,7 +192,7 @@ def _training(result: Result) -> Section | None:
 
 def _robustness(result: Result) -> Section | None:
     robust = result.get("robust_accuracy") or {}
-    attack = robust.get("attack") or {}
+    attack = result.get("attack") or {}
     curves = []
     for name, symbol in (("plain", "circle"), ("private", "diamond")):
         points = _points(robust.get(name) or {})
@@ -348,7 +348,7 @@ def _points(shares: Mapping[str, float]) -> list[tuple[float, float]]:
     return sorted((float(eps), share) for eps, share in shares.items())
 
 
-def _attacked(result: Result) -> tuple[str, float, float] | None:
+def at_middle_eps(result: Result) -> tuple[str, float, float] | None:
     """What is left of the plain and the private model at the middle size of attack: neither the kindest nor the worst."""
     robust = result.get("robust_accuracy") or {}
     plain, private = (dict(_points(robust.get(name) or {})) for name in ("plain", "private"))
@@ -360,7 +360,7 @@ def _attacked(result: Result) -> tuple[str, float, float] | None:
 
 
 def _norm(result: Result) -> str:
-    attack: Mapping[str, Any] = (result.get("robust_accuracy") or {}).get("attack") or {}
+    attack: Mapping[str, Any] = result.get("attack") or {}
     return str(attack.get("norm", "")).lower()
 
 
