@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from aisec_fast import _core
 from aisec_fast.cli import _output, epsilon, main
 
 
@@ -156,9 +155,8 @@ def test_the_demo_does_not_remove_what_is_not_its_own(
     assert (tmp_path / "demo-model" / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("part", ["train", "attack"])
 def test_an_interrupted_demo_leaves_no_file(
-    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from aisec_fast.cli.demo import parts
 
@@ -166,10 +164,42 @@ def test_an_interrupted_demo_leaves_no_file(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parts, part, interrupt)
+    monkeypatch.setattr(parts, "train", interrupt)
     assert main(["demo", "--quick"]) == 130
     assert list(tmp_path.iterdir()) == []
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_an_interrupted_seal_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from rich.console import Console
+
+    from aisec_fast.cli.demo import parts, seal
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    class Private:
+        model = torch.nn.Linear(2, 2)
+
+    class Models:
+        private = Private
+
+    console, folder = Console(quiet=True), tmp_path / "demo-model"
+    first = parts.seal(console, Models, {"epsilon": 3.0}, folder)["manifest"]
+    assert first["verified"]
+    assert first["tampered_file"] == seal.WEIGHTS
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(before) == {seal.WEIGHTS, seal.CARD, seal.MANIFEST}
+    monkeypatch.setattr(seal, "publish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        parts.seal(console, Models, {"epsilon": 4.0}, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-model"]
+    monkeypatch.undo()
+    parts.seal(console, Models, {"epsilon": 4.0}, folder)  # replaces the old one
+    assert json.loads((folder / seal.CARD).read_text())["epsilon"] == 4.0
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-model"]
 
 
 def test_a_missing_extra_is_named(

@@ -103,7 +103,9 @@ def _farewell(console: Console, result: dict[str, Any], destination: str | None)
         f"  privacy          epsilon [bold]{result['epsilon']:.2f}[/] at delta {result['delta']:g} "
         f"(noise multiplier {result['noise_multiplier']:.2f})"
     )
-    console.print(f"  under attack     plain [bold]{plain:.1%}[/], private [bold]{private:.1%}[/] at eps {eps}")
+    if attacked := demo_page.at_middle_eps(result):
+        eps, plain, private = attacked
+        console.print(f"  under attack     plain [bold]{plain:.1%}[/], private [bold]{private:.1%}[/] at eps {eps}")
     console.print(
         f"  seal             {'verified' if manifest['verified'] else 'NOT verified'}; "
         f"the flipped bit was found in {manifest['tampered_file'] or 'NO file'}"
