@@ -62,7 +62,7 @@ unit: $(READY)
 # coverage sees them: the threshold is for both runs together.
 unit-without-jit: $(READY)
 	@echo '-- contract tests of the Numba backend without its compiler'
-	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q --cov --cov-append -k numba tests/test_noise.py tests/test_clipping.py
+	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q --cov --cov-append -k numba tests/test_noise.py tests/test_clipping.py tests/test_adversarial_kernels.py
 
 # Sanitizer builds go to a folder of their own; -S keeps the editable install's import hook from hiding them. The interpreter
 # is not instrumented, so the runtimes are preloaded; leaks are not looked for: CPython and torch keep memory on purpose.

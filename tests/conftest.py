@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from types import ModuleType
@@ -19,11 +20,12 @@ settings.load_profile("fixed")
 
 
 class Kernels(NamedTuple):
-    """The kernel functions of one backend; docs/noise.md and docs/clipping.md say what each must compute."""
+    """The kernel functions of one backend; docs/<family>.md says what each must compute."""
 
     name: str
     noise: ModuleType
     clipping: ModuleType
+    adversarial: ModuleType
 
 
 NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]
@@ -31,14 +33,9 @@ NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]
 
 def load(name: str) -> Kernels:
     if name.startswith("native"):
-        return Kernels(name, _core, _core)
-    if name == "numba":
-        from aisec_fast._numba import clipping, noise
-
-        return Kernels(name, noise, clipping)
-    from tests import cuda_on_host
-
-    return Kernels(name, cuda_on_host.noise, cuda_on_host.clipping)
+        return Kernels(name, *[_core] * (len(Kernels._fields) - 1))
+    package = "aisec_fast._numba" if name == "numba" else "tests.cuda_on_host"
+    return Kernels(name, *(importlib.import_module(f"{package}.{family}") for family in Kernels._fields[1:]))
 
 
 @pytest.fixture(params=[*NATIVE, "numba", "cuda_on_host"])

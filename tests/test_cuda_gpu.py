@@ -73,6 +73,8 @@ def test_without_a_gpu_nothing_fails() -> None:
         lambda: _cuda.add_laplace(x, x, 1.0, 2.0**-20, KEY),
         lambda: _cuda.first_unfit(x, 1.0),
         lambda: _cuda.norms([x], np.zeros(2)),
+        lambda: _cuda.linf_step(x, x, x, 0.1, 0.2, 0.0, 1.0, x),
+        lambda: _cuda.l2_step(x, x, x, 0.1, 0.2, 0.0, 1.0, x),
     ):
         with pytest.raises(ValueError, match="lives on DLPack device type 1, expected 2"):
             call()
@@ -171,6 +173,28 @@ def test_clipping(library: Any, shape: tuple[int, int], dtype: str) -> None:
         _core.lattice_sum(native, bound, bound * 2.0**-20, limit, integers, norms)
         _cuda.lattice_sum(grads, bound, bound * 2.0**-20, limit, gpu_integers, gpu_norms)
         assert [bits(library.to_cpu(i)) for i in gpu_integers] == [bits(i) for i in integers]
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("step", ["linf_step", "l2_step"])
+def test_adversarial_steps(library: Any, step: str, shape: tuple[int, int], dtype: str) -> None:
+    rng = np.random.default_rng(shape[1])
+    x = rng.random(shape).astype(dtype)
+    adv, gradient = (x + 0.05 * rng.standard_normal(shape)).astype(dtype), rng.standard_normal(shape).astype(dtype)
+    if shape[0] > 6:
+        gradient[1] *= 1e-30 if dtype == "float32" else 1e-200
+        gradient[2], gradient[3, 0], gradient[4, 0] = 0, np.inf, np.nan
+        adv[5, 0], adv[6, 0] = np.inf, np.nan
+    length = 1.0 if step == "linf_step" else max(1, shape[1]) ** 0.5
+    for size, eps, low, high in ((0.01, 8 / 255, 0.0, 1.0), (-0.02, 0.02, -np.inf, np.inf), (0.5, np.inf, 0.25, 0.75)):
+        numbers = (length * size, length * eps, low, high)
+        expected = np.empty_like(x)
+        getattr(_core, step)(adv, x, gradient, *numbers, expected)
+        on_device = library.to_gpu(adv)
+        getattr(_cuda, step)(on_device, library.to_gpu(x), library.to_gpu(gradient), *numbers, on_device)
+        assert bits(library.to_cpu(on_device)) == bits(expected)
 
 
 @on_gpu

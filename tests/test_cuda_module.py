@@ -76,6 +76,14 @@ def test_every_function_computes(cuda: ModuleType, array: Any) -> None:
     cuda.weighted_sum(on_gpu, array(norms), [array(out) for out in outs])
     assert [bits(out) for out in outs] == [bits(out) for out in expected_outs]
 
+    adv, center, gradient = values(3, 70), values(3, 70) * 0.9, values(3, 70) - 0.1
+    for step in ("linf_step", "l2_step"):
+        result, wanted = np.empty((2, 3, 70), np.float32)
+        numbers = (0.1, 0.2, -3.0, 3.0)
+        getattr(_core, step)(adv, center, gradient, *numbers, wanted)
+        getattr(cuda, step)(array(adv), array(center), array(gradient), *numbers, array(result))
+        assert bits(result) == bits(wanted)
+
 
 def test_work_goes_to_the_arrays_device_and_back(cuda: ModuleType, noted: Any) -> None:
     x = values(10)
@@ -121,6 +129,10 @@ def test_producers_of_both_kinds(
 
 def test_bad_arguments(cuda: ModuleType) -> None:
     x, grad, per_row = Plain(values(8)), Plain(values(4, 6)), Plain(np.zeros(4))
+
+    def step(adv: Any, center: Any, gradient: Any, out: Any) -> None:
+        cuda.l2_step(adv, center, gradient, 0.1, 0.2, 0.0, 1.0, out)
+
     for call, error, message in (
         (lambda: cuda.add_gaussian([1.0], x, 1.0, 2.0**-20, KEY), TypeError, "x is a list, expected an array"),
         (lambda: cuda.add_gaussian(x.array, x, 1.0, 2.0**-20, KEY), ValueError, "x lives on DLPack device type 1"),
@@ -142,6 +154,11 @@ def test_bad_arguments(cuda: ModuleType) -> None:
         (lambda: cuda.first_unfit(Plain(values(8)[::2]), 1.0), ValueError, "x is not C-contiguous"),
         (lambda: cuda.first_unfit(Plain(np.zeros(8, "i8")), 1.0), TypeError, "x has another dtype"),
         (lambda: cuda.random_words(x, KEY, 0), TypeError, "out has another dtype"),
+        (lambda: step(x, x, x, Plain(values(7))), ValueError, "out has 7 values, expected 8"),
+        (lambda: step(x, x, Plain(np.zeros(8)), x), TypeError, "gradient has another dtype"),
+        (lambda: step(x, Plain(np.zeros(8, "i8")), x, x), TypeError, "x has another dtype"),
+        (lambda: step(Plain(values(16)[::2]), x, x, x), ValueError, "adv is not C-contiguous"),
+        (lambda: step(x, x, x.array, x), ValueError, "gradient lives on DLPack device type 1"),
         (lambda: cuda.norms([], per_row), ValueError, "grads is an empty list"),
         (lambda: cuda.norms([Plain(np.zeros((4, 6), "i8"))], per_row), TypeError, "grads has an integer dtype"),
         (lambda: cuda.norms([Plain(values(6, 4).T)], per_row), ValueError, "not contiguous inside its rows"),

@@ -1,6 +1,6 @@
 """The CUDA kernels, their launches and their scratch memory, run on the CPU.
 
-test_noise.py and test_clipping.py hold them to the contract, as one more backend. Here: sizes at which every loop over the
+test_noise.py, test_clipping.py and test_adversarial_kernels.py hold them to the contract, as one more backend. Here: sizes at which every loop over the
 grid goes around, all orders of the threads, AddressSanitizer, and whether these tests would notice a fault at all.
 """
 
@@ -17,7 +17,7 @@ import pytest
 
 from aisec_fast import _core
 from tests.conftest import bits
-from tests.cuda_on_host import build, clipping, noise
+from tests.cuda_on_host import adversarial, build, clipping, noise
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=f"no C++ compiler: {build.COMPILER} is not on the path")
 
@@ -83,6 +83,22 @@ def test_clipping_of_large_arrays(shape: tuple[int, int], dtype: str, order: int
         assert [bits(out) for out in outs] == [bits(e) for e in expected]
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(40, 1100), (2, 600_000)])
+def test_adversarial_steps_of_large_arrays(shape: tuple[int, int], dtype: str, order: int) -> None:
+    adv, x, gradient = (values * gradients(*shape, dtype) for values in (0.11, 0.1, 1.0))
+    adv, x = adv.astype(dtype), x.astype(dtype)
+    gradient[0] *= 1e-30 if dtype == "float32" else 1e-200
+    gradient[1, 7], adv[1, 8] = np.nan, np.inf
+    for step, length in (("linf_step", 1.0), ("l2_step", float(np.sqrt(shape[1])))):
+        out, expected = np.empty_like(x), np.empty_like(x)
+        arguments = (adv, x, gradient, 0.003 * length, 0.01 * length, -0.25, 0.25)
+        getattr(_core, step)(*arguments, expected)
+        getattr(adversarial, step)(*arguments, out, order=order)
+        assert bits(out) == bits(expected)
+
+
 def test_rows_more_than_2_to_31_values_apart() -> None:
     stride = 2**31 + 5
     reserve_nothing = 0x4000  # Linux's MAP_NORESERVE: 4 GiB of addresses, of which two pages are touched
@@ -99,7 +115,7 @@ def test_rows_more_than_2_to_31_values_apart() -> None:
 # ------------------------------------------------------------------------------------------------ under the sanitizers
 
 
-@pytest.mark.parametrize("family", ["noise", "clipping"])
+@pytest.mark.parametrize("family", ["noise", "clipping", "adversarial"])
 def test_exact_buffers_under_the_sanitizers(family: str) -> None:
     run = build.run_check(build.sanitized_check(family))
     assert (run.returncode, run.stdout) == (0, f"{family}: every result as expected\n"), run.stderr
@@ -150,11 +166,11 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     grads = [gradients(2, 600_000)]
     true, norms = np.empty((2, 2))
     _core.norms(grads, true)
-    barriers = (build.CUDA / "clipping_body.hpp").read_text().count("__syncthreads();")
+    barriers = (build.CUDA / "row_norms_body.hpp").read_text().count("__syncthreads();")
     assert barriers > 0
     for barrier in range(barriers):
         (tmp_path / str(barrier)).mkdir()
-        sources = mutant(tmp_path / str(barrier), "clipping_body.hpp", "__syncthreads();", "", barrier)
+        sources = mutant(tmp_path / str(barrier), "row_norms_body.hpp", "__syncthreads();", "", barrier)
         library = build.library("clipping", sources)
         monkeypatch.setattr(clipping, "library", lambda library=library: library)
         wrong = 0
@@ -168,8 +184,10 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("family", "file", "text", "replacement"),
     [
         ("noise", "noise_body.hpp", "if (i < count) out[i]", "if (i < count || true) out[i]"),
-        ("clipping", "clipping_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
-        ("clipping", "clipping.cu", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),
+        ("clipping", "row_norms_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
+        ("clipping", "row_norms.hpp", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),
+        ("adversarial", "adversarial_body.hpp", "i < count;", "i <= count;"),
+        ("adversarial", "adversarial_body.hpp", "c < width;", "c <= width;"),
     ],
 )
 def test_a_removed_bounds_check_is_found(tmp_path: Path, family: str, file: str, text: str, replacement: str) -> None:

@@ -58,8 +58,9 @@ def _core() -> ModuleType | None:
 @cache
 def _load(name: str) -> Backend | str:
     if name == "numba":
-        families = [family for family in Backend._fields if family != "name"]
-        return Backend(name, *(importlib.import_module(f"aisec_fast._numba.{family}") for family in families))
+        return Backend(
+            name, *(importlib.import_module(f"aisec_fast._numba.{family}") for family in Backend._fields[1:])
+        )
     extension = _core() or _extension("_core") if name == "native" else _extension("_cuda")
     return extension if isinstance(extension, str) else Backend(name, *[extension] * (len(Backend._fields) - 1))
 

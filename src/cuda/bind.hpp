@@ -5,4 +5,5 @@
 namespace aisec_fast::bindings {
 void bind_noise(pybind11::module_& module);
 void bind_clipping(pybind11::module_& module);
+void bind_adversarial(pybind11::module_& module);
 }  // namespace aisec_fast::bindings

@@ -1,37 +1,10 @@
 #include "clipping.cuh"
 
 #include "clipping_body.hpp"
-#include "queue.hpp"
+#include "row_norms.hpp"
 
 namespace aisec_fast::cuda {
 namespace {
-
-template <class T>
-__global__ void __launch_bounds__(block_threads)
-    block_sums_kernel(Matrix<T> matrix, const double* multipliers, double* sums) {
-  block_sums(matrix, multipliers, sums);
-}
-
-__global__ void __launch_bounds__(block_threads)
-    add_block_sums_kernel(const double* sums, std::uint64_t rows, std::uint64_t blocks, const double* multipliers,
-                          double* totals) {
-  add_block_sums(sums, rows, blocks, multipliers, totals);
-}
-
-__global__ void __launch_bounds__(block_threads)
-    choose_multipliers_kernel(std::uint64_t rows, double* totals, double* multipliers) {
-  choose_multipliers(rows, totals, multipliers);
-}
-
-__global__ void __launch_bounds__(block_threads)
-    norms_of_totals_kernel(std::uint64_t rows, const double* totals, const double* multipliers, double* norms) {
-  norms_of_totals(rows, totals, multipliers, norms);
-}
-
-__global__ void __launch_bounds__(block_threads)
-    clip_factors_kernel(std::uint64_t rows, const double* norms, double max_norm, double* factors) {
-  clip_factors(rows, norms, max_norm, factors);
-}
 
 __global__ void __launch_bounds__(block_threads)
     lattice_factors_kernel(std::uint64_t rows, const double* norms, double max_norm, double granularity,
@@ -80,42 +53,6 @@ void with_type(const Batch& batch, const Use& use) {
     use(matrices_of<Bfloat16>(batch), 0.0f);
   else
     use(matrices_of<float>(batch), 0.0f);
-}
-
-// Sixteen threads a block of 1024 columns.
-template <class T>
-std::uint64_t team_threads(const Matrix<T>& matrix) {
-  return matrix.rows * matrix.blocks() * partial_sums;
-}
-
-// totals[row] += the array totals, in list order. The arrays take turns in `sums`: a stream runs its work in order.
-template <class T>
-void queue_totals(Queue& queue, const std::vector<Matrix<T>>& matrices, const double* multipliers, double* sums,
-                  double* totals) {
-  for (const Matrix<T>& matrix : matrices) {
-    queue.run(team_threads(matrix), block_sums_kernel<T>, matrix, multipliers, sums);
-    if (matrix.columns > 0)
-      queue.run(matrix.rows * block_threads, add_block_sums_kernel, sums, matrix.rows, matrix.blocks(), multipliers,
-                totals);
-  }
-}
-
-template <class T>
-void queue_norms(Queue& queue, const std::vector<Matrix<T>>& matrices, double* norms) {
-  const std::uint64_t rows = matrices[0].rows;
-  std::uint64_t most_blocks = 0;
-  for (const Matrix<T>& matrix : matrices) most_blocks = matrix.blocks() > most_blocks ? matrix.blocks() : most_blocks;
-  auto* sums = queue.scratch<double>(rows * most_blocks);
-  auto* totals = queue.scratch<double>(rows);
-  queue.fill_bytes(totals, 0, rows);
-  queue_totals(queue, matrices, nullptr, sums, totals);
-  double* multipliers = nullptr;
-  if (sizeof(T) == sizeof(double)) {
-    multipliers = queue.scratch<double>(rows);
-    queue.run(rows, choose_multipliers_kernel, rows, totals, multipliers);
-    queue_totals(queue, matrices, multipliers, sums, totals);
-  }
-  queue.run(rows, norms_of_totals_kernel, rows, totals, multipliers, norms);
 }
 
 template <class T, class Out>

@@ -28,11 +28,12 @@ int driver_version() {
 
 PYBIND11_MODULE(_cuda, module, pybind11::mod_gil_not_used()) {
   using namespace aisec_fast::bindings;
-  module.doc() = "CUDA kernels. Private: use aisec_fast.noise and aisec_fast.clipping.";
+  module.doc() = "CUDA kernels. Private: use the public module of each family.";
   module.attr("version") = AISEC_FAST_VERSION;
   module.def("device_count", &device_count, "GPUs that the driver offers; 0 without a driver.");
   module.def("runtime_version", &runtime_version, "Of the CUDA runtime inside this module: 13000 is 13.0.");
   module.def("driver_version", &driver_version, "The newest CUDA version that the driver supports; 0 without one.");
   bind_noise(module);
   bind_clipping(module);
+  bind_adversarial(module);
 }

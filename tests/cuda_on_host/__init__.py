@@ -1,9 +1,9 @@
 """The CUDA kernels and their launches, compiled by g++ and run on the CPU: one more backend for the contract tests.
 
-`noise` and `clipping` have the functions of `aisec_fast._core`, on numpy arrays, bfloat16 as uint16. The first call of
+The modules have the functions of `aisec_fast._core`, on numpy arrays, bfloat16 as uint16. The first call of
 each compiles for some seconds; the result is kept in the temporary folder until a source changes.
 """
 
-from . import clipping, noise
+from . import adversarial, clipping, noise
 
-__all__ = ["clipping", "noise"]
+__all__ = ["adversarial", "clipping", "noise"]

@@ -1,4 +1,4 @@
-"""What the two families share: dtypes as numbers, pointers, errors."""
+"""What the families share: dtypes as numbers, pointers, errors."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 // The Python module _cuda on the stand-in, and what the stand-in noted, for test_cuda_module.py.
 #include "../../src/cuda/module.cpp"
 
+#include "../../src/cuda/bind_adversarial.cpp"
 #include "../../src/cuda/bind_clipping.cpp"
 #include "../../src/cuda/bind_noise.cpp"
 
+#include "adversarial.cu"
 #include "clipping.cu"
 #include "noise.cu"
 

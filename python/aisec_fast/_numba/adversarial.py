@@ -35,8 +35,8 @@ ELEMENTS_A_THREAD = 1 << 15  # below this a thread costs more than it saves
 
 
 @inlined
-def _inside_32(x: F32, reach: F64) -> F32:
-    """x + reach rounded to float32, moved one value toward x where it is then farther from x than |reach|.
+def _inside_32(x: F32, reach: F64, most: F64) -> F32:
+    """x + reach rounded to float32, moved one value toward x where it is then farther from x than most = |reach|.
 
     By bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its direction
     is moved toward zero, another away from zero; zero itself starts as the zero on x's side.
@@ -45,22 +45,22 @@ def _inside_32(x: F32, reach: F64) -> F32:
     bits, direction = nearest.view(I32), SIGN_32 if nearest < x else I32(0)
     start = I32(direction ^ SIGN_32) if I32(bits & MAGNITUDE_32) == 0 else bits
     moved = I32(start - I32(I32(I32(start ^ direction) >> I32(31)) | I32(1)))
-    return I32(moved if abs(F64(nearest) - F64(x)) > abs(reach) else bits).view(F32)
+    return I32(moved if abs(F64(nearest) - F64(x)) > most else bits).view(F32)
 
 
 @inlined
-def _inside_64(x: F64, reach: F64) -> F64:
+def _inside_64(x: F64, reach: F64, most: F64) -> F64:
     """The same for float64."""
     nearest = F64(x + reach)
     bits, direction = nearest.view(I64), SIGN_64 if nearest < x else I64(0)
     start = I64(direction ^ SIGN_64) if I64(bits & MAGNITUDE_64) == 0 else bits
     moved = I64(start - I64(I64(I64(start ^ direction) >> I64(63)) | I64(1)))
-    return I64(moved if abs(nearest - x) > abs(reach) else bits).view(F64)
+    return I64(moved if abs(nearest - x) > most else bits).view(F64)
 
 
 @inlined
-def _nearest_inside(x: Any, reach: F64) -> Any:
-    return _inside_32(x, reach) if isinstance(x, np.float32) else _inside_64(x, reach)
+def _nearest_inside(x: Any, reach: F64, most: F64) -> Any:
+    return _inside_32(x, reach, most) if isinstance(x, np.float32) else _inside_64(x, reach, most)
 
 
 @inlined
@@ -78,13 +78,12 @@ def _clamp(value: Any, low: Any, high: Any) -> Any:
 
 @inlined
 def _linf(adv: Any, x: Any, gradient: Any, step_size: F64, eps: F64, low: Any, high: Any) -> Any:
-    slope = F64(gradient)
-    move = (step_size if slope > 0 else F64(0.0)) - (step_size if slope < 0 else F64(0.0))
-    stepped = _narrow(F64(adv) + move, x)
+    sign = _narrow(F64(1.0), x) if gradient > 0 else (_narrow(F64(-1.0), x) if gradient < 0 else _narrow(F64(0.0), x))
+    stepped = _narrow(F64(adv) + step_size * F64(sign), x)
     moved = x if np.isnan(stepped) else stepped
-    change = F64(moved) - F64(x)
-    bound = _nearest_inside(x, F64(math.copysign(eps, change)))
-    return _clamp(bound if abs(change) > eps else moved, low, high)
+    bound = _nearest_inside(x, F64(math.copysign(eps, F64(moved) - F64(x))), eps)
+    lower, upper = bound if bound < x else x, x if bound < x else bound  # noqa: FURB136
+    return _clamp(_clamp(moved, lower, upper), low, high)
 
 
 @inlined
@@ -177,7 +176,8 @@ def _l2_rows(
         scale = _multiplier(total)
         if scale != 1:
             total = _gradient_total(gradient[row], scale, squares)
-        quotient = step_size / (F64(math.sqrt(total)) / scale)
+        norm = F64(math.sqrt(total)) / scale
+        quotient = step_size / norm if norm > 0 else F64(0.0)
         quotient = quotient if abs(quotient) <= LARGEST else F64(0.0)
 
         total = _change_total(adv[row], x[row], gradient[row], quotient, F64(1.0), squares)
@@ -192,8 +192,8 @@ def _l2_rows(
             stop = min(start + BLOCK, columns)
             a, b, c = adv[row, start:stop], x[row, start:stop], gradient[row, start:stop]
             for i in range(b.size):
-                change = factor * _change(a[i], b[i], c[i], quotient)
-                buffer[i] = _clamp(_nearest_inside(b[i], change), low, high)
+                reach = factor * _change(a[i], b[i], c[i], quotient)
+                buffer[i] = _clamp(_nearest_inside(b[i], reach, abs(reach)), low, high)
             out[row, start:stop] = buffer[: b.size]
 
 
@@ -209,12 +209,12 @@ def linf_step(
 ) -> None:
     """out = adv moved by step_size along the sign of the gradient, back into the ball of radius eps around x and the box."""
     narrow = x.dtype.type
-    flat = [array.reshape(-1) for array in (adv, x, gradient)]
-    numbers = F64(step_size), F64(min(eps, LARGEST)), narrow(low), narrow(high)
-    result = out.reshape(-1)
+    flat_adv, flat_x, flat_gradient, result = (array.reshape(-1) for array in (adv, x, gradient, out))
+    size, reach = F64(step_size), F64(min(eps, LARGEST))
+    lowest, highest = narrow(low), narrow(high)
 
     def work(begin: int, end: int) -> None:
-        _linf_values(*flat, *numbers, begin, end, result)
+        _linf_values(flat_adv, flat_x, flat_gradient, size, reach, lowest, highest, begin, end, result)
 
     parallel_for(x.size, _threads(x.size), work)
 
@@ -224,11 +224,11 @@ def l2_step(
 ) -> None:
     """out = adv moved by step_size along the row's gradient, back into the ball of radius eps around x and the box."""
     narrow, shape = x.dtype.type, (x.shape[0], math.prod(x.shape[1:]))
-    rows = [array.reshape(shape) for array in (adv, x, gradient)]
-    numbers = F64(step_size), F64(radius(eps, shape[1])), narrow(low), narrow(high)
-    result = out.reshape(shape)
+    adv_rows, x_rows, gradient_rows, result = (array.reshape(shape) for array in (adv, x, gradient, out))
+    size, bound = F64(step_size), F64(radius(eps, shape[1]))
+    lowest, highest = narrow(low), narrow(high)
 
     def work(begin: int, end: int) -> None:
-        _l2_rows(*rows, *numbers, begin, end, result)
+        _l2_rows(adv_rows, x_rows, gradient_rows, size, bound, lowest, highest, begin, end, result)
 
     parallel_for(shape[0], _threads(x.size), work)

@@ -40,13 +40,12 @@ def linf_step(
     """out = adv moved by step_size along the sign of the gradient, back into the ball of radius eps around x and the box."""
     dtype = x.dtype.type
     with np.errstate(all="ignore"):
-        move = np.where(gradient > 0, step_size, 0.0) - np.where(gradient < 0, step_size, 0.0)
-        moved = (adv.astype(np.float64) + move).astype(dtype)
+        sign = (gradient > 0).astype(np.float64) - (gradient < 0).astype(np.float64)
+        moved = (adv.astype(np.float64) + step_size * sign).astype(dtype)
         moved = np.where(np.isnan(moved), x, moved)
         change = moved.astype(np.float64) - x.astype(np.float64)
-        reach = min(eps, LARGEST)
-        bound = nearest_inside(x, np.copysign(reach, change))
-        inside = np.where(np.abs(change) > reach, bound, moved)
+        bound = nearest_inside(x, np.copysign(min(eps, LARGEST), change))
+        inside = clamp(moved, np.where(bound < x, bound, x), np.where(bound < x, x, bound))
         out[...] = clamp(inside, dtype(low), dtype(high))
 
 

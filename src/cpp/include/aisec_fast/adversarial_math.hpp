@@ -36,15 +36,15 @@ AISEC_HD double with_sign_of(double value, double magnitude) {
 }
 AISEC_HD bool is_finite(double value) { return without_sign(value) <= largest_finite; }
 
-// x + reach rounded to T, moved one value toward x where it is then farther from x than |reach|; reach is finite. By
-// bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its direction is
-// moved toward zero, another away from zero; zero itself starts as the zero on x's side.
+// x + reach rounded to T, moved one value toward x where it is then farther from x than most = |reach|, which is
+// finite. By bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its
+// direction is moved toward zero, another away from zero; zero itself starts as the zero on x's side.
 template <class T>
-AISEC_HD T nearest_inside(T x, double reach) {
+AISEC_HD T nearest_inside(T x, double reach, double most) {
   using Word = typename Bits<T>::Word;
   constexpr Word sign_bit = Word{1} << (8 * sizeof(Word) - 1), one = 1;
   const T nearest = static_cast<T>(widen(x) + reach);
-  const bool too_far = without_sign(widen(nearest) - widen(x)) > without_sign(reach);
+  const bool too_far = without_sign(widen(nearest) - widen(x)) > most;
   const Word bits = bits_as<Word>(nearest), direction = nearest < x ? sign_bit : Word{0};
   const Word start = (bits & ~sign_bit) == 0 ? direction ^ sign_bit : bits;
   const Word moved = start - (((start ^ direction) >> (8 * sizeof(Word) - 1)) | one);
@@ -61,11 +61,11 @@ AISEC_HD T clamp(T value, T low, T high) {
 // eps is finite.
 template <class T>
 AISEC_HD T linf_value(T adv, T x, T gradient, double step_size, double eps, T low, T high) {
-  const double slope = widen(gradient), move = (slope > 0.0 ? step_size : 0.0) - (slope < 0.0 ? step_size : 0.0);
-  const T stepped = static_cast<T>(widen(adv) + move), moved = stepped == stepped ? stepped : x;
-  const double change = widen(moved) - widen(x);
-  const T bound = nearest_inside(x, with_sign_of(change, eps));
-  return clamp(without_sign(change) > eps ? bound : moved, low, high);
+  const T sign = (gradient > T{0} ? T{1} : T{0}) - (gradient < T{0} ? T{1} : T{0});
+  const T stepped = static_cast<T>(widen(adv) + step_size * widen(sign)), moved = stepped == stepped ? stepped : x;
+  const T bound = nearest_inside(x, with_sign_of(widen(moved) - widen(x), eps), eps);
+  const T inside = clamp(moved, bound < x ? bound : x, bound < x ? x : bound);
+  return clamp(inside, low, high);
 }
 
 // What the steepest direction is scaled by: step_size / norm, or 0 if that is not finite.
@@ -98,7 +98,8 @@ AISEC_HD double inner_radius(double eps, std::uint64_t columns) {
 
 template <class T>
 AISEC_HD T l2_value(T x, double change, double factor, T low, T high) {
-  return clamp(nearest_inside(x, factor * change), low, high);
+  const double reach = factor * change;
+  return clamp(nearest_inside(x, reach, without_sign(reach)), low, high);
 }
 
 }  // namespace

@@ -1,0 +1,69 @@
+#include "adversarial.cuh"
+
+#include "adversarial_body.hpp"
+#include "row_norms.hpp"
+
+namespace aisec_fast::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(block_threads)
+    linf_values_kernel(const T* adv, const T* x, const T* gradient, T* out, std::uint64_t count, double step_size,
+                       double eps, T low, T high) {
+  linf_values(adv, x, gradient, out, count, step_size, eps, low, high);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    move_factors_kernel(std::uint64_t rows, const double* norms, double step_size, double* moves) {
+  move_factors(rows, norms, step_size, moves);
+}
+
+template <class T>
+__global__ void __launch_bounds__(block_threads)
+    l2_values_kernel(Changes<T> changes, const double* factors, T low, T high, T* out) {
+  l2_values(changes, factors, low, high, out);
+}
+
+template <class T>
+const T* values(const void* data) {
+  return static_cast<const T*>(data);
+}
+
+template <class T>
+cudaError_t run_linf(std::uint64_t rows, const AdversarialStep& step, cudaStream_t stream) {
+  Queue queue(stream);
+  const std::uint64_t count = rows * step.columns;
+  const double eps = step.eps < largest_finite ? step.eps : largest_finite;
+  queue.run(count, linf_values_kernel<T>, values<T>(step.adv), values<T>(step.x), values<T>(step.gradient),
+            static_cast<T*>(step.out), count, step.step_size, eps, static_cast<T>(step.low), static_cast<T>(step.high));
+  return queue.finish();
+}
+
+template <class T>
+cudaError_t run_l2(std::uint64_t rows, const AdversarialStep& step, cudaStream_t stream) {
+  Queue queue(stream);
+  auto* moves = queue.scratch<double>(rows);
+  auto* norms = queue.scratch<double>(rows);
+  auto* factors = queue.scratch<double>(rows);
+  const Slopes<T> slopes{values<T>(step.gradient), rows, step.columns};
+  const Changes<T> changes{values<T>(step.adv), values<T>(step.x), slopes.gradient, moves, rows, step.columns};
+  queue_norms<Slopes<T>>(queue, {slopes}, norms);
+  queue.run(rows, move_factors_kernel, rows, norms, step.step_size, moves);
+  queue_norms<Changes<T>>(queue, {changes}, norms);
+  queue.run(rows, clip_factors_kernel, rows, norms, inner_radius(step.eps, step.columns), factors);
+  queue.run(team_threads(changes), l2_values_kernel<T>, changes, factors, static_cast<T>(step.low),
+            static_cast<T>(step.high), static_cast<T*>(step.out));
+  return queue.finish();
+}
+
+}  // namespace
+
+cudaError_t linf_step(DType type, std::size_t rows, const AdversarialStep& step, cudaStream_t stream) {
+  return type == DType::float64 ? run_linf<double>(rows, step, stream) : run_linf<float>(rows, step, stream);
+}
+
+cudaError_t l2_step(DType type, std::size_t rows, const AdversarialStep& step, cudaStream_t stream) {
+  return type == DType::float64 ? run_l2<double>(rows, step, stream) : run_l2<float>(rows, step, stream);
+}
+
+}  // namespace aisec_fast::cuda

@@ -1,0 +1,101 @@
+#pragma once
+// Bodies of the kernels that measure rows, for every family that needs norms: no launch, no framework, so that
+// tests/cuda_on_host runs the same text on a CPU. docs/clipping.md fixes the order of every floating-point sum; compile
+// without contraction into fused multiply-add.
+#include <cmath>
+
+#include "aisec_fast/clipping_math.hpp"
+#include "aisec_fast/kernels.hpp"
+#include "grid.hpp"
+
+namespace aisec_fast::cuda {
+namespace {
+
+// Sixteen threads, half a warp, work on one block of up to 1024 values: lane k keeps the partial sum k.
+struct Team {
+  unsigned lane = threadIdx.x % partial_sums;
+  unsigned mask = 0xffffu << (threadIdx.x % warp_threads - threadIdx.x % partial_sums);
+
+  // The sum over the team, in lane 0, folded in the order of docs/clipping.md.
+  template <class Sum>
+  __device__ Sum fold(Sum sum) const {
+    for (unsigned half = partial_sums / 2; half > 0; half /= 2) sum += __shfl_down_sync(mask, sum, half, partial_sums);
+    return sum;
+  }
+};
+
+// Rows of values have the members rows, columns and value(row, column), a double, and tell whether squares of what they
+// hold may leave the range of float64.
+template <class Values>
+__host__ __device__ std::uint64_t norm_blocks(const Values& values) {
+  return values.columns / norm_block + (values.columns % norm_block != 0);
+}
+
+// Calls use(unit, row, begin, width) for each block of 1024 columns of each row; a team's threads make the same calls.
+template <class Values, class Use>
+__device__ void for_norm_blocks(const Values& values, const Use& use) {
+  const std::uint64_t blocks = norm_blocks(values), units = values.rows * blocks;
+  for (std::uint64_t unit = first_index() / partial_sums; unit < units; unit += index_step() / partial_sums) {
+    const std::uint64_t row = unit / blocks, begin = unit % blocks * norm_block, left = values.columns - begin;
+    use(unit, row, begin, left < norm_block ? left : norm_block);
+  }
+}
+
+// sums[row * blocks + block], of values times the row's multiplier. Without multipliers all are 1; with them, rows
+// whose multiplier is 1 have their sums already.
+template <class Values>
+__device__ void block_sums(const Values& values, const double* multipliers, double* sums) {
+  const Team team;
+  for_norm_blocks(values, [&](std::uint64_t unit, std::uint64_t row, std::uint64_t begin, std::uint64_t width) {
+    const double multiplier = multipliers != nullptr ? multipliers[row] : 1.0;
+    if (multipliers != nullptr && multiplier == 1.0) return;
+    double sum = 0.0;
+    for (std::uint64_t i = team.lane; i < width; i += partial_sums) {
+      const double value = values.value(row, begin + i) * multiplier;
+      sum += value * value;
+    }
+    sum = team.fold(sum);
+    if (team.lane == 0) sums[unit] = sum;
+  });
+}
+
+// totals[row] += the row's block sums, added from left to right. One CUDA block a row: all its threads fetch, one adds.
+__device__ inline void add_block_sums(const double* sums, std::uint64_t rows, std::uint64_t blocks,
+                                      const double* multipliers, double* totals) {
+  __shared__ double tile[block_threads];
+  for (std::uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    if (multipliers != nullptr && multipliers[row] == 1.0) continue;
+    double total = 0.0;
+    for (std::uint64_t begin = 0; begin < blocks; begin += block_threads) {
+      const std::uint64_t left = blocks - begin, width = left < block_threads ? left : block_threads;
+      if (threadIdx.x < width) tile[threadIdx.x] = sums[row * blocks + begin + threadIdx.x];
+      __syncthreads();  // the tile is complete
+      if (threadIdx.x == 0)
+        for (std::uint64_t i = 0; i < width; ++i) total += tile[i];
+      __syncthreads();  // the tile has been read
+    }
+    if (threadIdx.x == 0) totals[row] += total;
+  }
+}
+
+// Rows whose total has left the range: a multiplier for another pass, and the total back to zero. Others: 1.
+__device__ inline void choose_multipliers(std::uint64_t rows, double* totals, double* multipliers) {
+  for (std::uint64_t row = first_index(); row < rows; row += index_step()) {
+    multipliers[row] = norm_multiplier(totals[row]);
+    if (multipliers[row] != 1.0) totals[row] = 0.0;
+  }
+}
+
+__device__ inline void norms_of_totals(std::uint64_t rows, const double* totals, const double* multipliers,
+                                       double* norms) {
+  for (std::uint64_t row = first_index(); row < rows; row += index_step())
+    norms[row] = sqrt(totals[row]) / (multipliers != nullptr ? multipliers[row] : 1.0);
+}
+
+__device__ inline void clip_factors(std::uint64_t rows, const double* norms, double max_norm, double* factors) {
+  for (std::uint64_t row = first_index(); row < rows; row += index_step())
+    factors[row] = clip_factor(norms[row], max_norm);
+}
+
+}  // namespace
+}  // namespace aisec_fast::cuda
