@@ -260,6 +260,24 @@ def test_restarts_only_help(trained, images, loss) -> None:
     assert torch.equal(three[fooled_by_one], one[fooled_by_one])
 
 
+def test_a_run_that_fools_wins_over_one_with_a_higher_loss() -> None:
+    """Above 0.5 the label barely loses to one class, with a small loss; below it barely wins over nine."""
+
+    class Barely(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            loses = torch.tensor([0.0, 0.1] + [-9.0] * 8)
+            wins = torch.tensor([0.1] + [0.0] * 9)
+            return torch.where(x > 0.5, loses, wins) + 0 * x
+
+    x, y = torch.full((40, 1), 0.5), torch.zeros(40, dtype=torch.int64)
+    model = Barely()
+    with torch.no_grad():
+        low, high = (LOSSES["ce"].values(model(torch.tensor([[v]])), y[:1]) for v in (0.0, 1.0))
+    assert low > high
+    adv = adversarial.pgd(model, x, y, eps=0.5, steps=0, restarts=20, seed=0)
+    assert (adv > 0.5).all()  # over seeds it fails 4 times in 100,000
+
+
 def test_targets_are_reached(trained, images) -> None:
     x, y = images
     for loss in ("ce", "margin"):

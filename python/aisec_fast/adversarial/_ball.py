@@ -16,7 +16,7 @@ from .._backends import Backend
 from . import _rows
 
 Clip: TypeAlias = "tuple[float, float] | None"
-Step: TypeAlias = Callable[[Any, Any, Any, float], None]  # adv (overwritten), x, gradient, step_size
+Step: TypeAlias = Callable[[Any, float], None]  # of gradient and step_size
 
 DTYPES = ("float32", "float64")
 _NORMS = {"linf": "linf", "Linf": "linf", "l2": "l2", "L2": "l2"}
@@ -31,14 +31,14 @@ class Ball:
     low: float
     high: float
 
-    def stepper(self, backend: Backend) -> Step:
-        """A function that moves adv in place; its arrays are known to fit."""
+    def stepper(self, backend: Backend, adv: Any, x: Any) -> Step:
+        """A function that moves ``adv`` in place, around ``x``; the arrays are known to fit."""
         kernel = getattr(backend.adversarial, f"{self.norm}_step")
+        target, clean = backend.operands([describe(adv, "x_adv"), describe(x, "x")])
 
-        def step(adv: Any, x: Any, gradient: Any, step_size: float) -> None:
-            arrays = [describe(adv, "x_adv"), describe(x, "x"), describe(gradient, "gradient")]
-            adv, x, gradient = backend.operands(arrays)
-            kernel(adv, x, gradient, step_size, self.eps, self.low, self.high, adv)
+        def step(gradient: Any, step_size: float) -> None:
+            [slope] = backend.operands([describe(gradient, "gradient")])
+            kernel(target, clean, slope, step_size, self.eps, self.low, self.high, target)
 
         return step
 

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def pgd(
     needs_verdict = early_stop or runs > 1
     attackable, labels = _attackable(model, samples, y, loss, targeted=targeted, needs_verdict=needs_verdict)
     ball.require_inside_box(samples)
-    step = ball.stepper(choose([samples]))
+    stepper = partial(ball.stepper, choose([samples]))
     if samples.size == 0:
         return _rows.copy(samples.value)
     starts = _start.RandomStarts(seed, runs) if random_start else None
@@ -109,13 +110,13 @@ def pgd(
         if starts is None:
             return clean, _rows.copy(clean)
         adv = _start.apply(starts.offsets(restart, ball, samples.shape, samples.dtype, rows), clean)
-        step(adv, clean, clean, 0.0)
+        stepper(adv, clean)(clean, 0.0)
         return clean, adv
 
     with reporting(progress) as report, attackable.attacked():
         attack = _Attack(
             model=attackable,
-            step=step,
+            stepper=stepper,
             signed_length=-length if targeted else length,
             steps=count,
             restarts=runs,
@@ -130,7 +131,7 @@ class _Attack:
     """Runs over one batch; ``y`` and the loss belong to the model."""
 
     model: Attackable
-    step: Step
+    stepper: Callable[[Any, Any], Step]  # of x_adv and x
     signed_length: float  # negative to descend
     steps: int
     restarts: int
@@ -170,7 +171,7 @@ class _Attack:
         """
         result, rows = adv, np.arange(len(adv))  # adv holds these rows of result, once some have left
         fooled, heights = np.zeros(len(adv), bool), np.full(len(adv), -np.inf)
-        watch = Watch()
+        watch, step = Watch(), self.stepper(adv, x)
         for k in range(self.steps):
             slope = self.model.slope(adv, y, with_logits=self.early_stop)
             gradient = slope.gradient
@@ -186,7 +187,8 @@ class _Attack:
                     if not len(rows):
                         return result, fooled, heights
                     x, adv, y, gradient = (_rows.take(values, left) for values in (x, adv, y, gradient))
-            self.step(adv, x, gradient, self.signed_length)
+                    step = self.stepper(adv, x)
+            step(gradient, self.signed_length)
             self._tell(steps_before + k + 1, int(np.count_nonzero(fooled)))
         watch.look()
         if self._needs_verdict:
