@@ -241,12 +241,6 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         ("noise", "noise_body.hpp", "if (i < count) out[i]", "if (i < count || true) out[i]"),
         ("hashing", "hashing_body.hpp", "chunk < count;", "chunk <= count;"),
-        (
-            "hashing",
-            "hashing.cu",
-            "queue.scratch<std::uint32_t>(8 * (most / 2 + 1))",
-            "queue.scratch<std::uint32_t>(8)",
-        ),
         ("clipping", "row_norms_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
         ("clipping", "row_norms.hpp", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),
         ("adversarial", "adversarial_body.hpp", "i < count;", "i <= count;"),
