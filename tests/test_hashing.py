@@ -11,6 +11,7 @@ import mmap
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,15 @@ def test_blake3_splits_do_not_matter(kernels: Kernels, seed: int) -> None:
         kernels.hashing.blake3_update(state, DATA[position:end].copy(), 0)  # another alignment each time
         position = end
     assert state.tobytes() == reference_state(size, 0)
+
+
+def test_blake3_updates_that_end_at_borders(kernels: Kernels) -> None:
+    """What fills the buffer to the brim is not compressed before more follows."""
+    state, position = reference.blake3_state(), 0
+    for end in (1, 1024, 2048, 2049, 3073, 4097):
+        kernels.hashing.blake3_update(state, DATA[position:end], 0)
+        assert state.tobytes() == reference_state(end, 0), end
+        position = end
 
 
 def test_a_state_passes_between_backends(kernels: Kernels) -> None:
@@ -336,13 +346,33 @@ def test_update_mmap_reads_what_cannot_be_mapped(tmp_path: Path) -> None:
     writer.join()
 
 
-def test_update_mmap_that_fails_changes_nothing(tmp_path: Path) -> None:
+def test_update_mmap_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hashers, "_PIECE", 1000)
+    monkeypatch.setattr(_hashers, "_READ", 1000)
     hasher = hashing.blake3(b"head")
-    with pytest.raises(FileNotFoundError):
-        hasher.update_mmap(tmp_path / "missing")
-    with pytest.raises(IsADirectoryError):
-        hasher.update_mmap(tmp_path)
-    assert hasher.digest() == pypi.blake3(b"head").digest()
+    update = hasher._update
+
+    def interrupted(*arguments: Any) -> None:
+        update(*arguments)
+        raise KeyboardInterrupt
+
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.write_bytes(DATA[:5000])
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(DATA[:5000]))  # fits into the pipe: needs no reader
+    writer.start()
+    for path, error in (
+        (tmp_path / "missing", FileNotFoundError),
+        (tmp_path, IsADirectoryError),
+        (file, KeyboardInterrupt),
+        (pipe, KeyboardInterrupt),
+    ):
+        hasher._update = interrupted
+        with pytest.raises(error):
+            hasher.update_mmap(path)
+        hasher._update = update
+        assert hasher.digest() == pypi.blake3(b"head").digest()
+    writer.join()
 
 
 # ------------------------------------------------------------------------------------------------ hash_array
@@ -473,6 +503,25 @@ def test_one_hasher_in_many_threads(backend: str, hasher: str) -> None:
     expected = {prefixes.update(piece).digest() for _ in range(4 * rounds)}
     assert shared.digest() == prefixes.digest()
     assert set(torn) <= expected
+
+
+@pytest.mark.parametrize("hasher", [hashing.blake3, hashing.sha256])
+def test_calls_on_one_hasher_take_turns(hasher: Any) -> None:
+    shared, inside, seen = hasher(), [0], set()
+
+    def watched(kernel: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            inside[0] += 1
+            seen.add(inside[0])
+            time.sleep(0.002)
+            kernel(*arguments)
+            inside[0] -= 1
+
+        return call
+
+    shared._update, shared._output = watched(shared._update), watched(shared._output)
+    together([lambda: shared.update(b"x"), shared.digest, lambda: shared.update(b"y"), shared.hexdigest] * 2)
+    assert seen == {1}
 
 
 @NO_INTERPRETER

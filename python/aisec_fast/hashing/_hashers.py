@@ -94,7 +94,7 @@ class _Hasher:
             OverflowError: more bytes in all than the function is defined for (BLAKE3 2^64 - 1, SHA-256 2^61 - 1).
         """
         array: Bytes = np.frombuffer(data, np.uint8) if type(data) is bytes else as_bytes(data, "data")
-        with self._lock:
+        if True:
             if array.size <= _PIECE:
                 self._update(self._state, array, *self._limit)
             else:
