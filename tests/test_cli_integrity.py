@@ -147,6 +147,15 @@ def test_no_name_steers_a_terminal() -> None:
     assert _output.printable("line\nline\x1b") == "line\nline\\x1b"
 
 
+def test_no_message_steers_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("bad \x1b[2J name\nsecond line")
+
+    monkeypatch.setattr("aisec_fast.info", fail)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == "aisec-fast: bad \\x1b[2J name\nsecond line\n"
+
+
 def test_a_stream_that_cannot_write_a_letter_gets_it_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))

@@ -319,6 +319,11 @@ def test_a_name_that_is_not_utf8_is_refused(model: Path) -> None:
         Manifest.from_directory(model, ignore=["folder", "\udcff"])
 
 
+def test_an_ignored_name_covers_no_longer_name() -> None:
+    manifest = Manifest({"ab": bytes(32), "b/a": bytes(32)}, ignore=("a", "./a/", "b/aa"))
+    assert manifest.ignore == ("a", "b/aa")
+
+
 def test_an_unknown_algorithm(model: Path) -> None:
     with pytest.raises(ValueError, match='algorithm is \'md5\', expected "blake3" or "sha256"'):
         Manifest.from_directory(model, algorithm="md5")

@@ -33,6 +33,7 @@ _LARGEST_BLOCK = 1 << 25
 # interpreter's lock to and fro.
 _SMALL = 1 << 16
 _TICK = 0.05  # seconds between two calls of progress
+_WAKE = 0.05  # seconds after which the calling thread looks up
 
 _KINDS = {
     stat.S_IFREG: "a regular file",
@@ -344,7 +345,8 @@ class _Run:
                     pool.submit(contextvars.copy_context().run, self._work, worker) for worker in range(self.workers)
                 }
                 while pending:
-                    ended, pending = wait(pending, _TICK if self.progress else None, FIRST_EXCEPTION)
+                    # Never without a limit: a signal that another thread caught is seen only when this one wakes up.
+                    ended, pending = wait(pending, _WAKE, FIRST_EXCEPTION)
                     for future in ended:
                         future.result()
                     self._tell()
@@ -363,7 +365,7 @@ class _Run:
                 self._empty(queue, worker, after_block)
 
     def _empty(self, queue: deque[int], worker: int, after_block: Callable[[], object]) -> None:
-        while True:
+        while not self.stop.is_set():
             try:
                 index = queue.popleft()
             except IndexError:  # another worker took the last
