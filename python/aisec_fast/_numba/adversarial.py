@@ -24,7 +24,6 @@ I64: TypeAlias = np.int64
 Array: TypeAlias = NDArray[Any]
 
 SIGN_32, SIGN_64 = I32(-(2**31)), I64(-(2**63))
-MAGNITUDE_32, MAGNITUDE_64 = I32(2**31 - 1), I64(2**63 - 1)
 LARGEST = F64(np.finfo(F64).max)
 SMALL_TOTAL, SHRINK, ENLARGE = F64(2.0**-900), F64(2.0**-600), F64(2.0**600)
 LEAST_FACTOR = F64(2.0**-1000)
@@ -39,13 +38,12 @@ def _inside_32(x: F32, reach: F64, most: F64) -> F32:
     """x + reach rounded to float32, moved one value toward x where it is then farther from x than most = |reach|.
 
     By bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its direction
-    is moved toward zero, another away from zero; zero itself starts as the zero on x's side.
+    is moved toward zero, another away from zero. A zero that must move has x's sign, so it counts as the other side.
     """
     nearest = F32(F64(x) + reach)
     bits, direction = nearest.view(I32), SIGN_32 if nearest < x else I32(0)
-    start = I32(direction ^ SIGN_32) if I32(bits & MAGNITUDE_32) == 0 else bits
-    moved = I32(start - I32(I32(I32(start ^ direction) >> I32(31)) | I32(1)))
-    return I32(moved if abs(F64(nearest) - F64(x)) > most else bits).view(F32)
+    toward_zero = I32(I32(I32(bits ^ direction) >> I32(31)) | I32(1))  # 1, or -1 for away from zero
+    return I32(I32(bits - toward_zero) if abs(F64(nearest) - F64(x)) > most else bits).view(F32)
 
 
 @inlined
@@ -53,9 +51,8 @@ def _inside_64(x: F64, reach: F64, most: F64) -> F64:
     """The same for float64."""
     nearest = F64(x + reach)
     bits, direction = nearest.view(I64), SIGN_64 if nearest < x else I64(0)
-    start = I64(direction ^ SIGN_64) if I64(bits & MAGNITUDE_64) == 0 else bits
-    moved = I64(start - I64(I64(I64(start ^ direction) >> I64(63)) | I64(1)))
-    return I64(moved if abs(nearest - x) > most else bits).view(F64)
+    toward_zero = I64(I64(I64(bits ^ direction) >> I64(63)) | I64(1))
+    return I64(I64(bits - toward_zero) if abs(nearest - x) > most else bits).view(F64)
 
 
 @inlined

@@ -13,10 +13,12 @@ struct Bits;
 template <>
 struct Bits<float> {
   using Word = std::int32_t;
+  using Unsigned = std::uint32_t;
 };
 template <>
 struct Bits<double> {
   using Word = std::int64_t;
+  using Unsigned = std::uint64_t;
 };
 
 template <class To, class From>
@@ -38,16 +40,18 @@ AISEC_HD bool is_finite(double value) { return without_sign(value) <= largest_fi
 
 // x + reach rounded to T, moved one value toward x where it is then farther from x than most = |reach|, which is
 // finite. By bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its
-// direction is moved toward zero, another away from zero; zero itself starts as the zero on x's side.
+// direction is moved toward zero, another away from zero. A zero that must move has x's sign, so it counts as the other
+// side.
 template <class T>
 AISEC_HD T nearest_inside(T x, double reach, double most) {
   using Word = typename Bits<T>::Word;
-  constexpr Word sign_bit = Word{1} << (8 * sizeof(Word) - 1), one = 1;
+  using Unsigned = typename Bits<T>::Unsigned;
+  constexpr int top = 8 * sizeof(Word) - 1;
   const T nearest = static_cast<T>(widen(x) + reach);
   const bool too_far = without_sign(widen(nearest) - widen(x)) > most;
-  const Word bits = bits_as<Word>(nearest), direction = nearest < x ? sign_bit : Word{0};
-  const Word start = (bits & ~sign_bit) == 0 ? direction ^ sign_bit : bits;
-  const Word moved = start - (((start ^ direction) >> (8 * sizeof(Word) - 1)) | one);
+  const Word bits = bits_as<Word>(nearest), direction = nearest < x ? Word{1} << top : Word{0};
+  const Word toward_zero = ((bits ^ direction) >> top) | Word{1};  // 1, or -1 for away from zero
+  const Word moved = static_cast<Word>(static_cast<Unsigned>(bits) - static_cast<Unsigned>(toward_zero));
   return bits_as<T>(too_far ? moved : bits);
 }
 
