@@ -1,0 +1,64 @@
+"""The README's table of kernels, made from committed results: `python benchmarks/table.py` rewrites it in place.
+
+`tests/test_codebase.py` checks that the README holds what this makes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- benchmarks/table.py: start -->", "<!-- benchmarks/table.py: end -->"
+
+
+def newest() -> Path:
+    """The newest committed run of `aisec-fast bench`."""
+    return max((ROOT / "benchmarks" / "results").glob("bench-*.json"))
+
+
+def table(document: dict[str, Any], name: str) -> str:
+    """Every operation at its largest size, on all threads it was measured with: one line for each contender."""
+    machine, versions = document["machine"], document["versions"]
+    lines = [
+        f"`{document['command']}` on {document['date'][:10]}, {machine['model']}, {machine['cores']} cores, no GPU, torch "
+        f"{versions.get('torch', 'absent')} ([results](benchmarks/results/{name})). ns for each value (hashing: byte), beside the "
+        "floor: the time that moving the same memory alone takes.",
+        "",
+        "| kernel | size | threads | by | ns | floor | % of floor | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    steps = ["", "| whole step | threads | by | ms | floor | times the floor |", "|---|---|---|---|---|---|"]
+    for operation in dict.fromkeys(row["operation"] for row in document["rows"]):
+        rows = [row for row in document["rows"] if row["operation"] == operation]
+        most = max((row["size"], row["threads"]) for row in rows)
+        for row in rows:
+            if (row["size"], row["threads"]) != most:
+                continue
+            by = " ".join(filter(None, (row["backend"], row["instruction_set"])))
+            if row["gb_per_s"]:
+                mark = "" if row["private_safe"] else "not private-safe"
+                lines.append(
+                    f"| `{operation}` | {'x'.join(map(str, row['shape']))} | {row['threads']} | {by} | {row['ns']:.2f} | "
+                    f"{row['floor_ns']:.2f} | {row['percent_of_floor']:.0f} % | {mark} |"
+                )
+            else:
+                steps.append(
+                    f"| `{operation}` | {row['threads']} | {by} | {row['ns'] / 1e6:.1f} | {row['floor_ns'] / 1e6:.1f} | "
+                    f"{row['ns'] / row['floor_ns']:.2f} |"
+                )
+    return "\n".join([*lines, *steps])
+
+
+def readme(text: str) -> str:
+    """The README's text with the table of the newest results."""
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    file = newest()
+    return f"{before}{START}\n\n{table(json.loads(file.read_text()), file.name)}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(readme(path.read_text()))
