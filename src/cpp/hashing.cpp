@@ -13,7 +13,7 @@ namespace {
 // Chunks are hashed and merged in pieces of 64 KiB, which stay in cache; pieces are what threads share. Their chaining
 // values lie on the stack for 64 MiB at a time.
 constexpr std::size_t piece_chunks = 64, most_pieces = 1024;
-constexpr std::size_t least_pieces = 4;  // smallest work that is worth a thread
+constexpr std::size_t least_pieces = 8;  // smallest work that is worth a thread
 
 class Tree {
  public:
