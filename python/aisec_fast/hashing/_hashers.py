@@ -94,7 +94,7 @@ class _Hasher:
             OverflowError: more bytes in all than the function is defined for (BLAKE3 2^64 - 1, SHA-256 2^61 - 1).
         """
         array: Bytes = np.frombuffer(data, np.uint8) if type(data) is bytes else as_bytes(data, "data")
-        if True:
+        with self._lock:
             if array.size <= _PIECE:
                 self._update(self._state, array, *self._limit)
             else:
@@ -208,9 +208,8 @@ class blake3(_Hasher):  # noqa: N801 - the name that PyPI's package has
             except (OSError, ValueError):  # ValueError: an empty file, or one of /proc, which look empty
                 while block := file.read(_READ):
                     self._update(state, np.frombuffer(block, np.uint8), *self._limit)
-            else:
-                with mapped:
-                    state = _absorbed(self._update, state, np.frombuffer(mapped, np.uint8), *self._limit)
+            else:  # unmapped with the last reference to it: closing it fails while a traceback still holds the array
+                state = _absorbed(self._update, state, np.frombuffer(mapped, np.uint8), *self._limit)
             self._state = state
         return self
 
