@@ -87,6 +87,13 @@ def _l2(x: Any, reach: Any, low: Any, high: Any) -> Any:
 
 
 @inlined
+def _copy(source: Array, target: Array) -> None:
+    """Like target[:] = source[:target.size], which Numba does one value at a time."""
+    for i in range(target.size):
+        target[i] = source[i]
+
+
+@inlined
 def _change(adv: Any, x: Any, gradient: Any, quotient: F64) -> F64:
     """The row's difference from x after the move; 0 where that is not finite."""
     slope = F64(gradient)
@@ -152,7 +159,7 @@ def _linf_values(
         a, b, c = adv[start:stop], x[start:stop], gradient[start:stop]
         for i in range(b.size):
             buffer[i] = _linf(a[i], b[i], c[i], step_size, zero, eps, low, high)
-        out[start:stop] = buffer[: b.size]
+        _copy(buffer, out[start:stop])
 
 
 @kernel
@@ -194,7 +201,7 @@ def _l2_rows(
             for i in range(b.size):
                 reach = _toward_zero(factor * _change(a[i], b[i], c[i], quotient), b[i])
                 buffer[i] = _l2(b[i], reach, low, high)
-            out[row, start:stop] = buffer[: b.size]
+            _copy(buffer, out[row, start:stop])
 
 
 # --- The backend's interface ------------------------------------------------------------------------------------------
