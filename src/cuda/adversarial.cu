@@ -8,8 +8,8 @@ namespace {
 
 template <class T>
 __global__ void __launch_bounds__(block_threads)
-    linf_values_kernel(const T* adv, const T* x, const T* gradient, T* out, std::uint64_t count, double step_size,
-                       double eps, T low, T high) {
+    linf_values_kernel(const T* adv, const T* x, const T* gradient, T* out, std::uint64_t count, T step_size, T eps,
+                       T low, T high) {
   linf_values(adv, x, gradient, out, count, step_size, eps, low, high);
 }
 
@@ -33,9 +33,9 @@ template <class T>
 cudaError_t run_linf(std::uint64_t rows, const AdversarialStep& step, cudaStream_t stream) {
   Queue queue(stream);
   const std::uint64_t count = rows * step.columns;
-  const double eps = step.eps < largest_finite ? step.eps : largest_finite;
   queue.run(count, linf_values_kernel<T>, values<T>(step.adv), values<T>(step.x), values<T>(step.gradient),
-            static_cast<T*>(step.out), count, step.step_size, eps, static_cast<T>(step.low), static_cast<T>(step.high));
+            static_cast<T*>(step.out), count, static_cast<T>(step.step_size), toward_zero<T>(step.eps),
+            bound_of<T>(step.low), bound_of<T>(step.high));
   return queue.finish();
 }
 
@@ -51,8 +51,8 @@ cudaError_t run_l2(std::uint64_t rows, const AdversarialStep& step, cudaStream_t
   queue.run(rows, move_factors_kernel, rows, norms, step.step_size, moves);
   queue_norms<Changes<T>>(queue, {changes}, norms);
   queue.run(rows, clip_factors_kernel, rows, norms, inner_radius(step.eps, step.columns), factors);
-  queue.run(team_threads(changes), l2_values_kernel<T>, changes, factors, static_cast<T>(step.low),
-            static_cast<T>(step.high), static_cast<T*>(step.out));
+  queue.run(team_threads(changes), l2_values_kernel<T>, changes, factors, bound_of<T>(step.low), bound_of<T>(step.high),
+            static_cast<T*>(step.out));
   return queue.finish();
 }
 

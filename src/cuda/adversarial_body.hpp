@@ -34,8 +34,8 @@ struct Changes {
 };
 
 template <class T>
-__device__ void linf_values(const T* adv, const T* x, const T* gradient, T* out, std::uint64_t count, double step_size,
-                            double eps, T low, T high) {
+__device__ void linf_values(const T* adv, const T* x, const T* gradient, T* out, std::uint64_t count, T step_size,
+                            T eps, T low, T high) {
   for (std::uint64_t i = first_index(); i < count; i += index_step())
     out[i] = linf_value(adv[i], x[i], gradient[i], step_size, eps, low, high);
 }

@@ -1,4 +1,5 @@
 // Runs the adversarial steps on heap buffers of exact size, for AddressSanitizer, and compares with plain loops.
+#include <cfenv>
 #include <cmath>
 
 #include "adversarial_entry.hpp"
@@ -53,12 +54,23 @@ struct Example {
   }
 };
 
-// x + reach, rounded and pulled inside by the functions of libm.
+// By the processor's rounding modes.
 template <class T>
-T plain_inside(T x, double reach) {
-  const T nearest = static_cast<T>(static_cast<double>(x) + reach);
-  const bool too_far = std::fabs(static_cast<double>(nearest) - static_cast<double>(x)) > std::fabs(reach);
-  return too_far ? std::nextafter(nearest, x) : nearest;
+T plain_toward_zero(double value) {
+  std::fesetround(FE_TOWARDZERO);
+  const volatile double wide = value;
+  const volatile T narrow = static_cast<T>(wide);
+  std::fesetround(FE_TONEAREST);
+  return narrow;
+}
+
+template <class T>
+T plain_toward_x(T x, T reach) {
+  std::fesetround(reach < 0 ? FE_UPWARD : FE_DOWNWARD);
+  const volatile T a = x, b = reach;
+  const volatile T sum = a + b;
+  std::fesetround(FE_TONEAREST);
+  return sum;
 }
 
 template <class T>
@@ -71,9 +83,11 @@ void check_linf(std::size_t rows, std::size_t columns) {
   Example<T> example(rows, columns);
   for (std::size_t i = 0; i < example.x.size(); ++i) {
     const T x = example.x[i], g = example.gradient[i];
-    T moved = static_cast<T>(example.adv[i] + step_size * (g > 0 ? 1 : g < 0 ? -1 : 0));
+    const T size = static_cast<T>(step_size), reach = plain_toward_zero<T>(eps);
+    T moved = example.adv[i] + (g > 0 ? size : g < 0 ? -size : 0);
     if (std::isnan(moved)) moved = x;
-    example.expected[i] = plain_clamp(plain_clamp(moved, plain_inside(x, -eps), plain_inside(x, eps)), -0.75, 0.75);
+    example.expected[i] =
+        plain_clamp(plain_clamp(moved, plain_toward_x(x, -reach), plain_toward_x(x, reach)), -0.75, 0.75);
   }
   const AdversarialStep step = example.step(example.out.data()), in_place = example.step(example.adv.data());
   no_error(linf_step(type_of<T>, rows, &step));
@@ -99,7 +113,8 @@ void check_l2(std::size_t rows, std::size_t columns) {
     const double length = example.norm(change), factor = length <= radius ? 1.0 : radius / length;
     for (std::size_t c = 0; c < columns; ++c) {
       const std::size_t i = r * columns + c;
-      example.expected[i] = plain_clamp(plain_inside(example.x[i], factor * change(c)), -0.75, 0.75);
+      example.expected[i] =
+          plain_clamp(plain_toward_x(example.x[i], plain_toward_zero<T>(factor * change(c))), -0.75, 0.75);
     }
   }
   const AdversarialStep step = example.step(example.out.data()), in_place = example.step(example.adv.data());

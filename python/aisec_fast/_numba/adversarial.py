@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from aisec_fast._numba._block_sum import BLOCK, sum_of_block
 from aisec_fast._numba._kernel import inlined, kernel
 from aisec_fast._numba._parallel import parallel_for, thread_count
-from aisec_fast._reference.adversarial import radius
+from aisec_fast._reference.adversarial import radius, toward_zero
 
 F32: TypeAlias = np.float32
 F64: TypeAlias = np.float64
@@ -23,7 +23,6 @@ I32: TypeAlias = np.int32
 I64: TypeAlias = np.int64
 Array: TypeAlias = NDArray[Any]
 
-SIGN_32, SIGN_64 = I32(-(2**31)), I64(-(2**63))
 LARGEST = F64(np.finfo(F64).max)
 SMALL_TOTAL, SHRINK, ENLARGE = F64(2.0**-900), F64(2.0**-600), F64(2.0**600)
 LEAST_FACTOR = F64(2.0**-1000)
@@ -34,36 +33,31 @@ ELEMENTS_A_THREAD = 1 << 15  # below this a thread costs more than it saves
 
 
 @inlined
-def _inside_32(x: F32, reach: F64, most: F64) -> F32:
-    """x + reach rounded to float32, moved one value toward x where it is then farther from x than most = |reach|.
-
-    By bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its direction
-    is moved toward zero, another away from zero. A zero that must move has x's sign, so it counts as the other side.
-    """
-    nearest = F32(F64(x) + reach)
-    bits, direction = nearest.view(I32), SIGN_32 if nearest < x else I32(0)
-    toward_zero = I32(I32(I32(bits ^ direction) >> I32(31)) | I32(1))  # 1, or -1 for away from zero
-    return I32(I32(bits - toward_zero) if abs(F64(nearest) - F64(x)) > most else bits).view(F32)
+def _toward_zero(value: F64, like: Any) -> Any:
+    """Value rounded to the dtype of `like` toward zero; infinity stays."""
+    if isinstance(like, np.float32):
+        nearest = F32(value)
+        return I32(nearest.view(I32) - I32(1 if abs(F64(nearest)) > abs(value) else 0)).view(F32)
+    return value
 
 
 @inlined
-def _inside_64(x: F64, reach: F64, most: F64) -> F64:
-    """The same for float64."""
-    nearest = F64(x + reach)
-    bits, direction = nearest.view(I64), SIGN_64 if nearest < x else I64(0)
-    toward_zero = I64(I64(I64(bits ^ direction) >> I64(63)) | I64(1))
-    return I64(I64(bits - toward_zero) if abs(nearest - x) > most else bits).view(F64)
+def _next_down(value: Any) -> Any:
+    """The next value below one that is not zero."""
+    if isinstance(value, np.float32):
+        bits = F32(value).view(I32)
+        return I32(bits - I32(I32(bits >> I32(31)) | I32(1))).view(F32)
+    wide_bits = F64(value).view(I64)
+    return I64(wide_bits - I64(I64(wide_bits >> I64(63)) | I64(1))).view(F64)
 
 
 @inlined
-def _nearest_inside(x: Any, reach: F64, most: F64) -> Any:
-    return _inside_32(x, reach, most) if isinstance(x, np.float32) else _inside_64(x, reach, most)
-
-
-@inlined
-def _narrow(value: F64, like: Any) -> Any:
-    """Value rounded to the dtype of `like`."""
-    return F32(value) if isinstance(like, np.float32) else value
+def _sum_down(a: Any, b: Any) -> Any:
+    """a + b rounded down, for finite a and b >= 0, by the exact error of the sum (Knuth); infinite beyond the range."""
+    total = a + b
+    rest = total - a
+    error = (a - (total - rest)) + (b - rest)
+    return _next_down(total) if error < 0 else total
 
 
 @inlined
@@ -74,13 +68,29 @@ def _clamp(value: Any, low: Any, high: Any) -> Any:
 
 
 @inlined
-def _linf(adv: Any, x: Any, gradient: Any, step_size: F64, eps: F64, low: Any, high: Any) -> Any:
-    sign = _narrow(F64(1.0), x) if gradient > 0 else (_narrow(F64(-1.0), x) if gradient < 0 else _narrow(F64(0.0), x))
-    stepped = _narrow(F64(adv) + step_size * F64(sign), x)
+def _linf(adv: Any, x: Any, gradient: Any, step_size: Any, zero: Any, eps: Any, low: Any, high: Any) -> Any:
+    """One value, mirrored so that it moves up from x: then the ball ends at x + eps, rounded down."""
+    stepped = adv + ((step_size if gradient > 0 else zero) - (step_size if gradient < 0 else zero))
     moved = x if np.isnan(stepped) else stepped
-    bound = _nearest_inside(x, F64(math.copysign(eps, F64(moved) - F64(x))), eps)
-    lower, upper = bound if bound < x else x, x if bound < x else bound  # noqa: FURB136
-    return _clamp(_clamp(moved, lower, upper), low, high)
+    mirrored = moved < x
+    limit, target = _sum_down(-x if mirrored else x, eps), -moved if mirrored else moved
+    inside = target if target < limit else limit  # noqa: FURB136
+    return _clamp(-inside if mirrored else inside, low, high)
+
+
+@inlined
+def _l2(x: Any, reach: Any, low: Any, high: Any) -> Any:
+    """x + reach rounded toward x, in the box."""
+    mirrored = np.signbit(reach)
+    moved = _sum_down(-x if mirrored else x, abs(reach))
+    return _clamp(-moved if mirrored else moved, low, high)
+
+
+@inlined
+def _copy(source: Array, target: Array) -> None:
+    """Like target[:] = source[:target.size], which Numba does one value at a time."""
+    for i in range(target.size):
+        target[i] = source[i]
 
 
 @inlined
@@ -134,8 +144,8 @@ def _linf_values(
     adv: Array,
     x: Array,
     gradient: Array,
-    step_size: F64,
-    eps: F64,
+    step_size: Any,
+    eps: Any,
     low: Any,
     high: Any,
     begin: int,
@@ -143,13 +153,13 @@ def _linf_values(
     out: Array,
 ) -> None:
     """out[begin : end] of flat arrays."""
-    buffer = np.empty(BLOCK, x.dtype)
+    buffer, zero = np.empty(BLOCK, x.dtype), x.dtype.type(0)
     for start in range(begin, end, BLOCK):
         stop = min(start + BLOCK, end)
         a, b, c = adv[start:stop], x[start:stop], gradient[start:stop]
         for i in range(b.size):
-            buffer[i] = _linf(a[i], b[i], c[i], step_size, eps, low, high)
-        out[start:stop] = buffer[: b.size]
+            buffer[i] = _linf(a[i], b[i], c[i], step_size, zero, eps, low, high)
+        _copy(buffer, out[start:stop])
 
 
 @kernel
@@ -189,9 +199,9 @@ def _l2_rows(
             stop = min(start + BLOCK, columns)
             a, b, c = adv[row, start:stop], x[row, start:stop], gradient[row, start:stop]
             for i in range(b.size):
-                reach = factor * _change(a[i], b[i], c[i], quotient)
-                buffer[i] = _clamp(_nearest_inside(b[i], reach, abs(reach)), low, high)
-            out[row, start:stop] = buffer[: b.size]
+                reach = _toward_zero(factor * _change(a[i], b[i], c[i], quotient), b[i])
+                buffer[i] = _l2(b[i], reach, low, high)
+            _copy(buffer, out[row, start:stop])
 
 
 # --- The backend's interface ------------------------------------------------------------------------------------------
@@ -201,14 +211,21 @@ def _threads(elements: int) -> int:
     return max(1, min(thread_count(), elements // ELEMENTS_A_THREAD))
 
 
+def _box(low: float, high: float, narrow: Any) -> tuple[Any, Any]:
+    """The box in the arrays' dtype; without one, the finite values."""
+    largest = float(np.finfo(narrow).max)
+    return narrow(max(low, -largest)), narrow(min(high, largest))
+
+
 def linf_step(
     adv: Array, x: Array, gradient: Array, step_size: float, eps: float, low: float, high: float, out: Array
 ) -> None:
     """out = adv moved by step_size along the sign of the gradient, back into the ball of radius eps around x and the box."""
     narrow = x.dtype.type
     flat_adv, flat_x, flat_gradient, result = (array.reshape(-1) for array in (adv, x, gradient, out))
-    size, reach = F64(step_size), F64(min(eps, LARGEST))
-    lowest, highest = narrow(low), narrow(high)
+    lowest, highest = _box(low, high, narrow)
+    with np.errstate(over="ignore", under="ignore"):
+        size, reach = narrow(step_size), narrow(toward_zero(F64(eps), narrow))
 
     def work(begin: int, end: int) -> None:
         _linf_values(flat_adv, flat_x, flat_gradient, size, reach, lowest, highest, begin, end, result)
@@ -223,7 +240,7 @@ def l2_step(
     narrow, shape = x.dtype.type, (x.shape[0], math.prod(x.shape[1:]))
     adv_rows, x_rows, gradient_rows, result = (array.reshape(shape) for array in (adv, x, gradient, out))
     size, bound = F64(step_size), F64(radius(eps, shape[1]))
-    lowest, highest = narrow(low), narrow(high)
+    lowest, highest = _box(low, high, narrow)
 
     def work(begin: int, end: int) -> None:
         _l2_rows(adv_rows, x_rows, gradient_rows, size, bound, lowest, highest, begin, end, result)

@@ -16,16 +16,22 @@ from aisec_fast._reference.clipping import factors, row_norms
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
-LARGEST = float(np.finfo(np.float64).max)
 LEAST_EPS = 2.0**-400  # below it squares of differences may lose bits: such a ball holds x alone
 
 
-def nearest_inside(x: Array, reach: Floats | float) -> Array:
-    """Return x + reach rounded to x's dtype, moved one value toward x where it is then farther from x than |reach|."""
-    center = x.astype(np.float64)
-    nearest = (center + reach).astype(x.dtype)
-    too_far = np.abs(nearest.astype(np.float64) - center) > np.abs(reach)
-    return np.where(too_far, np.nextafter(nearest, x), nearest)
+def toward_zero(values: Floats, dtype: Any) -> Array:
+    """Return float64 values rounded to dtype toward zero; infinity stays."""
+    nearest = values.astype(dtype)
+    too_large = np.abs(nearest.astype(np.float64)) > np.abs(values)
+    return np.where(too_large, np.nextafter(nearest, dtype(0)), nearest)
+
+
+def sum_down(a: Array, b: Array) -> Array:
+    """Return a + b rounded down, for finite a and b >= 0, by the exact error of the sum (Knuth); infinite beyond the range."""
+    total = a + b
+    rest = total - a
+    error = (a - (total - rest)) + (b - rest)
+    return np.where(error < 0, np.nextafter(total, a.dtype.type(-np.inf)), total)
 
 
 def clamp(values: Array, low: Array, high: Array) -> Array:
@@ -34,19 +40,27 @@ def clamp(values: Array, low: Array, high: Array) -> Array:
     return np.where(raised < high, raised, high)
 
 
+def clamp_to_box(values: Array, low: float, high: float) -> Array:
+    """Return the values inside the box; without one, inside the finite values."""
+    dtype = values.dtype.type
+    largest = np.finfo(dtype).max
+    return clamp(values, clamp(dtype(low), -largest, largest), clamp(dtype(high), -largest, largest))
+
+
 def linf_step(
     adv: Array, x: Array, gradient: Array, step_size: float, eps: float, low: float, high: float, out: Array
 ) -> None:
     """out = adv moved by step_size along the sign of the gradient, back into the ball of radius eps around x and the box."""
     dtype = x.dtype.type
     with np.errstate(all="ignore"):
-        sign = (gradient > 0).astype(np.float64) - (gradient < 0).astype(np.float64)
-        moved = (adv.astype(np.float64) + step_size * sign).astype(dtype)
+        size, zero = dtype(step_size), dtype(0)
+        moved = adv + (np.where(gradient > 0, size, zero) - np.where(gradient < 0, size, zero))
         moved = np.where(np.isnan(moved), x, moved)
-        change = moved.astype(np.float64) - x.astype(np.float64)
-        bound = nearest_inside(x, np.copysign(min(eps, LARGEST), change))
-        inside = clamp(moved, np.where(bound < x, bound, x), np.where(bound < x, x, bound))
-        out[...] = clamp(inside, dtype(low), dtype(high))
+        mirrored = moved < x  # then all signs are turned, so that the ball ends at x + eps
+        center, target = np.where(mirrored, -x, x), np.where(mirrored, -moved, moved)
+        limit = sum_down(center, toward_zero(np.float64(eps), dtype))
+        inside = np.where(target < limit, target, limit)
+        out[...] = clamp_to_box(np.where(mirrored, -inside, inside), low, high)
 
 
 def radius(eps: float, columns: int) -> float:
@@ -67,5 +81,7 @@ def l2_step(
         change = (wide + move) - center
         change = np.where(np.isfinite(change), change, 0.0)
         scales = factors(row_norms([change]), radius(eps, shape[1]))
-        moved = nearest_inside(x.reshape(shape), scales[:, None] * change)
-        out[...] = clamp(moved, dtype(low), dtype(high)).reshape(x.shape)
+        reach, start = toward_zero(scales[:, None] * change, dtype), x.reshape(shape)
+        mirrored = np.signbit(reach)
+        moved = sum_down(np.where(mirrored, -start, start), np.abs(reach))
+        out[...] = clamp_to_box(np.where(mirrored, -moved, moved), low, high).reshape(x.shape)

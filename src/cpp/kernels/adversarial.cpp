@@ -26,8 +26,8 @@ template <class T>
 void linf_values(const AdversarialStep& step, std::size_t first, std::size_t last) {
   const T *adv = static_cast<const T*>(step.adv), *x = static_cast<const T*>(step.x),
           *gradient = static_cast<const T*>(step.gradient);
-  const double step_size = step.step_size, eps = step.eps < largest_finite ? step.eps : largest_finite;
-  const T low = static_cast<T>(step.low), high = static_cast<T>(step.high);
+  const T step_size = static_cast<T>(step.step_size), eps = toward_zero<T>(step.eps);
+  const T low = bound_of<T>(step.low), high = bound_of<T>(step.high);
   store(static_cast<T*>(step.out), first, last,
         [=](std::size_t i) { return linf_value(adv[i], x[i], gradient[i], step_size, eps, low, high); });
 }
@@ -36,7 +36,7 @@ template <class T>
 void l2_rows(const AdversarialStep& step, std::size_t first, std::size_t last) {
   const std::size_t columns = step.columns;
   const double step_size = step.step_size, radius = inner_radius(step.eps, columns);
-  const T low = static_cast<T>(step.low), high = static_cast<T>(step.high);
+  const T low = bound_of<T>(step.low), high = bound_of<T>(step.high);
   for (std::size_t row = first; row < last; ++row) {
     const T *adv = static_cast<const T*>(step.adv) + row * columns, *x = static_cast<const T*>(step.x) + row * columns,
             *gradient = static_cast<const T*>(step.gradient) + row * columns;

@@ -32,27 +32,35 @@ AISEC_HD To bits_as(From value) {
 AISEC_HD double without_sign(double value) {
   return bits_as<double>(bits_as<std::int64_t>(value) & std::int64_t{0x7fffffffffffffff});
 }
-AISEC_HD double with_sign_of(double value, double magnitude) {
-  constexpr std::int64_t sign_bit = std::int64_t{1} << 63;
-  return bits_as<double>(bits_as<std::int64_t>(magnitude) | (bits_as<std::int64_t>(value) & sign_bit));
-}
 AISEC_HD bool is_finite(double value) { return without_sign(value) <= largest_finite; }
 
-// x + reach rounded to T, moved one value toward x where it is then farther from x than most = |reach|, which is
-// finite. By bits and without a branch, so that loops vectorise: seen from x, a value on the same side of zero as its
-// direction is moved toward zero, another away from zero. A zero that must move has x's sign, so it counts as the other
-// side.
 template <class T>
-AISEC_HD T nearest_inside(T x, double reach, double most) {
+constexpr T largest_of = static_cast<T>(sizeof(T) == 4 ? 0x1.fffffep+127 : largest_finite);
+
+// value rounded to T toward zero; infinity stays.
+template <class T>
+AISEC_HD T toward_zero(double value) {
+  using Word = typename Bits<T>::Word;
+  const T nearest = static_cast<T>(value);
+  const bool too_large = without_sign(widen(nearest)) > without_sign(value);
+  return bits_as<T>(bits_as<Word>(nearest) - (too_large ? Word{1} : Word{0}));
+}
+
+// a + b rounded down, for finite a and b >= 0: the sum's error, exact (Knuth's two-sum), tells whether it was rounded
+// up. A sum beyond the largest value stays infinite.
+template <class T>
+AISEC_HD T sum_down(T a, T b) {
   using Word = typename Bits<T>::Word;
   using Unsigned = typename Bits<T>::Unsigned;
-  constexpr int top = 8 * sizeof(Word) - 1;
-  const T nearest = static_cast<T>(widen(x) + reach);
-  const bool too_far = without_sign(widen(nearest) - widen(x)) > most;
-  const Word bits = bits_as<Word>(nearest), direction = nearest < x ? Word{1} << top : Word{0};
-  const Word toward_zero = ((bits ^ direction) >> top) | Word{1};  // 1, or -1 for away from zero
-  const Word moved = static_cast<Word>(static_cast<Unsigned>(bits) - static_cast<Unsigned>(toward_zero));
-  return bits_as<T>(too_far ? moved : bits);
+  const T sum = a + b, rest = sum - a, error = (a - (sum - rest)) + (b - rest);
+  const Word bits = bits_as<Word>(sum), down = (bits >> (8 * sizeof(Word) - 1)) | Word{1};  // 1, or -1 below zero
+  const Word moved = static_cast<Word>(static_cast<Unsigned>(bits) - static_cast<Unsigned>(down));
+  return bits_as<T>(error < T{0} ? moved : bits);
+}
+
+template <class T>
+AISEC_HD T flip_sign(T value, typename Bits<T>::Word sign) {
+  return bits_as<T>(bits_as<typename Bits<T>::Word>(value) ^ sign);
 }
 
 // The order of the comparisons says which zero wins.
@@ -62,14 +70,21 @@ AISEC_HD T clamp(T value, T low, T high) {
   return raised < high ? raised : high;
 }
 
-// eps is finite.
+// The box, and every finite value if there is none.
 template <class T>
-AISEC_HD T linf_value(T adv, T x, T gradient, double step_size, double eps, T low, T high) {
-  const T sign = (gradient > T{0} ? T{1} : T{0}) - (gradient < T{0} ? T{1} : T{0});
-  const T stepped = static_cast<T>(widen(adv) + step_size * widen(sign)), moved = stepped == stepped ? stepped : x;
-  const T bound = nearest_inside(x, with_sign_of(widen(moved) - widen(x), eps), eps);
-  const T inside = clamp(moved, bound < x ? bound : x, bound < x ? x : bound);
-  return clamp(inside, low, high);
+AISEC_HD T bound_of(double bound) {
+  return clamp(static_cast<T>(bound), -largest_of<T>, largest_of<T>);
+}
+
+// Mirrored, so that the value moves up from x: then the ball ends at x + eps, rounded down.
+template <class T>
+AISEC_HD T linf_value(T adv, T x, T gradient, T step_size, T eps, T low, T high) {
+  using Word = typename Bits<T>::Word;
+  const T move = (gradient > T{0} ? step_size : T{0}) - (gradient < T{0} ? step_size : T{0});
+  const T stepped = adv + move, moved = stepped == stepped ? stepped : x;
+  const Word sign = moved < x ? Word{1} << (8 * sizeof(Word) - 1) : Word{0};
+  const T limit = sum_down(flip_sign(x, sign), eps), target = flip_sign(moved, sign);
+  return clamp(flip_sign(target < limit ? target : limit, sign), low, high);
 }
 
 // What the steepest direction is scaled by: step_size / norm, or 0 if that is not finite.
@@ -102,8 +117,10 @@ AISEC_HD double inner_radius(double eps, std::uint64_t columns) {
 
 template <class T>
 AISEC_HD T l2_value(T x, double change, double factor, T low, T high) {
-  const double reach = factor * change;
-  return clamp(nearest_inside(x, reach, without_sign(reach)), low, high);
+  using Word = typename Bits<T>::Word;
+  const T reach = toward_zero<T>(factor * change);
+  const Word sign = bits_as<Word>(reach) & (Word{1} << (8 * sizeof(Word) - 1));
+  return clamp(flip_sign(sum_down(flip_sign(x, sign), flip_sign(reach, sign)), sign), low, high);
 }
 
 }  // namespace
