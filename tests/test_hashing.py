@@ -437,8 +437,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def elsewhere(value: Any, name: str) -> _arrays.Array:
         found = describe(value, name)
-        fields = {field: getattr(found, field) for field in found.__slots__}
-        return _arrays.Array(**{**fields, "device": "cuda:0"})
+                return found._replace(device="cuda:0")
 
     with monkeypatch.context() as patch:
         patch.setattr(_arrays, "describe", elsewhere)

@@ -222,8 +222,12 @@ def test_an_interrupt_stops_at_the_next_block(
     results = _files._Run.results
     monkeypatch.setattr(_files._Run, "results", lambda run: (runs.append(run), results(run))[1])
     record, first = Recorder(monkeypatch), threading.Lock()
+    started, seen = threading.Barrier(max_threads), set()
 
     def interrupt() -> None:
+        if threading.get_ident() not in seen:  # not before every worker is at work: none is being started then
+            seen.add(threading.get_ident())
+            started.wait(10)
         if len(record.blocks) >= 5 and first.acquire(blocking=False):
             os.kill(os.getpid(), signal.SIGINT)
         if len(record.blocks) >= 5 and max_threads > 1:

@@ -62,7 +62,7 @@ def comparison(console: Console, before: dict[str, Any], after: dict[str, Any], 
         shown.add_column(heading, no_wrap=True)
     for heading in ("before", "after", "ratio"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("")
+    shown.add_column("", min_width=6, no_wrap=True)
     colours = {"slower": "red", "faster": "green", "": "dim"}
     for row in sorted(rows, key=lambda row: row["ratio"], reverse=True):
         shown.add_row(
