@@ -20,11 +20,14 @@ def newest() -> Path:
 
 def table(document: dict[str, Any], name: str) -> str:
     """Every operation at its largest size, on all threads it was measured with: one line for each contender."""
-    machine, versions = document["machine"], document["versions"]
+    machine, torch = document["machine"], document["versions"].get("torch", "absent")
+    intro = (
+        f"`{document['command']}` on {document['date'][:10]}, {machine['model']}, {machine['cores']} cores, no GPU, torch {torch} "
+        f"([results](benchmarks/results/{name})). ns for each value (hashing: byte), beside the floor: the time that moving the "
+        "same memory alone takes."
+    )
     lines = [
-        f"`{document['command']}` on {document['date'][:10]}, {machine['model']}, {machine['cores']} cores, no GPU, torch "
-        f"{versions.get('torch', 'absent')} ([results](benchmarks/results/{name})). ns for each value (hashing: byte), beside the "
-        "floor: the time that moving the same memory alone takes.",
+        intro,
         "",
         "| kernel | size | threads | by | ns | floor | % of floor | |",
         "|---|---|---|---|---|---|---|---|",

@@ -437,7 +437,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def elsewhere(value: Any, name: str) -> _arrays.Array:
         found = describe(value, name)
-                return found._replace(device="cuda:0")
+        return found._replace(device="cuda:0")
 
     with monkeypatch.context() as patch:
         patch.setattr(_arrays, "describe", elsewhere)
