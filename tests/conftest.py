@@ -25,8 +25,8 @@ class Kernels(NamedTuple):
     name: str
     noise: ModuleType
     clipping: ModuleType
-    hashing: ModuleType
     adversarial: ModuleType
+    hashing: ModuleType
 
 
 NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]

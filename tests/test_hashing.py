@@ -441,7 +441,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     with monkeypatch.context() as patch:
         patch.setattr(_arrays, "describe", elsewhere)
-        patch.setattr(_hash_array, "choose", lambda _: Backend("cuda", *kernels[1:]))
+        patch.setattr(_hash_array, "choose", lambda _: Backend(**{**kernels._asdict(), "name": "cuda"}))
         yield
 
 
