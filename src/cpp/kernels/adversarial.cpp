@@ -18,8 +18,9 @@ AISEC_HD void store(T* out, std::size_t first, std::size_t last, const Value& va
     for (std::size_t j = 0; j < buffered; ++j) buffer[j] = value(first + j);
     memcpy(out + first, buffer, sizeof buffer);
   }
-  for (std::size_t j = 0; first + j < last; ++j) buffer[j] = value(first + j);
-  memcpy(out + first, buffer, (last - first) * sizeof(T));
+  const std::size_t left = last - first;
+  for (std::size_t j = 0; j < left; ++j) buffer[j] = value(first + j);
+  for (std::size_t j = 0; j < left; ++j) out[first + j] = buffer[j];
 }
 
 template <class T>
