@@ -42,7 +42,8 @@ def _prepare_step(norm: str, shape: tuple[int, int]) -> tuple[list[Contender], l
     def call(values: Any) -> Callable[[], Any]:
         adv = values.clone() if hasattr(values, "clone") else values.copy()
         slope = _like(gradient, values)
-        return lambda: adversarial.pgd_step(adv, values, slope, eps=_EPS, step_size=_STEP, norm=norm, out=adv)
+        settings: dict[str, Any] = {"eps": _EPS, "step_size": _STEP, "norm": norm, "check": False}
+        return lambda: adversarial.pgd_step(adv, values, slope, **settings, out=adv)
 
     few = x[:_CHECKED_ROWS]
     expected = np.empty_like(few)
