@@ -109,3 +109,18 @@ def test_extents_of_reversed_arrays() -> None:
     whole, reversed_rows = _arrays.describe(x, "x"), _arrays.describe(x[::-1], "x")
     assert reversed_rows.extent() == whole.extent()
     assert _arrays.describe(x[:0], "x").extent()[0] == _arrays.describe(x[:0], "x").extent()[1]
+
+
+def test_a_tensor_whose_memory_was_freed_is_refused() -> None:
+    """As FSDP leaves parameters that live elsewhere: reading them is a crash, or whatever lies there."""
+    from aisec_fast import clipping, hashing
+
+    x = torch.ones(4, 100)
+    x.untyped_storage().resize_(0)
+    for call in (
+        lambda: noise.add_gaussian(x, 1.0),
+        lambda: clipping.per_sample_norms(x),
+        lambda: hashing.hash_array(x),
+    ):
+        with pytest.raises(ValueError, match="has no memory"):
+            call()

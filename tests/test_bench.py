@@ -191,6 +191,47 @@ def test_compare_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["bench", "--compare", str(first), str(other)]) == 2
 
 
+def a_document(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+    named = {"format": 1, "version": "1", "commit": None, "date": "d", "machine": {"model": "m"}}
+    return {**named, "rows": list(rows), **more}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(a_document({**a_row(10), "ns": "x"})),
+        json.dumps(a_document({**a_row(10), "ns": float("nan")})),
+        json.dumps(a_document({**a_row(10), "ns": 0})),
+        json.dumps(a_document({key: value for key, value in a_row(10).items() if key != "ns"})),
+        json.dumps({**a_document(a_row(10)), "machine": {}}),
+        json.dumps({**a_document(), "rows": 3}),
+        json.dumps(a_document({**a_row(10), "shape": ["8"]})),
+        '{"format": 1, "rows": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+    ],
+)
+def test_compare_refuses_what_is_no_result(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "a.json", tmp_path / "b.json"
+    good.write_text(json.dumps(a_document(a_row(10))))
+    bad.write_text(text)
+    assert main(["bench", "--compare", str(good), str(bad)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_compare_tells_rows_without_a_partner_and_shows_no_control(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "a.json", tmp_path / "b.json"
+    one.write_text(json.dumps(a_document(a_row(10), a_row(10, operation="gone"), commit="\x1b]0;evil\a[/nope]")))
+    two.write_text(json.dumps(a_document(a_row(10), version="[blink]")))
+    assert main(["bench", "--compare", str(one), str(two)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 rows of the first file and 0 of the second" in " ".join(shown.split())
+    assert "\x1b" not in shown
+    assert "[blink]" in shown
+    assert "[/nope]" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -214,13 +214,26 @@ def test_a_missing_extra_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_that_is_no_missing_extra_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")
+def test_a_fault_of_ours_keeps_its_traceback_and_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error in (ModuleNotFoundError("No module named 'nonsense'", name="nonsense"), RuntimeError("nonsense")):
+        monkeypatch.setattr("aisec_fast.info", lambda error=error: (_ for _ in ()).throw(error))
+        assert main(["info"]) == 2
+        message = capsys.readouterr().err
+        assert "Traceback" in message
+        assert "nonsense" in message
 
-    monkeypatch.setattr("aisec_fast.info", fail)
-    with pytest.raises(ModuleNotFoundError):
-        main(["info"])
+
+def test_complaints_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hash", "--x\x1b[31mEVIL\x1b]0;t\a", "file"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_verdict(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, stream, None)
+    assert main(["info"] if stream == "stdout" else ["verify", "missing", "--manifest", "missing"]) == 2
 
 
 def test_an_accountant_that_is_missing_is_named(

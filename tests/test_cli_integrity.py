@@ -194,6 +194,8 @@ def test_from_manifest_to_verdict(model: Path, capsys: pytest.CaptureFixture[str
         "files": 6,
         "algorithm": "sha256",
         "root_digest": manifest.root_digest.hex(),
+        "ignored": [],
+        "allow_symlinks": False,
         "manifest": "manifest.json",
     }
 
@@ -302,3 +304,42 @@ def test_a_bar_on_a_terminal_only(
     monkeypatch.setitem(sys.modules, "rich", None)
     with _hashing.progress_bar() as progress:
         assert progress is None
+
+
+def test_a_verdict_says_what_its_manifest_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").touch()
+    Manifest.from_directory("model", ignore=["weights"], allow_symlinks=True).save("manifest.json")
+    assert main(["verify", "model", "--manifest", "manifest.json"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "OK       model is what its manifest says (0 files, sha256)",
+        "  ignored  weights",
+        "  links    to files are followed, also out of the folder",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "loop", "--manifest", "manifest.json"],
+        ["manifest", "loop"],
+        ["verify", "model", "--manifest", ""],
+        ["verify", "", "--manifest", "manifest.json"],
+        ["manifest", ""],
+        ["hash", ""],
+    ],
+)
+def test_a_loop_of_links_and_an_empty_name_are_no_verdict(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "model").mkdir()
+    Manifest.from_directory("model").save("manifest.json")
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message
+    assert "Traceback" not in message

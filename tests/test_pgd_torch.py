@@ -573,3 +573,43 @@ def few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_a_module_that_works_in_place_changes_nothing(early_stop: bool) -> None:
+    """It is given a copy: ball and box hold, and it is attacked as well as the same module written out of place."""
+
+    class InPlace(nn.Module):
+        def __init__(self, linear: nn.Linear, in_place: bool) -> None:
+            super().__init__()
+            self.linear, self.in_place = linear, in_place
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.in_place:
+                return self.linear(nn.functional.relu(x))
+            x.data.abs_()  # nothing for samples in [0, 1], yet a write
+            return self.linear(nn.functional.relu_(x))
+
+    linear = nn.Linear(50, 3)
+    x = torch.rand(200, 50)
+    y = linear(x).argmax(1)
+    settings = {"eps": 0.03, "seed": 0, "early_stop": early_stop}
+    found = [adversarial.pgd(InPlace(linear, in_place), x, y, **settings) for in_place in (True, False)]
+    assert (found[0].double() - x.double()).abs().max() <= 0.03
+    assert torch.equal(found[0], found[1])
+    assert (linear(found[0]).argmax(1) != y).any()
+
+
+def test_modes_come_back_whatever_the_forward_pass_sets() -> None:
+    class Restless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.drop = nn.Linear(4, 3), nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.drop.train()
+            return self.linear(x)
+
+    model = Restless().eval()
+    adversarial.pgd(model, torch.rand(5, 4), torch.zeros(5, dtype=torch.int64), eps=0.1, steps=2)
+    assert not model.drop.training

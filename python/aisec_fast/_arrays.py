@@ -118,6 +118,8 @@ def _describe_torch(value: Any, name: str, torch: Any) -> Array:
         raise ValueError(f"{name} requires grad; pass {name}.detach()")
     if value.is_neg() or value.is_conj():
         raise ValueError(f"{name} is a lazily negated or conjugated tensor; pass {name}.resolve_neg()")
+    if value.numel() > 0 and value.untyped_storage().nbytes() == 0:  # what FSDP does to parameters that are elsewhere
+        raise ValueError(f"{name} has no memory: its storage was freed")
     return Array(
         value=value,
         name=name,

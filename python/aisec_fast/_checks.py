@@ -10,7 +10,10 @@ def real(value: object, name: str) -> float:
     """A finite real number as a float; TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a real number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond float64
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}, expected a finite number")
     return number

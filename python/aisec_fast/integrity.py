@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -75,8 +76,9 @@ class Manifest:
         """Check everything, and keep copies that the caller does not hold."""
         _check_algorithm(self.algorithm, "algorithm")
         ignored = _checked_ignore(self.ignore, "ignore")
+        left_out = frozenset(ignored)
         for index, (name, digest) in enumerate(self.digests.items()):
-            _check_name(name, ignored, f"name {index}")
+            _check_name(name, left_out, f"name {index}")
             _check_bytes(digest, DIGEST_SIZES[self.algorithm], f"digest of {name!r}")
         _check_text(self.name, "name")
         object.__setattr__(self, "ignore", ignored)
@@ -203,8 +205,9 @@ class Manifest:
             ValueError: ``ignore`` would hide a listed file.
         """
         ignored = _files.ignored_names(ignore)
+        left_out = frozenset(ignored)
         for name in self.digests:
-            if _is_ignored(name, ignored):
+            if _is_ignored(name, left_out):
                 raise ValueError(f"ignore covers {name!r}, which the manifest lists, expected paths outside of it")
         found = _files.scan(path, ignore=(*self.ignore, *ignored), allow_symlinks=self.allow_symlinks)
         present = {entry.name: entry for entry in found}
@@ -251,7 +254,7 @@ def _check_text(value: object, field: str) -> str:
     return value
 
 
-def _check_name(value: object, ignored: Sequence[str], field: str) -> str:
+def _check_name(value: object, ignored: Collection[str], field: str) -> str:
     name = _check_text(value, field)
     # Also absolute ("" comes first), and what another reader might take for another file.
     if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
@@ -266,8 +269,10 @@ def _check_bytes(value: object, size: int, field: str) -> None:
         _bad(field, value, f"{size} bytes")
 
 
-def _is_ignored(name: str, ignored: Sequence[str]) -> bool:
-    return any(name == path or name.startswith(f"{path}/") for path in ignored)
+def _is_ignored(name: str, ignored: Collection[str]) -> bool:
+    """Whether a name or a folder above it is ignored; ``ignored`` should be a set."""
+    parts = name.split("/")
+    return any("/".join(parts[:count]) in ignored for count in range(1, len(parts) + 1))
 
 
 def _checked_ignore(value: object, field: str) -> tuple[str, ...]:
@@ -305,8 +310,7 @@ def _json(data: bytes) -> object:
     def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         # Readers differ in which of two equal keys they take; so may what was signed and what is checked.
         if len(found := dict(pairs)) < len(pairs):
-            keys = [key for key, _ in pairs]
-            double = next(key for key in keys if keys.count(key) > 1)
+            double = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
             raise ManifestError(f"key {double!r} stands twice in one object, expected once")
         return found
 
@@ -348,10 +352,11 @@ def _resources(value: object, algorithm: str, ignored: Sequence[str]) -> dict[st
     if not isinstance(value, list):
         _bad("predicate.resources", value, "a list")
     digests: dict[str, bytes] = {}
+    left_out = frozenset(ignored)
     for index, item in enumerate(value):
         field = f"predicate.resources[{index}]"
         resource = _object(item, field)
-        name = _check_name(_get(resource, "name", f"{field}."), ignored, f"{field}.name")
+        name = _check_name(_get(resource, "name", f"{field}."), left_out, f"{field}.name")
         if name in digests:
             _bad(f"{field}.name", name, "a name that does not come twice")
         _constant(resource, "algorithm", algorithm, f"{field}.")

@@ -44,23 +44,22 @@ class TorchModel:
         ``training`` is set and restored as a plain flag: ``train()`` may be overridden to do more (merge weights, skip
         frozen parts), which could not be undone.
         """
-        switched: list[nn.Module] = []
+        before: list[tuple[nn.Module, bool]] = []
         # Half precision turns small gradients into zeros, which would pass for robustness.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self._device.type, enabled=False):
             try:
                 for module in self._module.modules():
-                    if module.training:
-                        switched.append(module)
-                        module.training = False
+                    before.append((module, module.training))
+                    module.training = False
                 yield
             finally:
-                for module in switched:
-                    module.training = True
+                for module, training in before:
+                    module.training = training
 
     def slope(self, adv: Tensor, y: Tensor, *, with_logits: bool) -> Slope:  # noqa: ARG002 - logits are at hand
         """See :class:`Attackable`."""
         leaf = adv.detach().requires_grad_(True)
-        logits = self._logits(leaf)
+        logits = self._logits(leaf.clone())  # a module may work in place; what it is given is its own
         if not logits.requires_grad:
             raise ValueError(
                 "model gave logits without a gradient (detached, or made under no_grad), expected them to be "

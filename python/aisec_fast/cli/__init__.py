@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .._errors import AisecFastError
 from . import bench, demo, epsilon, hash, info, manifest, verify
@@ -39,12 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _stop("interrupted; no result was written", _INTERRUPTED)
     except ModuleNotFoundError as error:
-        if (missing := missing_package(error)) is None:
-            raise
-        return _stop(missing, _COULD_NOT)
+        return _stop(missing_package(error) or traceback.format_exc(), _COULD_NOT)
     except (CommandError, AisecFastError, OSError) as error:
         return _stop(str(error), _COULD_NOT)
+    except Exception:  # noqa: BLE001 - a fault of ours; Python's own exit code for it, 1, would say "differs"
+        return _stop(f"{traceback.format_exc()}this is a fault of aisec-fast", _COULD_NOT)
     return _FINE if code is None else code
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints cannot steer a terminal: they repeat what was typed, file names among it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and stop."""
+        super().error(printable(message))
 
 
 def _stop(message: str, code: int) -> int:
@@ -53,7 +63,7 @@ def _stop(message: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="aisec-fast",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,7 @@ def progress_bar() -> Iterator[Progress | None]:
 
 def inside(file: str, folder: str) -> str | None:
     """The name of a file relative to a folder that it lies in, however both were written; None if it lies elsewhere."""
-    root, place = Path(folder).resolve(), Path(file)
-    place = place.parent.resolve() / place.name
+    # realpath: Path.resolve raises RuntimeError for a loop of links, which is told as an OSError when it is opened
+    root, place = Path(os.path.realpath(folder)), Path(file)
+    place = Path(os.path.realpath(place.parent)) / place.name
     return place.relative_to(root).as_posix() if place != root and place.is_relative_to(root) else None

@@ -25,6 +25,10 @@ _PACKAGES = {
 def say(text: str, *, error: bool = False) -> None:
     """Print one message. What the stream cannot encode is escaped."""
     stream = sys.stderr if error else sys.stdout
+    if stream is None:  # closed by whoever started us; without a place for its result a command has failed
+        if error:
+            return
+        raise CommandError("standard output is closed")
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()

@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, give the verdict, and say it with the exit code as well."""
     check_json(arguments.json)
+    if not arguments.manifest:
+        raise CommandError("--manifest is '', expected the path of a file")
     manifest = Manifest.load(arguments.manifest)
     ignore = list(arguments.ignore)
     # A manifest cannot list itself. Where it does list such a name, that is another file, to be checked.
@@ -53,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             "files": len(manifest.digests),
             "algorithm": manifest.algorithm,
             "root_digest": manifest.root_digest.hex(),
+            "ignored": list(manifest.ignore),
+            "allow_symlinks": manifest.allow_symlinks,
             "manifest": arguments.manifest,
         }
         write_json(result, arguments.json)
@@ -63,9 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _text(found: Verification, manifest: Manifest, arguments: argparse.Namespace) -> str:
     folder, listed = printable_name(arguments.folder), f"{len(manifest.digests):,} files, {manifest.algorithm}"
+    # What the manifest leaves out or lets through, the reader of the verdict must know: it is the maker's word.
+    limits = [f"  ignored  {printable_name(name)}" for name in manifest.ignore]
+    limits += ["  links    to files are followed, also out of the folder"] if manifest.allow_symlinks else []
     if found:
-        return f"OK       {folder} is what its manifest says ({listed})"
+        return "\n".join([f"OK       {folder} is what its manifest says ({listed})", *limits])
     lines = [f"DIFFERS  {folder} is not what its manifest says ({listed})"]
     for what in ("changed", "removed", "added"):
         lines += [f"  {what:<7}  {printable_name(name)}" for name in getattr(found, what)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *limits])

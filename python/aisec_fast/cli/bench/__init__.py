@@ -160,6 +160,9 @@ def _compare(console: Console, arguments: argparse.Namespace) -> int:
     if not rows:
         raise CommandError("the two files have no row in common")
     _show.comparison(console, before, after, rows)
+    gone, new = _results.unmatched(before, after)
+    if gone or new:
+        console.print(f"[yellow]not compared: {gone} rows of the first file and {new} of the second have no partner[/]")
     if arguments.json:
         write_json({"before": arguments.compare[0], "after": arguments.compare[1], "rows": rows}, arguments.json)
     return _DIFFERS if any(row["verdict"] == "slower" for row in rows) else _FINE

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -62,13 +63,34 @@ def load(path: Path) -> dict[str, Any]:
     """A document from a file; CommandError if it is none, or of another format."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of the encoding, and numbers beyond what Python reads
         raise CommandError(f"{path} is no JSON: {error}") from None
     if not isinstance(found, dict) or "rows" not in found or "format" not in found:
         raise CommandError(f"{path} holds no benchmark results: expected the file that aisec-fast bench --json writes")
     if found["format"] != FORMAT:
         raise CommandError(f"{path} has results of format {found['format']}, expected {FORMAT}: measure again")
+    try:
+        for row in found["rows"]:
+            _check(row)
+        for what in ("version", "commit", "date"):
+            found[what] = str(found[what])
+        str(found["machine"]["model"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise CommandError(
+            f"{path} holds benchmark results that were not written by aisec-fast bench: {error!r}"
+        ) from None
     return found
+
+
+def _check(row: dict[str, Any]) -> None:
+    """Raise unless ``compare`` can read the row: a time that is no time must not pass for a fast one."""
+    for time in (row["ns"], *row["quartiles"]):
+        if isinstance(time, bool) or not isinstance(time, (int, float)) or not 0 < time < math.inf:
+            raise ValueError(f"a time is {time!r}")
+    if len(row["quartiles"]) != 2 or not isinstance(row["busy"], bool):
+        raise ValueError("quartiles or busy")
+    hash(_key(row))
+    [f"{extent:d}" for extent in (*row["shape"], row["threads"])]
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
@@ -99,6 +121,12 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any
             }
         )
     return found
+
+
+def unmatched(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, int]:
+    """How many rows of each document have no partner in the other."""
+    old, new = ({_key(row) for row in document["rows"]} for document in (before, after))
+    return len(old - new), len(new - old)
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

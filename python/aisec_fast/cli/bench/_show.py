@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rich import box
+from rich import box, markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from .._output import printable
+
+
+def escape(text: object) -> str:
+    """Text of a file, which may be anybody's, as rich shows it letter for letter."""
+    return markup.escape(printable(str(text)))
 
 
 def table(console: Console, document: dict[str, Any]) -> None:
@@ -54,7 +60,7 @@ def table(console: Console, document: dict[str, Any]) -> None:
 def comparison(console: Console, before: dict[str, Any], after: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """Rows of two documents, the largest change first."""
     for what in ("version", "commit", "date"):
-        console.print(f"[dim]{what:<8} {before[what]} -> {after[what]}[/]")
+        console.print(f"[dim]{what:<8} {escape(before[what])} -> {escape(after[what])}[/]")
     if before["machine"]["model"] != after["machine"]["model"]:
         console.print("[yellow]measured on different machines: only ratios within one file can be trusted[/]")
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -66,7 +72,7 @@ def comparison(console: Console, before: dict[str, Any], after: dict[str, Any], 
     colours = {"slower": "red", "faster": "green", "": "dim"}
     for row in sorted(rows, key=lambda row: row["ratio"], reverse=True):
         shown.add_row(
-            row["operation"],
+            escape(row["operation"]),
             shape_of(row),
             str(row["threads"]),
             escape(label(row)),
