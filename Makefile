@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-CPP := $(shell find src tests -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find src tests benchmarks -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 # `make CUDA=OFF test` leaves the CUDA module out; for releases CUDA_ARCHITECTURES='75-real;80-real;90-real;100-real;120'.
 CUDA ?= AUTO
 CUDA_ARCHITECTURES ?= 80
@@ -14,12 +14,12 @@ DEFINES := -C cmake.define.AISEC_WERROR=ON -C cmake.define.AISEC_CUDA=$(CUDA) \
            -C "cmake.define.AISEC_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)"
 
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-without-jit asan tsan tidy bench bench-guard format clean
+.PHONY: help demo test lint unit unit-without-jit asan tsan tidy bench bench-pytest bench-guard format clean
 
 help:
-	@echo 'make demo    train a real model privately on our kernels and see what it costs (half a minute after the build)'
+	@echo 'make demo    train a real model privately, attack it, seal it, see what it costs (a minute after the build)'
 	@echo 'make test    everything that CI runs: lint, types, build, all tests, coverage'
-	@echo 'make bench   kernels beside their memory floor         make format  format Python and C++'
+	@echo 'make bench   kernels beside peers and floor, as a page  make format  format Python and C++'
 	@echo 'make bench-guard    no kernel may need more instructions than is committed (valgrind)'
 	@echo 'make asan    all tests under AddressSanitizer + UBSan  make tsan    the threaded tests under ThreadSanitizer'
 	@echo 'make tidy    clang-tidy                                make clean   remove .venv and build'
@@ -93,6 +93,11 @@ tidy: $(READY)
 	@$(BIN)/clang-tidy -p $$(dirname $$(find build -name compile_commands.json | head -1)) --quiet $$(find src/cpp -name '*.cpp')
 
 bench: $(READY)
+	@$(BIN)/aisec-fast bench --json benchmarks.json --html benchmarks.html $(BENCH)
+	@echo '-- wrote benchmarks.html and benchmarks.json'
+
+# The same cases under pytest-benchmark, for its storage, comparison and histograms.
+bench-pytest: $(READY)
 	@$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-only --benchmark-columns=median,iqr,rounds -q
 
 # Instruction counts of the hot kernels against committed numbers; UPDATE=1 writes those of this build.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,3 +129,27 @@ def test_papers_name_files_that_exist() -> None:
         text = (ROOT / paper).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / paper).parent / target).exists(), f"{paper} links to {target}"
+
+
+def load_script(path: str) -> Any:
+    """A script of ours that is in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_has_the_table_of_the_newest_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert load_script("benchmarks/table.py").readme(text) == text, "run: python benchmarks/table.py"
+
+
+def test_the_guard_tells_what_became_slower() -> None:
+    slower = load_script("benchmarks/guard/guard.py").slower
+    committed = {"avx2 a": 1000, "avx2 b": 1000}
+    assert slower({"avx2 a": 1050, "avx2 b": 10}, committed) == []
+    assert len(slower({"avx2 a": 1051, "avx2 b": 1000}, committed)) == 1
+    assert len(slower({"avx2 a": 1000, "avx2 b": 1000, "avx2 c": 1}, committed)) == 1
+    assert len(slower({"avx2 a": 1000}, committed)) == 1

@@ -20,7 +20,7 @@ using namespace aisec_fast;
 
 namespace {
 
-constexpr std::size_t samples = 16384, rows = 16, columns = 5000;
+constexpr std::size_t samples = 16384, rows = 16, columns = 5000, chunks = 64;
 
 // The same numbers on every machine, about as spread as a standard normal.
 template <class T>
@@ -45,6 +45,10 @@ struct Inputs {
   std::vector<double> norms = std::vector<double>(rows);
   std::vector<std::int64_t> lattice = std::vector<std::int64_t>(columns);
   NoiseCall noise{{1, 2, 3, 4, 5, 6, 7, 8}, 1048576.0, 0x1p-20};
+  std::vector<unsigned char> bytes = std::vector<unsigned char>(chunks * 1024, 7);
+  std::vector<std::uint32_t> hashes = std::vector<std::uint32_t>(chunks * 8);
+  std::vector<float> adv = x, gradient = values<float>(rows * columns);
+  AdversarialStep step{adv.data(), x.data(), gradient.data(), out.data(), columns, 0.01, 0.03, -10.0, 10.0};
   Batch batch{DType::float32, rows, {{x.data(), static_cast<std::ptrdiff_t>(columns), columns}}};
 };
 
@@ -65,6 +69,18 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
        [&](const Kernels&) {
          lattice_sum(in.batch, 30.0, 0x1p-16, std::int64_t{3932160000000}, {in.lattice.data()}, in.norms.data());
        }},
+      {"blake3_chunks",
+       [&](const Kernels& k) {
+         k.hashing.blake3_chunks(in.bytes.data(), chunks, in.noise.key, 0, 0, in.hashes.data());
+       }},
+      {"blake3_parents",
+       [&](const Kernels& k) {
+         k.hashing.blake3_parents(in.hashes.data(), chunks / 2, in.noise.key, 0, in.hashes.data());
+       }},
+      {"sha256_blocks",  // valgrind's processor has no SHA instructions: the portable text
+       [&](const Kernels& k) { k.hashing.sha256_blocks(in.hashes.data(), in.bytes.data(), in.bytes.size() / 64); }},
+      {"linf_float32", [&](const Kernels& k) { k.adversarial.linf_float32(in.step, 0, rows * columns); }},
+      {"l2_float32", [&](const Kernels& k) { k.adversarial.l2_float32(in.step, 0, rows); }},
   };
 }
 

@@ -1,0 +1,99 @@
+"""The page of `aisec-fast bench`, made from the committed results, without and in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aisec_fast.cli import _output
+from aisec_fast.cli.bench import _page
+from aisec_fast.cli.bench._page import OPERATIONS
+
+from .test_report import Visit, chromium, sections, visit
+
+__all__ = ["chromium"]  # the fixture
+
+pytest.importorskip("plotly", reason="the extra report is not installed")
+pytest.importorskip("jinja2", reason="the extra report is not installed")
+
+RESULTS = max((Path(__file__).parent.parent / "benchmarks" / "results").glob("bench-*.json"))
+DOCUMENT = json.loads(RESULTS.read_text())
+ROWS = DOCUMENT["rows"]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "benchmarks.html"
+    _output.write_text(_page.build(DOCUMENT), str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def desktop(chromium: Any, file: Path) -> Visit:
+    return visit(chromium, file, viewport={"width": 1440, "height": 900}, color_scheme="light")
+
+
+def test_every_kernel_has_its_operations_counted() -> None:
+    assert {row["operation"] for row in ROWS if row["gb_per_s"]} == set(OPERATIONS)
+
+
+def test_sections(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sections(file.read_text()) == ["throughput", "steps", "roofline", "rows", "method"]
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
+    some = [row for row in ROWS if row["operation"] == "linf_step"]
+    on_gpu = [{**row, "backend": "cuda", "instruction_set": None, "device": "cuda"} for row in some[:1]]
+    made = _page.build({**DOCUMENT, "rows": [*some, *on_gpu]})
+    assert sections(made) == ["throughput", "roofline", "gpu", "rows", "method"]
+
+
+def test_what_was_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
+    skipped = [{"case": "blake3 [<i>]", "contender": "all", "reason": "not enough memory at this size"}]
+    made = _page.build({**DOCUMENT, "skipped": skipped, "interrupted": True})
+    assert "blake3 [&lt;i&gt;], all: not enough memory" in made
+    assert "Interrupted" in made
+
+
+def test_nothing_goes_wrong_or_out(desktop: Visit, file: Path) -> None:
+    assert desktop.messages == []
+    assert desktop.requests == [file.as_uri()]
+
+
+def test_every_operation_is_plotted_with_its_floor(desktop: Visit) -> None:
+    drawn = desktop.page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('.plot')].map((p) => [p.dataset.figure, p.data.map((t) => t.name)]))"
+    )
+    for operation, threads in {(row["operation"], row["threads"]) for row in ROWS if row["gb_per_s"]}:
+        names = drawn[f"{operation}-{threads}"]
+        assert names[-1] == "floor"
+        assert "numba" in names
+        assert any(name.startswith("native") for name in names)
+    kind = "[...document.querySelectorAll('.plot')].map((p) => p._fullLayout.xaxis.type)"
+    assert set(desktop.page.evaluate(kind)) == {"log"}
+
+
+def test_the_table_filters_and_sorts(desktop: Visit) -> None:
+    page = desktop.page
+    rows = page.locator("#rows tbody tr:visible")
+    assert rows.count() == len(ROWS)
+    page.locator("#rows select").first.select_option("hashing")
+    assert rows.count() == sum(row["family"] == "hashing" for row in ROWS)
+    heads = [head.strip() for head in page.locator("#rows thead th").all_inner_texts()]
+    column = next(i for i, head in enumerate(heads) if head.startswith("ns / value"))
+    page.locator("#rows thead th button").nth(column).click()
+    shown = [
+        float(re.sub("[^0-9.]", "", text))
+        for text in page.locator(f"#rows tbody tr:visible td:nth-child({column + 1})").all_inner_texts()
+    ]
+    assert shown in (sorted(shown), sorted(shown, reverse=True))
+    assert len(shown) > 10
+
+
+def test_a_phone_scrolls_down_only(chromium: Any, file: Path) -> None:
+    phone = visit(chromium, file, viewport={"width": 360, "height": 740}, color_scheme="dark")
+    assert phone.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert phone.messages == []
