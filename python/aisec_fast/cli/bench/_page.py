@@ -87,7 +87,7 @@ def _throughput(rows: Sequence[Row]) -> Section | None:
     if not figures:
         return None
     intro = (
-        "Values each second against the size of the input, both axes logarithmic, higher is better. The dashed grey line is the "
+        "Values each second against the size of the input, both axes logarithmic, higher is better. The long-dashed line is the "
         "floor. Click a name to hide its line."
     )
     return Section("throughput", "Throughput", "Throughput against size", intro, [Figures(figures)])
