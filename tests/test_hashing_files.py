@@ -80,7 +80,7 @@ class Recorder:
 
 def all_ended() -> bool:
     """Whether no thread of ours goes on. One that an interrupt met while it was being started may take a moment."""
-    ours = [thread for thread in threading.enumerate() if thread.name.startswith("aisec_fast")]
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("aisec_fast_files")]
     for thread in ours:
         thread.join(10)
     return not any(thread.is_alive() for thread in ours)

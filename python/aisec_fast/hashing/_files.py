@@ -338,7 +338,7 @@ class _Run:
         return self.answers
 
     def _spread(self) -> None:
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="aisec_fast") as pool:
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="aisec_fast_files") as pool:
             try:
                 # Each worker sees the caller's context: the backend that is forced there is forced here.
                 pending = {
