@@ -78,13 +78,18 @@ def test_the_checks_can_fail() -> None:
 
 def test_whole_steps_are_checked() -> None:
     steps = [case for case in _cases.all_cases([1024], [1]) if not case.bytes_per_value]
-    assert {case.operation for case in steps} == {"pgd_cnn", "step_cnn", "step_mlp"}
+    assert {case.operation for case in steps} == {
+        *("pgd_cnn", "pgd_mlp", "pgd_resnet"),
+        *("step_cnn", "step_mlp", "step_resnet", "step_transformer"),
+    }
     for case in steps:
+        if case.operation == "pgd_resnet":
+            continue  # as pgd_cnn, and a minute
         contenders, floors = case.prepare()
         assert floors
         ours = next(one for one in contenders if one.backend == "native")
         with ours.active():
-            assert ours.check() in ("1e-5", "99.9 %")
+            assert ours.check() == "1e-4" or "equal" in ours.check()
 
 
 def test_results_name_what_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

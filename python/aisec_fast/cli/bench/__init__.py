@@ -137,7 +137,7 @@ def _measured(
             if memory is not None and case.values * _BYTES_PER_VALUE > memory:
                 yield [], [Skipped(case, "all", "not enough memory at this size")]
             else:
-                yield measure(case, rounds, most_seconds=1.0 if arguments.quick else 5.0, backend=arguments.backend)
+                yield measure(case, rounds, most_seconds=4.0 if arguments.quick else 10.0, backend=arguments.backend)
             progress.advance(bar)
 
 

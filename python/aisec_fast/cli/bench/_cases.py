@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from . import _adversarial, _clipping, _hashing, _noise, _training
+from . import _adversarial, _clipping, _hashing, _noise, _training, _transfer
 from ._measure import Case
 
 
@@ -12,6 +12,7 @@ def all_cases(sizes: Sequence[int], threads: Sequence[int]) -> Iterator[Case]:
     """Every family's cases, in the order of the table."""
     for family in (_noise, _clipping, _hashing, _adversarial):
         yield from family.cases(list(sizes), list(threads))
+    yield from _transfer.cases(list(sizes))
     yield from _training.cases(list(threads))
 
 
