@@ -40,7 +40,7 @@ class Plan:
         self.epochs = 10 if quick else 40
         self.step_rounds = 10 if quick else 40
         self.attack_steps = 10 if quick else 40
-        self.attack_eps = (0.05, 0.1, 0.2) if quick else (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+        self.attack_eps = (0.05, 0.1, 0.2) if quick else (0.01, 0.02, 0.05, 0.08, 0.1, 0.15, 0.2)
         self.kernel_rounds = 5 if quick else 15
 
 
@@ -222,13 +222,23 @@ def seal(console: Console, models: Models, card: dict[str, Any], folder: Path | 
             seals.publish(aside, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    where = f"{folder.name}/" if folder else "the model's folder"
-    yes = "✓" if _draws(console) else "ok"
-    no = "✗" if _draws(console) else "!!"
-    console.print(
-        f"  {where:<22} {f'[green]{yes} verified[/]' if verified else f'[red]{no} differs[/]'}   {len(manifest.digests)} files, SHA-256, OMS v1.0 statement"
+    yes, no = ("✓", "✗") if _draws(console) else ("ok", "!!")
+    verdict = f"[green]{yes} verified[/]" if verified else f"[red]{no} differs[/]"
+    rows = (
+        (
+            f"{folder.name}/" if folder else "the model's folder",
+            verdict,
+            f"{len(manifest.digests)} files, SHA-256, OMS v1.0",
+        ),
+        (
+            "a copy, one bit flipped",
+            f"[red]{no} differs[/]" if changed else "[red]NOT FOUND[/]",
+            f"changed: {', '.join(changed)}",
+        ),
     )
-    console.print(f"  {'a copy, one bit flipped':<22} [red]{no} differs[/]   changed: {', '.join(changed)}\n")
+    for what, found, details in rows:
+        console.print(f"  {what:<24} {found}   {details}")
+    console.print()
     return {
         "manifest": {
             "verified": verified,

@@ -248,8 +248,8 @@ def _exhibit(digit: Result) -> Exhibit:
             Picture("original", f"The digit {label} as it was scanned", original),
             Picture("attacked", f"The same digit after the attack{eps}", adversarial),
             Picture(
-                f"change \u00d7{1 / most:.2g}",
-                f"What the attack changed, amplified {1 / most:.2g} times; at most {most:.2g} in a pixel",
+                f"change \u00d7{round(1 / most):,}",
+                f"What the attack changed, amplified {round(1 / most):,} times; at most {most:.2g} in a pixel",
                 [[value / most for value in row] for row in change],
                 signed=True,
             ),
