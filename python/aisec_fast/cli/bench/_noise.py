@@ -31,7 +31,7 @@ def _prepare(name: str, size: int) -> tuple[list[Contender], list[FloorPart]]:
     values = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     peers = {}
     for peer, call in _peers(name, values).items():
-        peers[peer] = (call, _moments(values, 1.0 if name == "add_gaussian" else 2.0), False)
+        peers[peer] = (call, _moments(values, 1.0 if name == "add_gaussian" else 2.0), peer == "opendp")
     return contenders(Operation(partial(_call, name), _exact(name, values), peers), values, updates=1)
 
 
