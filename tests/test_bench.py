@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import aisec_fast
 from aisec_fast import _core, get_num_threads
 from aisec_fast.cli import main
 from aisec_fast.cli.bench import _cases, _measure, _page, _results
@@ -256,9 +257,23 @@ def test_wrong_usage(arguments: list[str], words: str, capsys: pytest.CaptureFix
 def test_a_forced_backend_that_is_missing_raises(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import aisec_fast
 
     if aisec_fast.info()["cuda"]["devices"]:
         pytest.skip("a CUDA device is here")
     assert main(["bench", "--backend", "cuda", *SMALL]) == 2
     assert "cuda" in capsys.readouterr().err
+
+
+def test_transfers_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without a GPU: a copy stands in for the way there."""
+    from aisec_fast.cli.bench import _transfer
+
+    assert list(_transfer.cases([1024])) == [] or aisec_fast.info()["cuda"]["devices"]
+    monkeypatch.setattr(_transfer, "on_gpu", lambda values: (values.copy(), lambda: None))
+    contenders, floors = _transfer._prepare(1024)
+    assert [one.backend for one in contenders] == ["cuda"]
+    assert contenders[0].check() == "bits"
+    assert floors
+    monkeypatch.setattr(_transfer, "on_gpu", lambda values: (values + 1, lambda: None))
+    with pytest.raises(DifferenceError):
+        _transfer._prepare(1024)[0][0].check()
