@@ -32,7 +32,7 @@ def test_every_kernel_is_checked_and_timed(operation: str) -> None:
     assert not skipped
     assert {row["instruction_set"] for row in rows if row["backend"] == "native"} == set(_core.instruction_sets())
     ours = [row for row in rows if row["backend"] in _measure.OURS]
-    assert {row["checked"] for row in ours} == ({"moments"} if operation == "private_sum" else {"bits"})
+    assert {row["checked"] for row in ours} == {"bits"}
     for row in rows:
         assert row["ns"] > 0
         assert row["floor_ns"] > 0
@@ -56,7 +56,7 @@ def test_a_wrong_result_stops_the_case(operation: str, monkeypatch: pytest.Monke
         if result.dtype == np.uint8:
             result[0] ^= 1
         else:
-            result[0] += 2.0 if operation != "private_sum" else 1e3
+            result.reshape(-1)[:1].view(np.uint32)[0] ^= 1
         return result
 
     monkeypatch.setattr(_kernels, "to_numpy", flipped)
@@ -90,7 +90,7 @@ def test_whole_steps_are_checked() -> None:
         assert floors
         ours = next(one for one in contenders if one.backend == "native")
         with ours.active():
-            assert ours.check() == "1e-4" or "equal" in ours.check()
+            assert ours.check() == "1e-6" or "equal" in ours.check()
 
 
 def test_results_name_what_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

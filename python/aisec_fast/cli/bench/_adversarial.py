@@ -17,7 +17,7 @@ from ._measure import Case, Contender, FloorPart
 _ROWS = 64
 _EPS, _STEP = 8 / 255, 2 / 255
 _CHECKED_ROWS = 2  # compared with the reference, whose float64 loops are slow
-_ATTACK_STEPS = 10
+_ATTACK_STEPS, _CHECKED_STEPS = 10, 3
 _BATCHES = {"cnn": 256, "resnet": 64, "mlp": 256}
 
 
@@ -114,34 +114,41 @@ def _prepare_pgd(name: str) -> tuple[list[Contender], list[FloorPart]]:
     bench = _models.attack(name)
     model, x, y = bench
 
-    def attack() -> Any:
-        settings: dict[str, Any] = {"eps": _EPS, "step_size": _STEP, "steps": _ATTACK_STEPS}
-        return adversarial.pgd(model, x, y, **settings, random_start=False)
+    settings: dict[str, Any] = {"eps": _EPS, "random_start": False}
+
+    def attack(steps: int = _ATTACK_STEPS) -> Any:
+        return adversarial.pgd(model, x, y, step_size=_STEP, steps=steps, **settings)
 
     def passes() -> None:
         for _ in range(_ATTACK_STEPS):
             point = x.detach().requires_grad_()
             torch.autograd.grad(bench.loss(point, y), point)
 
-    found = [Contender("native", attack, lambda: _check(bench, attack()))]
+    found = [Contender("native", attack, lambda: _check(bench, attack(_CHECKED_STEPS)))]
     if has("torchattacks"):
         import torchattacks
 
-        peer = torchattacks.PGD(model, eps=_EPS, alpha=_STEP, steps=_ATTACK_STEPS, random_start=False)
-        found.append(Contender("torchattacks", lambda: peer(x, y), lambda: _check(bench, peer(x, y))))
+        def peer(steps: int = _ATTACK_STEPS) -> Any:
+            return torchattacks.PGD(model, alpha=_STEP, steps=steps, **settings)(x, y)
+
+        found.append(Contender("torchattacks", peer, lambda: _check(bench, peer(_CHECKED_STEPS))))
     return found, [FloorPart([passes])]
 
 
 def _check(bench: Any, x_adv: Any) -> str:
-    """Equal to the loop in plain torch on 99 % of the elements to 1e-6: a sign of a gradient near 0 may differ."""
+    """Equal to the loop in plain torch on 99.9 % of the elements to 1e-6, after a few steps.
+
+    A gradient near 0 may have the other sign where two ways to round an iterate differ in the last bit; networks with
+    random weights amplify that from step to step.
+    """
     import torch
 
     adv = bench.x.clone()
-    for _ in range(_ATTACK_STEPS):
+    for _ in range(_CHECKED_STEPS):
         point = adv.detach().requires_grad_()
         (slope,) = torch.autograd.grad(bench.loss(point, bench.y), point)
         adv = (adv + _STEP * slope.sign() - bench.x).clamp(-_EPS, _EPS).add(bench.x).clamp(0, 1)
     share = float(((adv - x_adv).abs() <= 1e-6).double().mean())
-    if share < 0.99:
-        raise DifferenceError(f"equal to the plain loop on {share:.2%} of the elements only, expected 99 %")
+    if share < 0.999:
+        raise DifferenceError(f"equal to the plain loop on {share:.2%} of the elements only, expected 99.9 %")
     return f"{share:.2%} equal"
