@@ -45,6 +45,8 @@ demo: $(READY)
 	@$(BIN)/aisec-fast demo --json demo.json
 
 test: lint unit unit-without-jit
+	@echo '-- instructions of the hot kernels'
+	@$(BIN)/python benchmarks/guard/guard.py --if-possible
 	@echo '-- all of make test passed'
 
 lint: $(READY)

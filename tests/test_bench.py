@@ -277,3 +277,23 @@ def test_transfers_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_transfer, "on_gpu", lambda values: (values + 1, lambda: None))
     with pytest.raises(DifferenceError):
         _transfer._prepare(1024)[0][0].check()
+
+
+@pytest.mark.parametrize(("weight", "offset"), [(0.9, 0.0), (1.1, 0.0), (1.0, 1e-5), (float("nan"), 0.0)])
+def test_a_wrong_step_is_found(weight: float, offset: float) -> None:
+    from aisec_fast.cli.bench import _training
+
+    def wrong(bench: Any, multiplier: float) -> Any:
+        step = _training._private(bench, multiplier)
+
+        def call() -> None:
+            step()
+            first = next(bench.model.parameters())
+            for parameter in bench.model.parameters():
+                parameter.grad.mul_(weight)
+            first.grad.view(-1)[0] += offset
+
+        return call
+
+    with pytest.raises(DifferenceError):
+        _training._check("cnn", wrong)

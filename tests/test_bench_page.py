@@ -50,6 +50,32 @@ def test_sections(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sections(made) == ["throughput", "roofline", "gpu", "rows", "method"]
 
 
+def test_a_transfer_is_counted_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1024 floats and 4096 bytes take the same way; for each value it is 8 ns of the one, 2 ns of the other."""
+    common = {
+        "instruction_set": None,
+        "threads": 1,
+        "private_safe": True,
+        "gb_per_s": 1.0,
+        "floor_ns": 1.0,
+        "device": "cuda",
+    }
+    cases = [("f", "transfer", 1024, "float32", 8.0, None), ("noise", "add_gaussian", 1024, "float32", 1.0, 9.5)]
+    cases += [("hashing", "blake3", 4096, "uint8", 1.0, 2.5)]
+    rows = []
+    for family, operation, size, dtype, gpu, cpu in cases:
+        row = {**common, "family": family, "operation": operation, "size": size, "shape": [size], "dtype": dtype}
+        rows.append({**row, "backend": "cuda", "ns": gpu})
+        rows += [{**row, "backend": "native", "device": "cpu", "ns": cpu}] if cpu else []
+    section = _page._break_even(rows)
+    assert section
+    (table,) = section.blocks
+    assert [(one["operation"], one["transfer"], one["wins"], one["wins_moved"]) for one in table.rows] == [
+        ("add_gaussian", 8.0, True, True),
+        ("blake3", 2.0, True, False),
+    ]
+
+
 def test_what_was_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
     skipped = [{"case": "blake3 [<i>]", "contender": "all", "reason": "not enough memory at this size"}]

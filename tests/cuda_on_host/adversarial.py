@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from . import build
@@ -24,32 +25,24 @@ def library() -> ctypes.CDLL:
     return build.library("adversarial")
 
 
-def linf_step(
-    adv: Array,
-    x: Array,
-    gradient: Array,
-    step_size: float,
-    eps: float,
-    low: float,
-    high: float,
-    out: Array,
-    order: int = 0,
-) -> None:
-    call(library(), "linf_step", *_arguments(adv, x, gradient, out, step_size, eps, low, high), order=order)
+def _step(name: str) -> Callable[..., None]:
+    def step(
+        adv: Array,
+        x: Array,
+        gradient: Array,
+        step_size: float,
+        eps: float,
+        low: float,
+        high: float,
+        out: Array,
+        order: int = 0,
+    ) -> None:
+        call(library(), name, *_arguments(adv, x, gradient, out, step_size, eps, low, high), order=order)
+
+    return step
 
 
-def l2_step(
-    adv: Array,
-    x: Array,
-    gradient: Array,
-    step_size: float,
-    eps: float,
-    low: float,
-    high: float,
-    out: Array,
-    order: int = 0,
-) -> None:
-    call(library(), "l2_step", *_arguments(adv, x, gradient, out, step_size, eps, low, high), order=order)
+linf_step, l2_step = _step("linf_step"), _step("l2_step")
 
 
 def _arguments(adv: Array, x: Array, gradient: Array, out: Array, *numbers: float) -> list[Any]:

@@ -224,16 +224,16 @@ def _roofline(rows: Sequence[Row]) -> Section | None:
 
 def _break_even(rows: Sequence[Row]) -> Section | None:
     """The smallest size from which the GPU, transfers included and not, is faster than the CPU's best."""
+    # ns for each byte that goes there and back, by the number of bytes: a value of hashing is a byte, of the others four.
+    transfers = {4 * row["size"]: row["ns"] / 4 for row in rows if row["operation"] == "transfer"}
     found = []
     for (_, operation, threads), group in _by_operation(rows):
-        cuda = {row["size"]: row for row in group if row["backend"] == "cuda"}
-        transfer = {row["size"]: row for row in rows if row["operation"] == "transfer"}
-        for size, row in sorted(cuda.items()):
-            best = min(
-                (r["ns"] for r in group if r["backend"] in ("native", "numba") and r["size"] == size), default=None
-            )
-            if best is not None:
-                moved = transfer.get(size)
+        for row in sorted((row for row in group if row["backend"] == "cuda"), key=lambda row: row["size"]):
+            size, item = row["size"], 1 if row["dtype"] == "uint8" else 4
+            ours = [r["ns"] for r in group if r["backend"] in ("native", "numba") and r["size"] == size]
+            if ours:
+                best, per_byte = min(ours), transfers.get(size * item)
+                moved = None if per_byte is None else per_byte * item
                 found.append(
                     {
                         "operation": operation,
@@ -241,9 +241,9 @@ def _break_even(rows: Sequence[Row]) -> Section | None:
                         "size": size,
                         "cpu": best,
                         "gpu": row["ns"],
-                        "transfer": moved["ns"] if moved else None,
+                        "transfer": moved,
                         "wins": row["ns"] < best,
-                        "wins_moved": moved is not None and row["ns"] + moved["ns"] < best,
+                        "wins_moved": moved is not None and row["ns"] + moved < best,
                     }
                 )
     if not found:
