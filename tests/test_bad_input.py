@@ -168,6 +168,12 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("data a list", lambda: hashing.blake3([1, 2]), TypeError, "^data is a list, expected bytes"),  # type: ignore[arg-type]
     ("data a tensor", lambda: hashing.blake3(torch.ones(2)), TypeError, "^data is a Tensor.*hash_array takes arrays"),  # type: ignore[arg-type]
     ("data objects", lambda: hashing.blake3(X.astype(object)), TypeError, "^data has dtype object"),
+    (
+        "view of objects",
+        lambda: hashing.blake3(memoryview(X.astype(object))),
+        TypeError,
+        "^data is a memoryview of ref",
+    ),
     ("data with gaps", lambda: hashing.blake3(X[:, ::2]), ValueError, "^data is not one readable piece of memory"),
     (
         "data columns first",

@@ -43,7 +43,7 @@ def as_bytes(data: Buffer, name: str) -> Bytes:
     try:
         if isinstance(data, np.ndarray) and data.dtype.hasobject:
             raise TypeError(f"{name} has dtype {data.dtype}, expected plain values: it holds references to objects")
-        return np.frombuffer(buffer, np.uint8)
+        found: Bytes = np.frombuffer(buffer, np.uint8)
     except (BufferError, ValueError) as error:
         raise ValueError(
             f"{name} is not one readable piece of memory ({error}), expected a contiguous buffer"
@@ -54,6 +54,9 @@ def as_bytes(data: Buffer, name: str) -> Bytes:
         hint = "; encode it" if isinstance(data, str) else "; hash_array takes arrays" if hasattr(data, "shape") else ""
         message = f"{name} is a {type(data).__name__}, expected bytes or another object with the buffer protocol{hint}"
         raise TypeError(message) from error
+    if not isinstance(data, (bytes, bytearray, np.ndarray)) and "O" in memoryview(buffer).format:
+        raise TypeError(f"{name} is a {type(data).__name__} of references to objects, expected plain values")
+    return found
 
 
 def _absorbed(update: Callable[..., None], state: State, data: Bytes, *limit: int) -> State:

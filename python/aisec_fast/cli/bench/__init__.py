@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         if name and name != "-":
             check_destination(Path(name))
     if arguments.html:
-        require(("plotly",), "report", "--html")
+        require(("plotly", "jinja2"), "report", "--html")
     if arguments.backend:
         with aisec_fast.use_backend(arguments.backend):
             pass  # raises if it is missing
