@@ -149,6 +149,11 @@ def stored() -> dict[str, np.ndarray]:
     return dict(zip(LAWS, both, strict=True))
 
 
+def include_text() -> str:
+    """The committed tables as C++ reads them: CMakeLists.txt writes the same."""
+    return "".join(f"{bits:#x},\n" for bits in np.fromfile(TABLES, "<u8").tolist())
+
+
 if __name__ == "__main__":
     tables = np.array([make(law) for law in LAWS])
     tables.astype("<f8").tofile(TABLES)

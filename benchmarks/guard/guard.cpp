@@ -44,7 +44,7 @@ struct Inputs {
   std::vector<std::uint64_t> words = std::vector<std::uint64_t>(samples);
   std::vector<double> norms = std::vector<double>(rows);
   std::vector<std::int64_t> lattice = std::vector<std::int64_t>(columns);
-  NoiseCall noise{{1, 2, 3, 4, 5, 6, 7, 8}, 1048576.0, 0x1p-20};
+  NoiseCall noise{{1, 2, 3, 4, 5, 6, 7, 8}, 1048576.0, 0x1p-20, Generator::chacha};
   std::vector<unsigned char> bytes = std::vector<unsigned char>(chunks * 1024, 7);
   std::vector<std::uint32_t> hashes = std::vector<std::uint32_t>(chunks * 8);
   std::vector<float> adv = x, gradient = values<float>(rows * columns);
@@ -56,7 +56,7 @@ using Call = std::function<void(const Kernels&)>;
 
 std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
   return {
-      {"random_words", [&](const Kernels& k) { k.noise.random_words(in.words.data(), 0, samples, in.noise.key, 0); }},
+      {"random_words", [&](const Kernels& k) { k.noise.random_words(in.words.data(), 0, samples, in.noise, 0); }},
       {"gaussian_float32",
        [&](const Kernels& k) { k.noise.gaussian_float32(in.x.data(), in.out.data(), 0, samples, in.noise); }},
       {"gaussian_float64",

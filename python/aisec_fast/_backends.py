@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from . import _checks
 from ._arrays import Array, as_numpy, require_same_device
 from ._errors import BackendError
+from ._sources import Source
 
 NAMES = ("native", "numba", "cuda")
 
@@ -35,6 +36,10 @@ class Backend(NamedTuple):
     def operands(self, arrays: Sequence[Array]) -> list[Any]:
         """The arrays as this backend's kernels take them."""
         return [as_numpy(array) if self.name == "numba" else array.value for array in arrays]
+
+    def generator(self, source: Source) -> str:
+        """What expands the keys of ``source`` on this backend: "aes" or "chacha" (docs/noise.md section 3)."""
+        return "aes" if source.any_generator and self.name == "native" and self.noise.has_aes() else "chacha"
 
 
 _FAMILIES = Backend._fields[1:]
@@ -167,7 +172,7 @@ def info() -> dict[str, Any]:
     Returns:
         A dict of plain values: ``version``; ``backends`` (name to "available" or the reason why not);
         ``instruction_sets`` (those this CPU runs, best first) and ``instruction_set`` (the one in use; None without
-        native kernels); ``threads``; ``cuda`` (devices, runtime and driver version); ``packages`` (installed versions
+        native kernels); ``generators`` (of a SecureSource's words, for each backend); ``threads``; ``cuda`` (devices, runtime and driver version); ``packages`` (installed versions
         of the libraries we work with, None if absent); ``machine``.
     """
     core, cuda = _extension("_core"), _extension("_cuda")
@@ -181,6 +186,11 @@ def info() -> dict[str, Any]:
         },
         "instruction_sets": core.instruction_sets() if not isinstance(core, str) else [],
         "instruction_set": core.instruction_set() if not isinstance(core, str) else None,
+        "generators": {
+            "native": ("aes" if core.has_aes() else "chacha") if not isinstance(core, str) else None,
+            "numba": "chacha",
+            "cuda": "chacha",
+        },
         "threads": get_num_threads(),
         "cuda": {
             "devices": cuda.device_count() if not isinstance(cuda, str) else 0,

@@ -15,6 +15,8 @@ _sources: weakref.WeakSet[Source] = weakref.WeakSet()
 class Source:
     """A 32-byte state that gives one fresh key to each call and forgets the state it came from."""
 
+    any_generator = False  # whether words may come from whatever is fastest here; else from ChaCha, the same everywhere
+
     def __init__(self, state: bytes) -> None:
         self._state = bytearray(state)
         self._lock = threading.Lock()
@@ -48,9 +50,12 @@ class Source:
 class SecureSource(Source):
     """Randomness for private use: seeded by the operating system, again in every forked child.
 
-    Keys come from keyed BLAKE2b (RFC 7693) with fast key erasure: a stolen state tells nothing of earlier calls. It
-    cannot be copied, pickled, seeded or reset. Safe to share among threads.
+    Keys come from keyed BLAKE2b (RFC 7693) with fast key erasure: a stolen state tells nothing of earlier calls. A key is
+    expanded by AES-128 in counter mode where the CPU has instructions for it (``info()["generators"]``), else by
+    ChaCha12. It cannot be copied, pickled, seeded or reset. Safe to share among threads.
     """
+
+    any_generator = True
 
     def __init__(self) -> None:
         super().__init__(os.urandom(_KEY_BYTES))
@@ -71,7 +76,8 @@ class SecureSource(Source):
 class SeededSource(Source):
     """Repeatable randomness, for tests only: whoever knows the seed knows the noise.
 
-    The same seed gives the same sequence of keys, hence the same bits, on every backend. It advances with each array.
+    The same seed gives the same sequence of keys, hence (always by ChaCha12) the same bits, on every backend. It advances
+    with each array.
     A forked child repeats its parent.
 
     Args:

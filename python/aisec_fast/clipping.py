@@ -116,7 +116,8 @@ def private_sum(grads: Any, max_norm: float, noise_multiplier: float, *, source:
     for total in totals:
         noisy = _arrays.empty_like(total, total.shape, _sum_dtype(arrays))
         if multiplier > 0:
-            backend.noise.add_gaussian(*backend.operands([total, noisy]), sigma, granularity, keys.next_key())
+            operands = backend.operands([total, noisy])
+            backend.noise.add_gaussian(*operands, sigma, granularity, keys.next_key(), backend.generator(keys))
             sums.append(noisy.value)
         else:
             sums.append(_arrays.cast(total, _sum_dtype(arrays)) * granularity)

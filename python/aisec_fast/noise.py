@@ -120,7 +120,8 @@ def random_words(size: int, *, source: Source | None = None) -> npt.NDArray[np.u
     """``size`` uniform 64-bit words from one key of ``source``, as a numpy array of shape ``[size]``, on the CPU."""
     out = np.empty(_checks.whole(size, "size"), np.uint64)
     described = _arrays.describe(out, "out")
-    choose([described], host_only=True).noise.random_words(out, chosen(source).next_key(), _WORDS_DOMAIN)
+    backend, keys = choose([described], host_only=True), chosen(source)
+    backend.noise.random_words(out, keys.next_key(), _WORDS_DOMAIN, backend.generator(keys))
     return out
 
 
@@ -148,7 +149,8 @@ def _add(
         for array in inputs:
             _require_fit(backend, array, spacing)
     for array, output in zip(inputs, outputs, strict=True):
-        getattr(backend.noise, kernel)(*backend.operands([array, output]), scale, spacing, keys.next_key())
+        operands = backend.operands([array, output])
+        getattr(backend.noise, kernel)(*operands, scale, spacing, keys.next_key(), backend.generator(keys))
     results = [array.value for array in outputs]
     return results if is_list else results[0]
 

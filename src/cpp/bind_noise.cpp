@@ -21,8 +21,8 @@ void for_groups(std::size_t size, const Use& use) {
 }
 
 void add_noise(AddNoise kernel, const ArrayView& x, const ArrayView& out, double scale, double granularity,
-               const py::bytes& key) {
-  const NoiseCall call = noise_call(scale, granularity, key);
+               const py::bytes& key, const std::string& generator) {
+  const NoiseCall call = noise_call(scale, granularity, key, generator, aes_instructions());
   const py::gil_scoped_release unlocked;
   for_groups(x.size(), [&](std::size_t first, std::size_t last) {
     kernel(x.data<const void>(), out.data<void>(), first, last, call);
@@ -38,32 +38,35 @@ struct Pair {
   }
 };
 
-void add_gaussian(const py::object& x, const py::object& out, double sigma, double granularity, const py::bytes& key) {
+void add_gaussian(const py::object& x, const py::object& out, double sigma, double granularity, const py::bytes& key,
+                  const std::string& generator) {
   const Pair arrays(x, out);
   const NoiseKernels& kernels = active_kernels().noise;
   const bool lattice = arrays.x.dtype() == DType::int64, wide = arrays.out.dtype() == DType::float64;
   if (!wide) arrays.out.of_type(DType::float32);
   add_noise(lattice ? (wide ? kernels.gaussian_lattice_float64 : kernels.gaussian_lattice_float32)
                     : (wide ? kernels.gaussian_float64 : kernels.gaussian_float32),
-            arrays.x, arrays.out, sigma, granularity, key);
+            arrays.x, arrays.out, sigma, granularity, key, generator);
 }
 
-void add_laplace(const py::object& x, const py::object& out, double scale, double granularity, const py::bytes& key) {
+void add_laplace(const py::object& x, const py::object& out, double scale, double granularity, const py::bytes& key,
+                 const std::string& generator) {
   const Pair arrays(x, out);
   const NoiseKernels& kernels = active_kernels().noise;
   const bool wide = arrays.x.dtype() == DType::float64;
   if (!wide) arrays.x.of_type(DType::float32);
-  add_noise(wide ? kernels.laplace_float64 : kernels.laplace_float32, arrays.x, arrays.out, scale, granularity, key);
+  add_noise(wide ? kernels.laplace_float64 : kernels.laplace_float32, arrays.x, arrays.out, scale, granularity, key,
+            generator);
 }
 
-void random_words(const py::object& out_, const py::bytes& key, std::uint32_t domain) {
+void random_words(const py::object& out_, const py::bytes& key, std::uint32_t domain, const std::string& generator) {
   const ArrayView out(out_, "out");
   out.on_device(dlpack::on_cpu).of_type(DType::uint64).contiguous().writable();
-  const NoiseCall call = noise_call(1.0, 1.0, key);
+  const NoiseCall call = noise_call(1.0, 1.0, key, generator, aes_instructions());
   const auto kernel = active_kernels().noise.random_words;
   const py::gil_scoped_release unlocked;
   for_groups(out.size(), [&](std::size_t first, std::size_t last) {
-    kernel(out.data<std::uint64_t>(), first, last, call.key, domain);
+    kernel(out.data<std::uint64_t>(), first, last, call, domain);
   });
 }
 
@@ -82,10 +85,12 @@ py::ssize_t first_unfit(const py::object& x_, double granularity) {
 
 void bind_noise(py::module_& module) {
   module.def("add_gaussian", &add_gaussian, py::arg("x"), py::arg("out"), py::arg("sigma"), py::arg("granularity"),
-             py::arg("key"));
+             py::arg("key"), py::arg("generator") = "chacha");
   module.def("add_laplace", &add_laplace, py::arg("x"), py::arg("out"), py::arg("scale"), py::arg("granularity"),
-             py::arg("key"));
-  module.def("random_words", &random_words, py::arg("out"), py::arg("key"), py::arg("domain"));
+             py::arg("key"), py::arg("generator") = "chacha");
+  module.def("random_words", &random_words, py::arg("out"), py::arg("key"), py::arg("domain"),
+             py::arg("generator") = "chacha");
+  module.def("has_aes", [] { return aes_instructions() != Generator::chacha; });
   module.def("first_unfit", &first_unfit, py::arg("x"), py::arg("granularity"));
 }
 

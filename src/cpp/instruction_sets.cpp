@@ -55,6 +55,17 @@ const std::vector<Kernels>& supported_kernels() {
 
 const Kernels& active_kernels() { return *active().load(std::memory_order_relaxed); }
 
+Generator aes_instructions() {
+#if defined(AISEC_X86)
+  static const Generator found = __builtin_cpu_supports("vaes") && __builtin_cpu_supports("avx2") ? Generator::vaes
+                                 : __builtin_cpu_supports("aes")                                  ? Generator::aes
+                                                                                                  : Generator::chacha;
+  return found;
+#else
+  return Generator::chacha;
+#endif
+}
+
 void use_instruction_set(std::string_view name) { active().store(&find(name), std::memory_order_relaxed); }
 
 }  // namespace aisec_fast

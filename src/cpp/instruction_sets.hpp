@@ -11,4 +11,6 @@ const std::vector<Kernels>& supported_kernels();  // those this CPU runs, best f
 const Kernels& active_kernels();                  // AISEC_FAST_ISA, or the best
 void use_instruction_set(std::string_view name);  // std::invalid_argument if this CPU lacks it
 
+Generator aes_instructions();  // the best that this CPU has; Generator::chacha if none
+
 }  // namespace aisec_fast

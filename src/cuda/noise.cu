@@ -6,16 +6,10 @@
 namespace aisec_fast::cuda {
 namespace {
 
-template <class X, class Out>
+template <Law law, class X, class Out>
 __global__ void __launch_bounds__(block_threads)
-    add_gaussian_kernel(const X* x, Out* out, std::uint64_t count, NoiseCall call) {
-  add_gaussian(x, out, count, call);
-}
-
-template <class X>
-__global__ void __launch_bounds__(block_threads)
-    add_laplace_kernel(const X* x, X* out, std::uint64_t count, NoiseCall call) {
-  add_laplace(x, out, count, call);
+    add_noise_kernel(const X* x, Out* out, std::uint64_t count, NoiseCall call) {
+  add_noise<law>(x, out, count, call);
 }
 
 __global__ void __launch_bounds__(block_threads)
@@ -34,18 +28,11 @@ std::uint64_t noise_threads(std::size_t count) {
   return (count / group_samples + (count % group_samples != 0)) * group_blocks;
 }
 
-template <class X, class Out>
-cudaError_t run_gaussian(const void* x, void* out, std::size_t count, const NoiseCall& call, cudaStream_t stream) {
+template <Law law, class X, class Out>
+cudaError_t run_noise(const void* x, void* out, std::size_t count, const NoiseCall& call, cudaStream_t stream) {
   Queue queue(stream);
-  queue.run(noise_threads(count), add_gaussian_kernel<X, Out>, static_cast<const X*>(x), static_cast<Out*>(out), count,
-            call);
-  return queue.finish();
-}
-
-template <class X>
-cudaError_t run_laplace(const void* x, void* out, std::size_t count, const NoiseCall& call, cudaStream_t stream) {
-  Queue queue(stream);
-  queue.run(noise_threads(count), add_laplace_kernel<X>, static_cast<const X*>(x), static_cast<X*>(out), count, call);
+  queue.run(noise_threads(count), add_noise_kernel<law, X, Out>, static_cast<const X*>(x), static_cast<Out*>(out),
+            count, call);
   return queue.finish();
 }
 
@@ -66,16 +53,16 @@ cudaError_t add_gaussian(DType x_type, const void* x, DType out_type, void* out,
                          const NoiseCall& call, cudaStream_t stream) {
   const bool wide = out_type == DType::float64;
   if (x_type == DType::int64)
-    return wide ? run_gaussian<std::int64_t, double>(x, out, count, call, stream)
-                : run_gaussian<std::int64_t, float>(x, out, count, call, stream);
-  return wide ? run_gaussian<double, double>(x, out, count, call, stream)
-              : run_gaussian<float, float>(x, out, count, call, stream);
+    return wide ? run_noise<Law::gaussian, std::int64_t, double>(x, out, count, call, stream)
+                : run_noise<Law::gaussian, std::int64_t, float>(x, out, count, call, stream);
+  return wide ? run_noise<Law::gaussian, double, double>(x, out, count, call, stream)
+              : run_noise<Law::gaussian, float, float>(x, out, count, call, stream);
 }
 
 cudaError_t add_laplace(DType type, const void* x, void* out, std::size_t count, const NoiseCall& call,
                         cudaStream_t stream) {
-  return type == DType::float64 ? run_laplace<double>(x, out, count, call, stream)
-                                : run_laplace<float>(x, out, count, call, stream);
+  return type == DType::float64 ? run_noise<Law::laplace, double, double>(x, out, count, call, stream)
+                                : run_noise<Law::laplace, float, float>(x, out, count, call, stream);
 }
 
 cudaError_t random_words(std::uint64_t* out, std::size_t count, const NoiseCall& call, std::uint32_t domain,

@@ -9,6 +9,11 @@
 namespace aisec_fast::cuda {
 namespace {
 
+// The tables in memory of the GPU; 131 KB, of which nearly all samples read the first 10 KB of a law's upper octaves.
+alignas(64) __device__ const QuantileRow device_quantiles[2][quantile_rows] = {
+#include "quantiles.inc"
+};
+
 // Calls use(first, words) for each generator block of `count` samples: its own samples are first, first + 16, ...
 template <class Use>
 __device__ void for_generator_blocks(std::uint64_t count, const std::uint32_t* key_words, Domain domain,
@@ -24,45 +29,23 @@ __device__ void for_generator_blocks(std::uint64_t count, const std::uint32_t* k
   }
 }
 
-// Adds the integer noise of sample i; the last group may be longer than the array.
-template <class X, class Out>
-__device__ void add_to_sample(const X* x, Out* out, std::uint64_t count, std::uint64_t i, std::int64_t noise,
-                              double granularity) {
-  if (i < count) out[i] = from_lattice<Out>(to_lattice(x[i], 1.0 / granularity) + noise, granularity);
-}
-
-template <class X, class Out>
-__device__ void add_gaussian(const X* x, Out* out, std::uint64_t count, const NoiseCall& call) {
-  const auto add_block = [&](const Key& key, std::uint64_t first, const std::uint32_t (&words)[16]) {
-    const std::uint64_t first_pair = first / group_samples * group_pairs + first % group_samples;
-    for (unsigned k = 0; k < 4; ++k) {
-      const std::uint64_t wu = join(words[4 * k], words[4 * k + 1]), wv = join(words[4 * k + 2], words[4 * k + 3]);
-      std::int64_t cosine_side, sine_side;
-      std::uint64_t flagged;
-      gaussian_pair(wu, wv, call.scale, cosine_side, sine_side, flagged);
-      if (flagged)
-        resolve_gaussian_pair(wu, wv, key, first_pair + k * group_blocks, call.scale, cosine_side, sine_side);
-      const std::uint64_t i = first + k * group_blocks;
-      add_to_sample(x, out, count, i, cosine_side, call.granularity);
-      add_to_sample(x, out, count, i + group_pairs, sine_side, call.granularity);
-    }
-  };
-  for_generator_blocks(count, call.key, Domain::gaussian, add_block);
-}
-
-template <class X>
-__device__ void add_laplace(const X* x, X* out, std::uint64_t count, const NoiseCall& call) {
+// out = g (rint(x / g) + Z); the last group may be longer than the array.
+template <Law law, class X, class Out>
+__device__ void add_noise(const X* x, Out* out, std::uint64_t count, const NoiseCall& call) {
+  const QuantileRow* const table = device_quantiles[static_cast<unsigned>(law)];
+  const Domain domain = law == Law::gaussian ? Domain::gaussian : Domain::laplace;
+  const double inverse = 1.0 / call.granularity, limit = largest_distance(law, call.scale);
   const auto add_block = [&](const Key& key, std::uint64_t first, const std::uint32_t (&words)[16]) {
     for (unsigned k = 0; k < 8; ++k) {
       const std::uint64_t w = join(words[2 * k], words[2 * k + 1]), i = first + k * group_blocks;
       std::int64_t noise;
       std::uint64_t flagged;
-      laplace_sample(w, call.scale, noise, flagged);
-      if (flagged) noise = resolve_laplace_sample(w, key, i, call.scale);
-      add_to_sample(x, out, count, i, noise, call.granularity);
+      quantile_sample(table, w, call.scale, limit, noise, flagged);
+      if (flagged) noise = resolve_sample(law, table, w, key, domain, i, call.scale);
+      if (i < count) out[i] = from_lattice<Out>(to_lattice(x[i], inverse) + noise, call.granularity);
     }
   };
-  for_generator_blocks(count, call.key, Domain::laplace, add_block);
+  for_generator_blocks(count, call.key, domain, add_block);
 }
 
 __device__ inline void random_words(std::uint64_t* out, std::uint64_t count, const NoiseCall& call, Domain domain) {

@@ -19,6 +19,8 @@ from types import ModuleType
 
 import pybind11
 
+from tests.quantile_tables import include_text
+
 HERE = Path(__file__).parent
 CPP = HERE.parents[1] / "src" / "cpp"
 CUDA = HERE.parents[1] / "src" / "cuda"
@@ -56,7 +58,7 @@ def available() -> bool:
 
 
 def _compile(sources: Sequence[str], flags: Sequence[str], cuda: Path) -> Path:
-    includes = [HERE, HERE / "stand_in", cuda, CPP / "include", CPP]
+    includes = [HERE, HERE / "stand_in", cuda, CPP / "include", CPP, _generated()]
     name = f"{Path(sources[0]).stem}-{_fingerprint([*FLAGS, *flags, *sources], includes)}"
     target = _cache() / name
     if not target.exists():
@@ -95,9 +97,20 @@ def _fingerprint(words: Sequence[str], folders: Sequence[Path]) -> str:
     digest = hashlib.sha256(version + "\0".join([COMPILER, *words]).encode())
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.suffix in {".hpp", ".h", ".cuh", ".cu", ".cpp"}:
+            if path.suffix in {".hpp", ".h", ".cuh", ".cu", ".cpp", ".inc"}:
                 digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _generated() -> Path:
+    """Return a folder with what CMake writes for the CUDA sources."""
+    folder = _cache() / "generated"
+    folder.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+        file.write(include_text())
+    Path(file.name).replace(folder / "quantiles.inc")
+    return folder
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 // Runs every noise kernel on heap buffers of exact size, for AddressSanitizer, and compares with loops over samples.
 #include "aisec_fast/noise_math.hpp"
 #include "check.hpp"
+#include "noise_body.hpp"
 #include "noise_entry.hpp"
 
 using namespace aisec_fast;
@@ -13,7 +14,7 @@ template <>
 constexpr DType dtype_of<std::int64_t> = DType::int64;
 
 NoiseCall example(double scale) {
-  NoiseCall call{{}, scale, 0x1p-20};
+  NoiseCall call{{}, scale, 0x1p-20, Generator::chacha};
   for (std::uint32_t i = 0; i < 8; ++i) call.key[i] = 0x03020100u + 0x04040404u * i;
   return call;
 }
@@ -37,14 +38,11 @@ std::uint64_t plain_word(const NoiseCall& call, std::uint64_t i, Domain domain) 
   return join(words[2 * (i % 128 / 16)], words[2 * (i % 128 / 16) + 1]);
 }
 
-std::int64_t plain_gaussian(const NoiseCall& call, std::uint64_t i) {
-  std::uint32_t words[16];
-  words_of(words, call, i, Domain::gaussian);
-  const std::uint64_t k = i % 64 / 16;
-  std::int64_t side[2];
-  resolve_gaussian_pair(join(words[4 * k], words[4 * k + 1]), join(words[4 * k + 2], words[4 * k + 3]), key_of(call),
-                        i / 128 * 64 + i % 64, call.scale, side[0], side[1]);
-  return side[i % 128 / 64];
+// Every sample by the resolver.
+std::int64_t plain_sample(Law law, const NoiseCall& call, std::uint64_t i) {
+  const Domain domain = law == Law::gaussian ? Domain::gaussian : Domain::laplace;
+  const QuantileRow* table = cuda::device_quantiles[static_cast<unsigned>(law)];
+  return resolve_sample(law, table, plain_word(call, i, domain), key_of(call), domain, i, call.scale);
 }
 
 template <class X, class Out>
@@ -59,7 +57,7 @@ void check_gaussian(std::size_t size, double scale) {
   Buffer<Out> out(size), expected(size);
   for (std::size_t i = 0; i < size; ++i) x[i] = static_cast<X>(next_value() * 100.0);
   for (std::size_t i = 0; i < size; ++i)
-    expected[i] = plain_sum<X, Out>(x[i], plain_gaussian(call, i), call.granularity);
+    expected[i] = plain_sum<X, Out>(x[i], plain_sample(Law::gaussian, call, i), call.granularity);
   no_error(
       add_gaussian(static_cast<int>(dtype_of<X>), x.data(), static_cast<int>(dtype_of<Out>), out.data(), size, &call));
   expect(out == expected, "add_gaussian", size);
@@ -71,9 +69,7 @@ void check_laplace(std::size_t size, double scale) {
   Buffer<X> x(size), expected(size);
   for (std::size_t i = 0; i < size; ++i) {
     x[i] = static_cast<X>(next_value());
-    const std::int64_t noise =
-        resolve_laplace_sample(plain_word(call, i, Domain::laplace), key_of(call), i, call.scale);
-    expected[i] = plain_sum<X, X>(x[i], noise, call.granularity);
+    expected[i] = plain_sum<X, X>(x[i], plain_sample(Law::laplace, call, i), call.granularity);
   }
   no_error(add_laplace(static_cast<int>(dtype_of<X>), x.data(), x.data(), size, &call));  // in place
   expect(x == expected, "add_laplace", size);

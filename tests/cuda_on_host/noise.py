@@ -13,7 +13,12 @@ from ._call import Array, call, dtype_number, output, pointer
 
 
 class NoiseCall(ctypes.Structure):
-    _fields_ = [("key", ctypes.c_uint32 * 8), ("scale", ctypes.c_double), ("granularity", ctypes.c_double)]
+    _fields_ = [
+        ("key", ctypes.c_uint32 * 8),
+        ("scale", ctypes.c_double),
+        ("granularity", ctypes.c_double),
+        ("generator", ctypes.c_uint32),
+    ]
 
 
 @functools.cache
@@ -21,26 +26,37 @@ def library() -> ctypes.CDLL:
     return build.library("noise")
 
 
-def _noise_call(sigma: float, granularity: float, key: bytes) -> ctypes.c_void_p:
+def _noise_call(sigma: float, granularity: float, key: bytes, generator: str) -> ctypes.c_void_p:
+    if generator != "chacha":
+        raise ValueError(f"generator is {generator!r}, expected 'chacha'")
     if not 1.0 <= sigma / granularity <= 2.0**40:
         raise ValueError(f"sigma / granularity is {sigma / granularity}, expected 1 to 2^40")
     words = (ctypes.c_uint32 * 8)(*struct.unpack("<8I", key))
-    return ctypes.byref(NoiseCall(words, sigma / granularity, granularity))
+    return ctypes.byref(NoiseCall(words, sigma / granularity, granularity, 0))
 
 
-def add_gaussian(x: Array, out: Array, sigma: float, granularity: float, key: bytes, order: int = 0) -> None:
+def add_gaussian(
+    x: Array, out: Array, sigma: float, granularity: float, key: bytes, generator: str = "chacha", order: int = 0
+) -> None:
     result = output(out, out.dtype if x.dtype == np.int64 else x.dtype)
     arguments = [dtype_number(x), pointer(x), dtype_number(out), result, ctypes.c_size_t(x.size)]
-    call(library(), "add_gaussian", *arguments, _noise_call(sigma, granularity, key), order=order)
+    call(library(), "add_gaussian", *arguments, _noise_call(sigma, granularity, key, generator), order=order)
 
 
-def add_laplace(x: Array, out: Array, scale: float, granularity: float, key: bytes, order: int = 0) -> None:
+def add_laplace(
+    x: Array, out: Array, scale: float, granularity: float, key: bytes, generator: str = "chacha", order: int = 0
+) -> None:
     arguments = [dtype_number(x), pointer(x), output(out, x.dtype), ctypes.c_size_t(x.size)]
-    call(library(), "add_laplace", *arguments, _noise_call(scale, granularity, key), order=order)
+    call(library(), "add_laplace", *arguments, _noise_call(scale, granularity, key, generator), order=order)
 
 
-def random_words(out: Array, key: bytes, domain: int, order: int = 0) -> None:
-    arguments = [output(out, np.uint64), ctypes.c_size_t(out.size), _noise_call(1.0, 1.0, key), ctypes.c_uint32(domain)]
+def random_words(out: Array, key: bytes, domain: int, generator: str = "chacha", order: int = 0) -> None:
+    arguments = [
+        output(out, np.uint64),
+        ctypes.c_size_t(out.size),
+        _noise_call(1.0, 1.0, key, generator),
+        ctypes.c_uint32(domain),
+    ]
     call(library(), "random_words", *arguments, order=order)
 
 

@@ -1,8 +1,13 @@
 // Noise kernels, compiled once per instruction set: AISEC_ISA names the namespace, AISEC_WIDTH is a vector's bytes.
-// Plain loops over 16 lanes; the compiler vectorises them. docs/noise.md defines every bit.
+// docs/noise.md defines every bit.
 #include "aisec_fast/kernels.hpp"
 #include "aisec_fast/noise_math.hpp"
+#include "kernels/aes.hpp"
 #include "kernels/families.hpp"
+
+#if defined(__AVX2__)
+#include "kernels/noise_avx2.hpp"
+#endif
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
@@ -14,91 +19,199 @@ struct alignas(64) GroupWords {
   std::uint32_t word[16][group_blocks];  // word[w][b]: word w of the group's block b
 };
 
-Key load_key(const std::uint32_t* words) {
-  Key key;
-  for (int i = 0; i < 8; ++i) key.word[i] = words[i];
-  return key;
-}
+// Words stand in the order of lanes, 0 1 4 5 2 3 6 7 of each eight: interleaving vectors of eight 32-bit halves gives
+// it, and narrowing vectors of four 64-bit values undoes it.
+constexpr unsigned lane_of(unsigned j) { return (j & ~6u) | (j & 2u) << 1 | (j & 4u) >> 1; }
 
-void chacha_group(GroupWords& out, const Key& key, Domain domain, std::uint64_t group) {
-  const std::uint64_t first = group * group_blocks;
-  for (unsigned b = 0; b < group_blocks; b += lanes) {
-    Lanes low, high, block[16];
-    for (unsigned lane = 0; lane < lanes; ++lane) {
-      low[lane] = static_cast<std::uint32_t>(first + b + lane);
-      high[lane] = static_cast<std::uint32_t>((first + b + lane) >> 32);
-    }
-    chacha_block(block, key, low, high, domain, Level::main);
-    for (int w = 0; w < 16; ++w) memcpy(&out.word[w][b], &block[w], sizeof block[w]);
+// The words of one call, a group of 128 at a time, in the order of lanes.
+class Stream {
+ public:
+  Stream(const NoiseCall& call, Domain domain) : domain_(domain), generator_(call.generator) {
+    for (int i = 0; i < 8; ++i) key_.word[i] = call.key[i];
   }
-}
 
-// The raw 64-bit words of a group, in sample order.
-void words_group(std::uint64_t* out, const Key& key, Domain domain, std::uint64_t group) {
-  GroupWords x;
-  chacha_group(x, key, domain, group);
-  for (unsigned k = 0; k < 8; ++k)
-    for (unsigned b = 0; b < group_blocks; ++b)
-      out[k * group_blocks + b] = join(x.word[2 * k][b], x.word[2 * k + 1][b]);
-}
+  const Key& key() const { return key_; }
+  Domain domain() const { return domain_; }
 
-void gaussian_group(std::int64_t* z, const Key& key, std::uint64_t group, double s) {
-  GroupWords x;
-  chacha_group(x, key, Domain::gaussian, group);
-  alignas(64) std::uint64_t wu[group_pairs], wv[group_pairs], flagged[group_pairs];
-  for (unsigned k = 0; k < 4; ++k)
-    for (unsigned b = 0; b < group_blocks; ++b) {
-      wu[k * group_blocks + b] = join(x.word[4 * k][b], x.word[4 * k + 1][b]);
-      wv[k * group_blocks + b] = join(x.word[4 * k + 2][b], x.word[4 * k + 3][b]);
-    }
-  std::uint64_t any = 0;
-  for (unsigned p = 0; p < group_pairs; ++p) {
-    gaussian_pair(wu[p], wv[p], s, z[p], z[group_pairs + p], flagged[p]);
-    any |= flagged[p];
+  void read(std::uint64_t* out, std::uint64_t group) {
+#if defined(AISEC_X86)
+    if (generator_ != Generator::chacha) return read_aes(out, group);
+#endif
+    read_chacha(out, group);
   }
-  if (!any) return;
-  for (unsigned p = 0; p < group_pairs; ++p)
-    if (flagged[p]) resolve_gaussian_pair(wu[p], wv[p], key, group * group_pairs + p, s, z[p], z[group_pairs + p]);
-}
 
-void laplace_group(std::int64_t* z, const Key& key, std::uint64_t group, double s) {
-  alignas(64) std::uint64_t w[group_samples], flagged[group_samples];
-  words_group(w, key, Domain::laplace, group);
+ private:
+  void read_chacha(std::uint64_t* out, std::uint64_t group) const {
+    GroupWords x;
+    const std::uint64_t first = group * group_blocks;
+    for (unsigned b = 0; b < group_blocks; b += lanes) {
+      Lanes low, high, block[16];
+      for (unsigned lane = 0; lane < lanes; ++lane) {
+        low[lane] = static_cast<std::uint32_t>(first + b + lane);
+        high[lane] = static_cast<std::uint32_t>((first + b + lane) >> 32);
+      }
+      chacha_block(block, key_, low, high, domain_, Level::main);
+      for (int w = 0; w < 16; ++w) memcpy(&x.word[w][b], &block[w], sizeof block[w]);
+    }
+    for (unsigned k = 0; k < 8; ++k)
+      for (unsigned b = 0; b < group_blocks; ++b)
+        out[k * group_blocks + lane_of(b)] = join(x.word[2 * k][b], x.word[2 * k + 1][b]);
+  }
+
+#if defined(AISEC_X86)
+  static constexpr unsigned subkey_group_bits = 18;  // 2^18 groups of 64 blocks: 2^24 blocks
+
+  void read_aes(std::uint64_t* out, std::uint64_t group) {
+    const std::uint64_t number = group >> subkey_group_bits;
+    if (number != subkey_number_) {
+      std::uint32_t x[16];
+      chacha_block(x, key_, static_cast<std::uint32_t>(number), static_cast<std::uint32_t>(number >> 32), domain_,
+                   Level::subkey);
+      aes_subkey(subkey_, x, join(x[4], x[5]));
+      subkey_number_ = number;
+    }
+    const std::uint64_t first = (group & ((1u << subkey_group_bits) - 1)) * (group_samples / 2);
+#if defined(__AVX2__)
+    if (generator_ == Generator::vaes) return vaes_words(out, subkey_, first);
+#endif
+    aes_words(out, subkey_, first);
+  }
+
+  AesSubkey subkey_{};
+  std::uint64_t subkey_number_ = ~std::uint64_t{0};
+#endif
+
+  Key key_;
+  Domain domain_;
+  Generator generator_;
+};
+
+// While it lives this thread rounds to nearest and keeps denormal numbers, whatever the caller has set: the bounds of
+// docs/noise.md depend on it.
+class StandardArithmetic {
+ public:
+#if defined(AISEC_X86)
+  StandardArithmetic() : saved_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(0x1f80); }
+  ~StandardArithmetic() { __builtin_ia32_ldmxcsr(saved_); }
+#else
+  StandardArithmetic() {}
+#endif
+  StandardArithmetic(const StandardArithmetic&) = delete;
+  StandardArithmetic& operator=(const StandardArithmetic&) = delete;
+
+ private:
+#if defined(AISEC_X86)
+  unsigned saved_;
+#endif
+};
+
+constexpr double narrow_scale = 0x1p22;  // up to here the farthest sample, 222 s, is below 2^30
+
+// The integers of one group. Z is std::int32_t up to narrow_scale, else std::int64_t.
+template <Law law, class Z>
+void sample_group(Z* z, Stream& stream, std::uint64_t group, double s) {
+  const QuantileRow* const table = quantile_tables[static_cast<unsigned>(law)];
+  const double limit = largest_distance(law, s);
+  alignas(64) std::uint64_t w[group_samples];
+  stream.read(w, group);
+  const auto resolve = [&](unsigned j, std::uint64_t word) {
+    z[j] =
+        static_cast<Z>(resolve_sample(law, table, word, stream.key(), stream.domain(), group * group_samples + j, s));
+  };
+#if defined(__AVX2__)
+  if constexpr (sizeof(Z) == 4) {
+    if (quantile_group(z, w, table, s, limit)) return;
+    for (unsigned j = 0; j < group_samples; ++j) {
+      const std::uint64_t word = w[lane_of(j)];
+      std::int64_t integer;
+      std::uint64_t flagged;
+      quantile_sample(table, word, s, limit, integer, flagged);
+      if (flagged)
+        resolve(j, word);
+      else
+        z[j] = static_cast<Z>(integer);
+    }
+    return;
+  }
+#endif
+  alignas(64) std::uint64_t flagged[group_samples];
   std::uint64_t any = 0;
   for (unsigned j = 0; j < group_samples; ++j) {
-    laplace_sample(w[j], s, z[j], flagged[j]);
+    std::int64_t integer;
+    quantile_sample(table, w[lane_of(j)], s, limit, integer, flagged[j]);
+    z[j] = static_cast<Z>(integer);
     any |= flagged[j];
   }
   if (!any) return;
   for (unsigned j = 0; j < group_samples; ++j)
-    if (flagged[j]) z[j] = resolve_laplace_sample(w[j], key, group * group_samples + j, s);
+    if (flagged[j]) resolve(j, w[lane_of(j)]);
 }
 
-using GroupSampler = void (*)(std::int64_t*, const Key&, std::uint64_t, double);
+double to_double(std::int32_t z) { return z; }
+double to_double(std::int64_t z) {  // |z| < 2^51
+  return as_double(static_cast<std::uint64_t>(z) + as_bits(integer_shift)) - integer_shift;
+}
 
-template <class X, class Out, GroupSampler sample>
-void add_noise(const void* x_, void* out_, std::size_t first, std::size_t last, const NoiseCall& call) {
-  const X* x = static_cast<const X*>(x_);
-  Out* out = static_cast<Out*>(out_);
-  const Key key = load_key(call.key);
+template <class X>
+constexpr bool is_float = static_cast<X>(0.5) != X{0};
+
+// out = g (rint(x / g) + z). In float64, where everything up to 2^52 is exact, unless a value is larger.
+template <class X, class Out, class Z>
+void add_group(const X* x, Out* out, std::size_t count, const Z* z, double granularity, double inverse) {
+  if constexpr (is_float<X>) {
+    std::uint64_t large = 0;
+    for (std::size_t j = 0; j < count; ++j) large |= !(magnitude(static_cast<double>(x[j]) * inverse) < 0x1p51);
+    if (!large) {
+      for (std::size_t j = 0; j < count; ++j) {
+        const double sum = nearest(static_cast<double>(x[j]) * inverse) + to_double(z[j]);
+        out[j] = static_cast<Out>(static_cast<double>(static_cast<Out>(sum)) * granularity);
+      }
+      return;
+    }
+  }
+  for (std::size_t j = 0; j < count; ++j) out[j] = from_lattice<Out>(to_lattice(x[j], inverse) + z[j], granularity);
+}
+
+template <class X, class Out, Law law, class Z>
+void add_noise_as(const X* x, Out* out, std::size_t first, std::size_t last, const NoiseCall& call, Domain domain) {
+  Stream stream(call, domain);
   const double inverse = 1.0 / call.granularity;
-  alignas(64) std::int64_t z[group_samples];
+  alignas(64) Z z[group_samples];
   for (std::size_t i = first; i < last; i += group_samples) {
-    sample(z, key, i / group_samples, call.scale);
+    sample_group<law>(z, stream, i / group_samples, call.scale);
     const std::size_t count = last - i < group_samples ? last - i : group_samples;
-    for (std::size_t j = 0; j < count; ++j)
-      out[i + j] = from_lattice<Out>(to_lattice(x[i + j], inverse) + z[j], call.granularity);
+#if defined(__AVX2__)
+    if constexpr (is_float<X> && sizeof(X) == 4 && sizeof(Z) == 4) {
+      const bool normal = call.granularity >= 0x1p-126 && call.granularity <= 0x1p96;  // of g (q + Z) too
+      if (normal && count == group_samples &&
+          add_narrow(x + i, out + i, z, static_cast<float>(call.granularity), static_cast<float>(inverse)))
+        continue;
+    }
+#endif
+    add_group(x + i, out + i, count, z, call.granularity, inverse);
   }
 }
 
-void random_words(std::uint64_t* out, std::size_t first, std::size_t last, const std::uint32_t* key_words,
+template <class X, class Out, Law law>
+void add_noise(const void* x_, void* out_, std::size_t first, std::size_t last, const NoiseCall& call) {
+  const StandardArithmetic arithmetic;
+  const X* x = static_cast<const X*>(x_);
+  Out* out = static_cast<Out*>(out_);
+  const Domain domain = law == Law::gaussian ? Domain::gaussian : Domain::laplace;
+  if (call.scale <= narrow_scale)
+    add_noise_as<X, Out, law, std::int32_t>(x, out, first, last, call, domain);
+  else
+    add_noise_as<X, Out, law, std::int64_t>(x, out, first, last, call, domain);
+}
+
+void random_words(std::uint64_t* out, std::size_t first, std::size_t last, const NoiseCall& call,
                   std::uint32_t domain) {
-  const Key key = load_key(key_words);
-  std::uint64_t group[group_samples];
+  Stream stream(call, static_cast<Domain>(domain));
+  alignas(64) std::uint64_t group[group_samples];
   for (std::size_t i = first; i < last; i += group_samples) {
-    words_group(group, key, static_cast<Domain>(domain), i / group_samples);
+    stream.read(group, i / group_samples);
     const std::size_t count = last - i < group_samples ? last - i : group_samples;
-    memcpy(out + i, group, count * sizeof group[0]);
+    for (unsigned j = 0; j < count; ++j) out[i + j] = group[lane_of(j)];
   }
 }
 
@@ -115,12 +228,12 @@ std::size_t first_unfit(const void* x_, std::size_t count, double granularity) {
 
 NoiseKernels noise_kernels() {
   return {random_words,
-          add_noise<float, float, gaussian_group>,
-          add_noise<double, double, gaussian_group>,
-          add_noise<std::int64_t, float, gaussian_group>,
-          add_noise<std::int64_t, double, gaussian_group>,
-          add_noise<float, float, laplace_group>,
-          add_noise<double, double, laplace_group>,
+          add_noise<float, float, Law::gaussian>,
+          add_noise<double, double, Law::gaussian>,
+          add_noise<std::int64_t, float, Law::gaussian>,
+          add_noise<std::int64_t, double, Law::gaussian>,
+          add_noise<float, float, Law::laplace>,
+          add_noise<double, double, Law::laplace>,
           first_unfit<float>,
           first_unfit<double>};
 }

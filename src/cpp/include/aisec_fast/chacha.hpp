@@ -10,7 +10,7 @@ namespace {
 constexpr int chacha_rounds = 12;
 
 enum class Domain : std::uint32_t { words = 0, gaussian = 1, laplace = 2 };
-enum class Level : std::uint32_t { main = 0, refinement = 1 };
+enum class Level : std::uint32_t { main = 0, refinement = 1, subkey = 2 };
 
 struct Key {
   std::uint32_t word[8];
@@ -77,7 +77,7 @@ AISEC_HD std::uint64_t join(std::uint32_t low, std::uint32_t high) {
   return std::uint64_t{low} | std::uint64_t{high} << 32;
 }
 
-// The eight 64-bit words e0..e7 that continue the bits of one pair or sample.
+// The eight 64-bit words e0..e7 that continue the bits of one sample.
 AISEC_HD void refinement_words(std::uint64_t (&e)[8], const Key& key, Domain domain, std::uint64_t index) {
   std::uint32_t x[16];
   chacha_block(x, key, static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), domain,

@@ -1,5 +1,5 @@
 #pragma once
-// Non-negative fixed-point numbers with 64 integer and 320 fractional bits, truncating. They decide the rare noise
+// Non-negative fixed-point numbers with 64 integer and 64 F fractional bits, truncating. They decide the rare noise
 // samples that binary64 leaves open (docs/noise.md section 4, "Resolver"), so plain and provable beats fast here.
 #include <cstdint>
 
@@ -8,34 +8,49 @@
 namespace aisec_fast {
 namespace {
 
-constexpr int fixed_limbs = 6;
-constexpr int fraction_limbs = 5;
-constexpr int fraction_bits = 64 * fraction_limbs;
+constexpr int most_fraction_limbs = 11;
 
+template <int F>
 struct Fixed {
-  std::uint64_t limb[fixed_limbs];  // limb[5] is the integer part, limb[0] the last fraction bits
+  std::uint64_t limb[F + 1];  // limb[F] is the integer part, limb[0] the last fraction bits
 };
 
 __extension__ typedef unsigned __int128 Wide;
 
-AISEC_HD Fixed fixed_integer(std::uint64_t value) { return Fixed{{0, 0, 0, 0, 0, value}}; }
+template <int F>
+AISEC_HD Fixed<F> fixed_integer(std::uint64_t value) {
+  Fixed<F> result{};
+  result.limb[F] = value;
+  return result;
+}
 
-AISEC_HD bool less(const Fixed& a, const Fixed& b) {
-  for (int i = fixed_limbs - 1; i > 0; --i)
+// The leading F of a constant's limbs, least first.
+template <int F>
+AISEC_HD Fixed<F> leading(const std::uint64_t (&limbs)[most_fraction_limbs]) {
+  Fixed<F> result{};
+  for (int i = 0; i < F; ++i) result.limb[i] = limbs[most_fraction_limbs - F + i];
+  return result;
+}
+
+template <int F>
+AISEC_HD bool less(const Fixed<F>& a, const Fixed<F>& b) {
+  for (int i = F; i > 0; --i)
     if (a.limb[i] != b.limb[i]) return a.limb[i] < b.limb[i];
   return a.limb[0] < b.limb[0];
 }
 
-AISEC_HD bool is_zero(const Fixed& a) {
+template <int F>
+AISEC_HD bool is_zero(const Fixed<F>& a) {
   std::uint64_t any = 0;
-  for (int i = 0; i < fixed_limbs; ++i) any |= a.limb[i];
+  for (int i = 0; i < F + 1; ++i) any |= a.limb[i];
   return any == 0;
 }
 
-AISEC_HD Fixed add(const Fixed& a, const Fixed& b) {
-  Fixed sum;
+template <int F>
+AISEC_HD Fixed<F> add(const Fixed<F>& a, const Fixed<F>& b) {
+  Fixed<F> sum;
   std::uint64_t carry = 0;
-  for (int i = 0; i < fixed_limbs; ++i) {
+  for (int i = 0; i < F + 1; ++i) {
     const Wide total = Wide{a.limb[i]} + b.limb[i] + carry;
     sum.limb[i] = static_cast<std::uint64_t>(total);
     carry = static_cast<std::uint64_t>(total >> 64);
@@ -44,11 +59,12 @@ AISEC_HD Fixed add(const Fixed& a, const Fixed& b) {
 }
 
 // a - b, or zero if b is larger.
-AISEC_HD Fixed subtract(const Fixed& a, const Fixed& b) {
-  if (less(a, b)) return fixed_integer(0);
-  Fixed difference;
+template <int F>
+AISEC_HD Fixed<F> subtract(const Fixed<F>& a, const Fixed<F>& b) {
+  if (less(a, b)) return fixed_integer<F>(0);
+  Fixed<F> difference;
   std::uint64_t borrow = 0;
-  for (int i = 0; i < fixed_limbs; ++i) {
+  for (int i = 0; i < F + 1; ++i) {
     const Wide total = Wide{a.limb[i]} - b.limb[i] - borrow;
     difference.limb[i] = static_cast<std::uint64_t>(total);
     borrow = static_cast<std::uint64_t>(total >> 64) & 1;
@@ -56,34 +72,40 @@ AISEC_HD Fixed subtract(const Fixed& a, const Fixed& b) {
   return difference;
 }
 
-// a * 2^bits, 0 < bits < 64; bits shifted out at the top are lost.
-AISEC_HD Fixed shift_left(const Fixed& a, int bits) {
-  Fixed shifted;
-  for (int i = fixed_limbs - 1; i > 0; --i) shifted.limb[i] = a.limb[i] << bits | a.limb[i - 1] >> (64 - bits);
-  shifted.limb[0] = a.limb[0] << bits;
+// a / 2^bits.
+template <int F>
+AISEC_HD Fixed<F> shift_right(const Fixed<F>& a, unsigned bits) {
+  Fixed<F> shifted{};
+  const int limbs = static_cast<int>(bits / 64), rest = static_cast<int>(bits % 64);
+  for (int i = 0; i + limbs < F + 1; ++i) {
+    shifted.limb[i] = a.limb[i + limbs] >> rest;
+    if (rest != 0 && i + limbs + 1 < F + 1) shifted.limb[i] |= a.limb[i + limbs + 1] << (64 - rest);
+  }
   return shifted;
 }
 
-AISEC_HD_COLD Fixed multiply(const Fixed& a, const Fixed& b) {
-  std::uint64_t product[2 * fixed_limbs] = {};
-  for (int i = 0; i < fixed_limbs; ++i) {
+template <int F>
+AISEC_HD_COLD Fixed<F> multiply(const Fixed<F>& a, const Fixed<F>& b) {
+  std::uint64_t product[2 * F + 2] = {};
+  for (int i = 0; i < F + 1; ++i) {
     std::uint64_t carry = 0;
-    for (int j = 0; j < fixed_limbs; ++j) {
+    for (int j = 0; j < F + 1; ++j) {
       const Wide total = Wide{a.limb[i]} * b.limb[j] + product[i + j] + carry;
       product[i + j] = static_cast<std::uint64_t>(total);
       carry = static_cast<std::uint64_t>(total >> 64);
     }
-    product[i + fixed_limbs] = carry;
+    product[i + F + 1] = carry;
   }
-  Fixed result;
-  for (int i = 0; i < fixed_limbs; ++i) result.limb[i] = product[i + fraction_limbs];
+  Fixed<F> result;
+  for (int i = 0; i < F + 1; ++i) result.limb[i] = product[i + F];
   return result;
 }
 
-AISEC_HD Fixed multiply_by_integer(const Fixed& a, std::uint64_t factor) {
-  Fixed result;
+template <int F>
+AISEC_HD Fixed<F> multiply_by_integer(const Fixed<F>& a, std::uint64_t factor) {
+  Fixed<F> result;
   std::uint64_t carry = 0;
-  for (int i = 0; i < fixed_limbs; ++i) {
+  for (int i = 0; i < F + 1; ++i) {
     const Wide total = Wide{a.limb[i]} * factor + carry;
     result.limb[i] = static_cast<std::uint64_t>(total);
     carry = static_cast<std::uint64_t>(total >> 64);
@@ -92,10 +114,11 @@ AISEC_HD Fixed multiply_by_integer(const Fixed& a, std::uint64_t factor) {
 }
 
 // divisor < 2^32: then every partial dividend fits in 64 bits.
-AISEC_HD_COLD Fixed divide_by_integer(const Fixed& a, std::uint64_t divisor) {
-  Fixed quotient;
+template <int F>
+AISEC_HD_COLD Fixed<F> divide_by_integer(const Fixed<F>& a, std::uint64_t divisor) {
+  Fixed<F> quotient;
   std::uint64_t remainder = 0;
-  for (int i = fixed_limbs - 1; i >= 0; --i) {
+  for (int i = F; i >= 0; --i) {
     const std::uint64_t high = remainder << 32 | a.limb[i] >> 32;
     const std::uint64_t low = high % divisor << 32 | (a.limb[i] & 0xffffffffu);
     quotient.limb[i] = high / divisor << 32 | low / divisor;
@@ -104,67 +127,51 @@ AISEC_HD_COLD Fixed divide_by_integer(const Fixed& a, std::uint64_t divisor) {
   return quotient;
 }
 
-// a / b for a < b < 4, bit by bit.
-AISEC_HD_COLD Fixed divide(const Fixed& a, const Fixed& b) {
-  Fixed quotient = fixed_integer(0), remainder = a;
-  for (int bit = fraction_bits - 1; bit >= 0; --bit) {
-    remainder = shift_left(remainder, 1);
-    if (!less(remainder, b)) {
-      remainder = subtract(remainder, b);
-      quotient.limb[bit / 64] |= std::uint64_t{1} << (bit % 64);
-    }
+// numerator / divisor, below 2^64.
+template <int F>
+AISEC_HD_COLD Fixed<F> ratio(Wide numerator, std::uint64_t divisor) {
+  Fixed<F> quotient;
+  quotient.limb[F] = static_cast<std::uint64_t>(numerator / divisor);
+  Wide remainder = numerator % divisor;
+  for (int i = F - 1; i >= 0; --i) {
+    const Wide dividend = remainder << 64;
+    quotient.limb[i] = static_cast<std::uint64_t>(dividend / divisor);
+    remainder = dividend % divisor;
   }
   return quotient;
 }
 
-// sqrt(a) for a < 2^16: the integer square root of a * 2^640, two binary digits of it at a time.
-AISEC_HD_COLD Fixed square_root(const Fixed& a) {
-  Fixed root = fixed_integer(0), remainder = fixed_integer(0);
-  constexpr int first = fraction_bits + 14;  // highest even digit of a that can be set
-  for (int digit = first; digit >= -fraction_bits; digit -= 2) {
-    const std::uint64_t two = digit >= 0 ? a.limb[digit / 64] >> (digit % 64) & 3 : 0;
-    remainder = shift_left(remainder, 2);
-    remainder.limb[0] |= two;
-    root = shift_left(root, 1);
-    Fixed trial = shift_left(root, 1);
-    trial.limb[0] |= 1;
-    if (!less(remainder, trial)) {
-      remainder = subtract(remainder, trial);
-      root.limb[0] |= 1;
-    }
-  }
-  return root;
+// exp(-x) for x < 2^9: 2^-k exp(-r) with x = k ln 2 + r, 0 <= r < 0.7, by Taylor's series.
+template <int F>
+AISEC_HD_COLD Fixed<F> exponential_of_minus(const Fixed<F>& x) {
+  const Fixed<F> ln2 = leading<F>({0xb9ea9bc3b136603bu, 0x1acbda11317c387eu, 0x3e96ca16224ae8c5u, 0x27573b291169b825u,
+                                   0xed2eae35c1382144u, 0x559552fb4afa1b10u, 0xe7b876206debac98u, 0x8a0d175b8baafa2bu,
+                                   0x40f343267298b62du, 0xc9e3b39803f2f6afu, 0xb17217f7d1cf79abu});
+  // floor(x / ln 2), or one less: from 96 bits of x and 1 / ln 2 = 0xb8aa3b29.5... / 2^31.
+  const Wide head = Wide{x.limb[F]} << 32 | x.limb[F - 1] >> 32;
+  const std::uint64_t k = static_cast<std::uint64_t>(head * 0xb8aa3b29u >> 63);
+  const Fixed<F> r = subtract(x, multiply_by_integer(ln2, k)), one = fixed_integer<F>(1);
+  constexpr std::uint64_t terms = 12 * F + 8;  // 0.7^terms / terms! is below the unit
+  Fixed<F> sum = one;
+  for (std::uint64_t i = terms; i > 0; --i) sum = subtract(one, divide_by_integer(multiply(r, sum), i));
+  return shift_right(sum, static_cast<unsigned>(k));
 }
 
-// -ln(a) for 0 < a < 1.
-AISEC_HD_COLD Fixed minus_logarithm(const Fixed& a) {
-  const Fixed ln2{
-      {0xe7b876206debac98u, 0x8a0d175b8baafa2bu, 0x40f343267298b62du, 0xc9e3b39803f2f6afu, 0xb17217f7d1cf79abu, 0}};
-  const Fixed one = fixed_integer(1);
-  Fixed mantissa = a;
-  std::uint64_t exponent = 0;  // a = mantissa / 2^exponent, 1 <= mantissa < 2
-  while (mantissa.limb[fraction_limbs] == 0) {
-    mantissa = shift_left(mantissa, 1);
-    ++exponent;
+// erf(y / sqrt 2) for y < 2^5: a_0 + a_1 + ..., a_0 = sqrt(2/pi) y exp(-y^2/2), a_(k+1) = a_k y^2 / (2k + 3).
+template <int F>
+AISEC_HD_COLD Fixed<F> normal_mass_within(const Fixed<F>& y) {
+  const Fixed<F> root_2_over_pi =
+      leading<F>({0x9596a89bcd3dd465u, 0x9d9b7adccb84672bu, 0x30505c3fb28f9c96u, 0x4f1d32688be119ffu,
+                  0xd6284ef2e17c2a26u, 0x47eba75766e9d11bu, 0x3bf158aa88fa7b6eu, 0x808e369004c73a5du,
+                  0xa7053e60a24e0db1u, 0x7e59e2805d5c717fu, 0xcc42299ea1b28468u});
+  const Fixed<F> square = multiply(y, y);
+  Fixed<F> term = multiply(multiply(root_2_over_pi, y), exponential_of_minus(shift_right(square, 1)));
+  Fixed<F> sum = fixed_integer<F>(0);
+  for (std::uint64_t k = 0; !is_zero(term); ++k) {
+    sum = add(sum, term);
+    term = divide_by_integer(multiply(term, square), 2 * k + 3);
   }
-  const Fixed t = divide(subtract(mantissa, one), add(mantissa, one));
-  const Fixed z = multiply(t, t);
-  Fixed sum = fixed_integer(0);
-  for (std::uint64_t k = 101; k-- > 0;) sum = add(multiply(z, sum), divide_by_integer(one, 2 * k + 1));
-  return subtract(multiply_by_integer(ln2, exponent), shift_left(multiply(t, sum), 1));
-}
-
-// Cosine and sine of a quarter turn times f, 0 <= f < 1.
-AISEC_HD_COLD void cosine_sine(const Fixed& f, Fixed& cosine, Fixed& sine) {
-  const Fixed half_pi{
-      {0xa29410f31c6809bbu, 0x04177d4c76273644u, 0x52049c1114cf98e8u, 0x898cc51701b839a2u, 0x921fb54442d18469u, 1}};
-  const Fixed one = fixed_integer(1), angle = multiply(f, half_pi), square = multiply(angle, angle);
-  cosine = sine = one;
-  for (std::uint64_t k = 40; k > 0; --k) {
-    cosine = subtract(one, divide_by_integer(multiply(square, cosine), (2 * k - 1) * (2 * k)));
-    sine = subtract(one, divide_by_integer(multiply(square, sine), (2 * k) * (2 * k + 1)));
-  }
-  sine = multiply(angle, sine);
+  return sum;
 }
 
 }  // namespace

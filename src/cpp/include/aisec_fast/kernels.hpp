@@ -8,11 +8,15 @@ namespace aisec_fast {
 
 enum class DType { float32, float64, bfloat16, int64, uint64, uint8, uint32 };
 
+// Where the words of a call come from: ChaCha, or AES by instructions for one block or for two.
+enum class Generator : std::uint32_t { chacha, aes, vaes };
+
 // What a noise kernel needs beside its arrays. `scale` is sigma / granularity or scale / granularity.
 struct NoiseCall {
   std::uint32_t key[8];
   double scale;
   double granularity;
+  Generator generator;
 };
 
 // x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of 128.
@@ -21,7 +25,7 @@ using AddNoise = void (*)(const void* x, void* out, std::size_t first, std::size
 using FirstUnfit = std::size_t (*)(const void* x, std::size_t count, double granularity);
 
 struct NoiseKernels {
-  void (*random_words)(std::uint64_t* out, std::size_t first, std::size_t last, const std::uint32_t* key,
+  void (*random_words)(std::uint64_t* out, std::size_t first, std::size_t last, const NoiseCall& call,
                        std::uint32_t domain);
   AddNoise gaussian_float32, gaussian_float64;                  // float data
   AddNoise gaussian_lattice_float32, gaussian_lattice_float64;  // int64 lattice integers in, floats out
@@ -83,7 +87,7 @@ struct Kernels {
   AdversarialKernels adversarial;
 };
 
-constexpr std::size_t noise_group = 128;  // samples that share 16 generator blocks
+constexpr std::size_t noise_group = 128;  // samples that share 16 blocks of ChaCha
 constexpr std::size_t norm_block = 1024;  // values in one block sum
 
 }  // namespace aisec_fast

@@ -10,9 +10,15 @@
 
 namespace aisec_fast {
 
-// The key is 32 bytes, read as little-endian words.
-inline NoiseCall noise_call(double scale, double granularity, const pybind11::bytes& key) {
-  NoiseCall call{{}, scale / granularity, granularity};
+// The key is 32 bytes, read as little-endian words. `aes` is what this processor has of it: chacha if nothing.
+inline NoiseCall noise_call(double scale, double granularity, const pybind11::bytes& key, const std::string& generator,
+                            Generator aes) {
+  NoiseCall call{{}, scale / granularity, granularity, Generator::chacha};
+  if (generator == "aes" && aes != Generator::chacha)
+    call.generator = aes;
+  else if (generator != "chacha")
+    throw pybind11::value_error("generator is '" + generator + "', expected 'chacha'" +
+                                (aes != Generator::chacha ? " or 'aes'" : " (here there are no instructions for AES)"));
   if (!(call.scale >= 1.0 && call.scale <= 0x1p40))
     throw pybind11::value_error("sigma / granularity is " + std::to_string(call.scale) + ", expected 1 to 2^40");
   const std::string bytes = key;

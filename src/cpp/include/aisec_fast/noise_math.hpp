@@ -1,21 +1,18 @@
 #pragma once
-// One Gaussian pair or Laplace sample from its bits: the fast step in binary64 with its bound, and the resolver.
+// One sample from its bits: the fast step in binary64 with its bound, and the resolver.
 // docs/noise.md sections 3 and 4 hold the definitions and the proofs; names follow them.
 #include <cstdint>
 #include <cstring>
 
 #include "aisec_fast/chacha.hpp"
 #include "aisec_fast/fixed_point.hpp"
+#include "aisec_fast/quantiles.hpp"
 
 namespace aisec_fast {
 namespace {
 
-constexpr unsigned group_samples = 128;  // made from 16 blocks
+constexpr unsigned group_samples = 128;  // made from 16 blocks of ChaCha
 constexpr unsigned group_blocks = 16;
-constexpr unsigned group_pairs = group_samples / 2;
-
-constexpr double gaussian_bound = 0x1p-38;  // E / s
-constexpr double laplace_bound = 0x1p-36;
 
 AISEC_HD double as_double(std::uint64_t bits) {
   double value;
@@ -31,9 +28,6 @@ AISEC_HD std::uint64_t as_bits(double value) {
 
 AISEC_HD double magnitude(double value) { return as_double(as_bits(value) & 0x7fffffffffffffffu); }
 
-// (k + 1/2) 2^-52 for k < 2^52, exactly.
-AISEC_HD double unit_midpoint(std::uint64_t k) { return as_double(k | 0x3ff0000000000000u) - (1.0 - 0x1p-53); }
-
 // Nearest integer of |value| < 2^51, ties to even, as a double and as an integer.
 constexpr double integer_shift = 0x1.8p52;
 AISEC_HD double nearest(double value) { return (value + integer_shift) - integer_shift; }
@@ -41,125 +35,129 @@ AISEC_HD std::int64_t nearest_integer(double value) {
   return static_cast<std::int64_t>(as_bits(value + integer_shift) - as_bits(integer_shift));
 }
 
-// ln u for u = unit_midpoint(k).
-AISEC_HD double logarithm(double u) {
-  constexpr std::uint64_t root_half = 0x3fe6a09e667f3bcdu, one = 0x3ff0000000000000u;
-  const std::uint64_t bits = as_bits(u);
-  const std::uint64_t biased = (bits + (one - root_half)) >> 52;  // 1023 + e
-  const double m = as_double(bits - ((biased - 1023) << 52));     // in [sqrt(1/2), sqrt 2)
-  const double e = as_double(biased | 0x4330000000000000u) - (0x1p52 + 1023.0);
-  const double t = (m - 1.0) / (m + 1.0), z = t * t;
-  double sum = 1.0 / 21.0;
-  sum = sum * z + 1.0 / 19.0;
-  sum = sum * z + 1.0 / 17.0;
-  sum = sum * z + 1.0 / 15.0;
-  sum = sum * z + 1.0 / 13.0;
-  sum = sum * z + 1.0 / 11.0;
-  sum = sum * z + 1.0 / 9.0;
-  sum = sum * z + 1.0 / 7.0;
-  sum = sum * z + 1.0 / 5.0;
-  sum = sum * z + 1.0 / 3.0;
-  sum = sum * z + 1.0;
-  return e * 0x1.62e42fefa39efp-1 + (t + t) * sum;
-}
-
-// Cosine and sine of a quarter turn times f: of pi/4 + y with |y| <= pi/4.
-AISEC_HD void cosine_sine(double f, double& cosine, double& sine) {
-  const double y = (f - 0.5) * 0x1.921fb54442d18p+0, z = y * y;
-  double c = -1.0 / 6402373705728000.0;  // 1/18!
-  c = c * z + 1.0 / 20922789888000.0;
-  c = c * z - 1.0 / 87178291200.0;
-  c = c * z + 1.0 / 479001600.0;
-  c = c * z - 1.0 / 3628800.0;
-  c = c * z + 1.0 / 40320.0;
-  c = c * z - 1.0 / 720.0;
-  c = c * z + 1.0 / 24.0;
-  c = c * z - 1.0 / 2.0;
-  c = c * z + 1.0;
-  double s = -1.0 / 121645100408832000.0;  // 1/19!
-  s = s * z + 1.0 / 355687428096000.0;
-  s = s * z - 1.0 / 1307674368000.0;
-  s = s * z + 1.0 / 6227020800.0;
-  s = s * z - 1.0 / 39916800.0;
-  s = s * z + 1.0 / 362880.0;
-  s = s * z - 1.0 / 5040.0;
-  s = s * z + 1.0 / 120.0;
-  s = s * z - 1.0 / 6.0;
-  s = s * z + 1.0;
-  s = s * y;
-  cosine = (c - s) * 0x1.6a09e667f3bcdp-1;
-  sine = (c + s) * 0x1.6a09e667f3bcdp-1;
-}
-
-// Sets the sign of an integer from the top bit of `bits`.
+// Negates the integer if the lowest of `bits` is set.
 AISEC_HD std::int64_t with_sign(std::int64_t integer, std::uint64_t bits) {
-  const std::int64_t minus = -static_cast<std::int64_t>(bits >> 63);
+  const std::int64_t minus = -static_cast<std::int64_t>(bits & 1);
   return (integer ^ minus) - minus;
 }
 
-// The pair's two integers, or flagged != 0 if binary64 cannot decide them.
-AISEC_HD void gaussian_pair(std::uint64_t wu, std::uint64_t wv, double s, std::int64_t& first, std::int64_t& second,
-                            std::uint64_t& flagged) {
-  const double radius = s * __builtin_sqrt(-2.0 * logarithm(unit_midpoint(wu >> 12)));
-  double cosine, sine;
-  cosine_sine(unit_midpoint(wv << 2 >> 12), cosine, sine);
-  const double a = radius * cosine, b = radius * sine;
-  const double limit = 0.5 - gaussian_bound * s;
-  const bool undecided = !(magnitude(a - nearest(a)) <= limit) | !(magnitude(b - nearest(b)) <= limit);
-  const bool outside = wu - (std::uint64_t{1} << 48) >= 0 - (std::uint64_t{1} << 48) - (std::uint64_t{1} << 47);
-  flagged = undecided | outside;
-  first = with_sign(nearest_integer(a), wv);
-  second = with_sign(nearest_integer(b), wv << 1);
+// w rounded to binary64, in operations that every instruction set has for vectors.
+AISEC_HD double rounded_word(std::uint64_t w) {
+  return (as_double(w >> 32 | 0x4530000000000000u) - (0x1p84 + 0x1p52)) +
+         as_double((w & 0xffffffffu) | 0x4330000000000000u);
 }
 
-AISEC_HD void laplace_sample(std::uint64_t w, double s, std::int64_t& integer, std::uint64_t& flagged) {
-  const double a = s * -logarithm(unit_midpoint(w << 1 >> 12));
-  flagged = !(magnitude(a - nearest(a)) <= 0.5 - laplace_bound * s) | ((w << 1) < (std::uint64_t{1} << 48));
+// Number of a cell: 0 for the least v = 2^32, 2048 for v = 2^64; negative or huge outside.
+AISEC_HD std::int64_t quantile_cell(std::uint64_t v_bits) {
+  return static_cast<std::int64_t>(v_bits >> 46) - ((1023 + 32) << 6);
+}
+
+// v's place in its cell.
+AISEC_HD double quantile_delta(std::uint64_t v_bits) {
+  return as_double((v_bits & 0x3fffffffffffu) | 0x3ff0000000000000u) - (1.0 + 0x1p-7);
+}
+
+AISEC_HD double quantile(const QuantileRow& row, double delta) {
+  const double c4 = as_double(row.c[3] << 32);
+  return (((c4 * delta + as_double(row.c[3])) * delta + as_double(row.c[2])) * delta + as_double(row.c[1])) * delta +
+         as_double(row.c[0]);
+}
+
+// E / s.
+AISEC_HD double quantile_bound(Law law) { return law == Law::gaussian ? 0x1p-42 : 0x1p-40; }
+
+// |a - n| up to which the fast step accepts; negative from where nothing is.
+AISEC_HD double largest_distance(Law law, double s) { return 0.5 - quantile_bound(law) * s; }
+
+// The fast step, flagged != 0 if it cannot decide.
+AISEC_HD void quantile_sample(const QuantileRow* table, std::uint64_t w, double s, double limit, std::int64_t& integer,
+                              std::uint64_t& flagged) {
+  const std::uint64_t bits = as_bits(rounded_word(w));
+  const std::int64_t cell = quantile_cell(bits);
+  const std::int64_t row = (cell < deep_rows ? deep_rows - 1 : cell) + 1;
+  const double a = s * quantile(table[row], quantile_delta(bits));
+  flagged = !(magnitude(a - nearest(a)) <= limit);
   integer = with_sign(nearest_integer(a), w);
 }
 
-// rint(value * s) for value < 2^9 and 1 <= s <= 2^40: s is a 53-bit integer over a power of two.
-AISEC_HD std::int64_t scaled_nearest_integer(const Fixed& value, double s) {
+// u with 64 F fractional bits: w without its lowest bit, then e[0], ..., e[3]; 2^-319 for zero.
+template <int F>
+AISEC_HD Fixed<F> expansion(std::uint64_t w, const std::uint64_t (&e)[8]) {
+  const std::uint64_t words[6] = {w >> 1, e[0], e[1], e[2], e[3], 0};
+  Fixed<F> u = fixed_integer<F>(0);
+  std::uint64_t any = 0;
+  for (int i = 0; i < 5; ++i) {
+    const std::uint64_t limb = words[i] << 1 | words[i + 1] >> 63;
+    any |= limb;
+    if (i < F) u.limb[F - 1 - i] = limb;
+  }
+  if (F >= 5 && any == 0) u.limb[F - 5] = 2;
+  return u;
+}
+
+enum class Order { less, close, not_less };
+
+// u against F(y), y = (n - 1/2) / s, for n >= 1 and 1 <= s <= 2^40: `close` if they differ by less than 2^(64 - 64 F).
+template <int F>
+AISEC_HD_COLD Order compare_with_tail(Law law, const Fixed<F>& u, std::uint64_t n, double s) {
   const std::uint64_t bits = as_bits(s);
   const std::uint64_t mantissa = (bits & 0xfffffffffffffu) | 0x10000000000000u;
   const int shift = 1075 - static_cast<int>(bits >> 52);  // s = mantissa / 2^shift, 12 <= shift <= 52
-  const std::uint64_t integer_part = multiply_by_integer(value, mantissa).limb[fraction_limbs];
-  return static_cast<std::int64_t>((integer_part + (std::uint64_t{1} << (shift - 1))) >> shift);
+  const Fixed<F> y = ratio<F>(Wide{2 * n - 1} << (shift - 1), mantissa);
+  Fixed<F> left = u, right = fixed_integer<F>(1);  // u < F(y) is left < right
+  if (law == Law::laplace)
+    right = exponential_of_minus(y);
+  else
+    left = add(u, normal_mass_within(y));
+  const bool smaller = less(left, right);
+  const Fixed<F> difference = smaller ? subtract(right, left) : subtract(left, right);
+  if (is_zero(shift_right(difference, 64))) return Order::close;
+  return smaller ? Order::less : Order::not_less;
 }
 
-// The pair's two integers from its whole expansion; e continues wu and wv.
-AISEC_HD_COLD void decide_gaussian_pair(std::uint64_t wu, std::uint64_t wv, const std::uint64_t (&e)[8], double s,
-                                        std::int64_t& first, std::int64_t& second) {
-  Fixed u{{e[3], e[2], e[1], e[0], wu, 0}};
-  if (is_zero(u)) u.limb[0] = 1;
-  Fixed f{{e[7], e[6], e[5], e[4], wv & 0x3fffffffffffffffu, 0}};
-  f = shift_left(f, 2);  // the 62 bits of wv stand for 1/2, 1/4, ...
-  const Fixed radius = square_root(shift_left(minus_logarithm(u), 1));
-  Fixed cosine, sine;
-  cosine_sine(f, cosine, sine);
-  first = with_sign(scaled_nearest_integer(multiply(radius, cosine), s), wv);
-  second = with_sign(scaled_nearest_integer(multiply(radius, sine), s), wv << 1);
+// Whether u < F((n - 1/2) / s). 256 bits settle nearly every question about a sample that is not far out.
+AISEC_HD_COLD bool reaches(Law law, std::uint64_t w, const std::uint64_t (&e)[8], std::uint64_t n, double s) {
+  if (static_cast<double>(n) < 8.0 * s) {
+    const Order order = compare_with_tail(law, expansion<4>(w, e), n, s);
+    if (order != Order::close) return order == Order::less;
+  }
+  const Fixed<most_fraction_limbs> u = expansion<most_fraction_limbs>(w, e);
+  return compare_with_tail(law, u, n, s) == Order::less;  // close: the residual of docs/noise.md
 }
 
-AISEC_HD_COLD std::int64_t decide_laplace_sample(std::uint64_t w, const std::uint64_t (&e)[8], double s) {
-  Fixed u{{e[3], e[2], e[1], e[0], w & 0x7fffffffffffffffu, 0}};
-  u = shift_left(u, 1);
-  if (is_zero(u)) u.limb[0] = 2;
-  return with_sign(scaled_nearest_integer(minus_logarithm(u), s), w);
+// |Z| from the whole expansion.
+AISEC_HD_COLD std::int64_t decide_magnitude(Law law, const QuantileRow* table, std::uint64_t w,
+                                            const std::uint64_t (&e)[8], double s) {
+  const double farthest = law == Law::gaussian ? 21.2 : 222.0;
+  std::uint64_t low = 0, high = static_cast<std::uint64_t>(farthest * s) + 1;
+  const Fixed<2> u = expansion<2>(w, e);
+  if (u.limb[1] >> 32 != 0) {
+    const std::uint64_t bits = as_bits(static_cast<double>(u.limb[1]) + static_cast<double>(u.limb[0]) * 0x1p-64);
+    const std::int64_t cell = quantile_cell(bits);
+    const double a = s * quantile(table[cell < deep_rows ? cell : cell + 1], quantile_delta(bits));
+    const double reach = 0.5 + quantile_bound(law) * s;
+    if (a > reach) {
+      low = static_cast<std::uint64_t>(a - reach);
+      low += static_cast<double>(low) < a - reach;
+    }
+    high = static_cast<std::uint64_t>(a + reach);
+  }
+  while (low < high) {
+    const std::uint64_t middle = low + (high - low + 1) / 2;
+    if (reaches(law, w, e, middle, s))
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return static_cast<std::int64_t>(low);
 }
 
-// What becomes of a flagged pair or sample.
-AISEC_HD_COLD void resolve_gaussian_pair(std::uint64_t wu, std::uint64_t wv, const Key& key, std::uint64_t pair,
-                                         double s, std::int64_t& first, std::int64_t& second) {
+// What becomes of a flagged sample.
+AISEC_HD_COLD std::int64_t resolve_sample(Law law, const QuantileRow* table, std::uint64_t w, const Key& key,
+                                          Domain domain, std::uint64_t sample, double s) {
   std::uint64_t e[8];
-  refinement_words(e, key, Domain::gaussian, pair);
-  decide_gaussian_pair(wu, wv, e, s, first, second);
-}
-
-AISEC_HD_COLD std::int64_t resolve_laplace_sample(std::uint64_t w, const Key& key, std::uint64_t sample, double s) {
-  std::uint64_t e[8];
-  refinement_words(e, key, Domain::laplace, sample);
-  return decide_laplace_sample(w, e, s);
+  refinement_words(e, key, domain, sample);
+  return with_sign(decide_magnitude(law, table, w, e, s), w);
 }
 
 // rint(x / g), NaN as 0, the rest clamped to +-2^62.
@@ -169,7 +167,7 @@ AISEC_HD std::int64_t to_lattice(double x, double inverse_granularity) {
   const double rounded = size < big ? (size + big) - big : size;  // from 2^52 on a double is an integer
   const double clamped = rounded < largest ? rounded : (rounded >= largest ? largest : 0.0);
   const std::int64_t integer = static_cast<std::int64_t>(clamped);
-  return with_sign(integer, as_bits(scaled));
+  return with_sign(integer, as_bits(scaled) >> 63);
 }
 AISEC_HD std::int64_t to_lattice(float x, double inverse_granularity) {
   return to_lattice(static_cast<double>(x), inverse_granularity);

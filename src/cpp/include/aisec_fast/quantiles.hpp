@@ -1,0 +1,18 @@
+#pragma once
+// The tables of quantiles (docs/noise.md section 4), as bit patterns of binary64.
+#include <cstdint>
+
+namespace aisec_fast {
+
+enum class Law : std::uint32_t { gaussian = 0, laplace = 1 };
+
+struct alignas(32) QuantileRow {
+  std::uint64_t c[4];
+};
+
+constexpr int deep_rows = 768;  // of u in [2^-32, 2^-20); a row of NaN follows them
+constexpr int quantile_rows = 2050;
+
+extern const QuantileRow quantile_tables[2][quantile_rows];  // of _core, in memory of the CPU
+
+}  // namespace aisec_fast
