@@ -20,15 +20,6 @@ void for_groups(std::size_t size, const Use& use) {
   });
 }
 
-void add_noise(AddNoise kernel, const ArrayView& x, const ArrayView& out, double scale, double granularity,
-               const py::bytes& key, const std::string& generator) {
-  const NoiseCall call = noise_call(scale, granularity, key, generator, aes_instructions());
-  const py::gil_scoped_release unlocked;
-  for_groups(x.size(), [&](std::size_t first, std::size_t last) {
-    kernel(x.data<const void>(), out.data<void>(), first, last, call);
-  });
-}
-
 struct Pair {
   ArrayView x, out;
   Pair(const py::object& x_, const py::object& out_) : x(x_, "x"), out(out_, "out") {
@@ -38,31 +29,59 @@ struct Pair {
   }
 };
 
+void add_noise(AddNoise kernel, const Pair& arrays, const NoiseCall& call) {
+  const py::gil_scoped_release unlocked;
+  for_groups(arrays.x.size(), [&](std::size_t first, std::size_t last) {
+    kernel(arrays.x.data<const void>(), arrays.out.data<void>(), first, last, call);
+  });
+}
+
+// The kernel for one of the two types of `array`.
+AddNoise of_type(const ArrayView& array, AddNoise narrow, AddNoise wide) {
+  if (array.dtype() == DType::float64) return wide;
+  array.of_type(DType::float32);
+  return narrow;
+}
+
 void add_gaussian(const py::object& x, const py::object& out, double sigma, double granularity, const py::bytes& key,
                   const std::string& generator) {
   const Pair arrays(x, out);
   const NoiseKernels& kernels = active_kernels().noise;
-  const bool lattice = arrays.x.dtype() == DType::int64, wide = arrays.out.dtype() == DType::float64;
-  if (!wide) arrays.out.of_type(DType::float32);
-  add_noise(lattice ? (wide ? kernels.gaussian_lattice_float64 : kernels.gaussian_lattice_float32)
-                    : (wide ? kernels.gaussian_float64 : kernels.gaussian_float32),
-            arrays.x, arrays.out, sigma, granularity, key, generator);
+  const bool lattice = arrays.x.dtype() == DType::int64;
+  const AddNoise kernel = lattice
+                              ? of_type(arrays.out, kernels.gaussian_lattice_float32, kernels.gaussian_lattice_float64)
+                              : of_type(arrays.out, kernels.gaussian_float32, kernels.gaussian_float64);
+  add_noise(kernel, arrays, noise_call(sigma, granularity, key, generator, aes_instructions()));
 }
 
 void add_laplace(const py::object& x, const py::object& out, double scale, double granularity, const py::bytes& key,
                  const std::string& generator) {
   const Pair arrays(x, out);
   const NoiseKernels& kernels = active_kernels().noise;
-  const bool wide = arrays.x.dtype() == DType::float64;
-  if (!wide) arrays.x.of_type(DType::float32);
-  add_noise(wide ? kernels.laplace_float64 : kernels.laplace_float32, arrays.x, arrays.out, scale, granularity, key,
-            generator);
+  add_noise(of_type(arrays.x, kernels.laplace_float32, kernels.laplace_float64), arrays,
+            noise_call(scale, granularity, key, generator, aes_instructions()));
+}
+
+void add_float_gaussian(const py::object& x, const py::object& out, double sigma, const py::bytes& key,
+                        const std::string& generator) {
+  const Pair arrays(x, out);
+  const NoiseKernels& kernels = active_kernels().noise;
+  add_noise(of_type(arrays.x, kernels.float_gaussian_float32, kernels.float_gaussian_float64), arrays,
+            float_noise_call(sigma, key, generator, aes_instructions()));
+}
+
+void add_float_laplace(const py::object& x, const py::object& out, double scale, const py::bytes& key,
+                       const std::string& generator) {
+  const Pair arrays(x, out);
+  const NoiseKernels& kernels = active_kernels().noise;
+  add_noise(of_type(arrays.x, kernels.float_laplace_float32, kernels.float_laplace_float64), arrays,
+            float_noise_call(scale, key, generator, aes_instructions()));
 }
 
 void random_words(const py::object& out_, const py::bytes& key, std::uint32_t domain, const std::string& generator) {
   const ArrayView out(out_, "out");
   out.on_device(dlpack::on_cpu).of_type(DType::uint64).contiguous().writable();
-  const NoiseCall call = noise_call(1.0, 1.0, key, generator, aes_instructions());
+  const NoiseCall call = words_call(key, generator, aes_instructions());
   const auto kernel = active_kernels().noise.random_words;
   const py::gil_scoped_release unlocked;
   for_groups(out.size(), [&](std::size_t first, std::size_t last) {
@@ -88,6 +107,10 @@ void bind_noise(py::module_& module) {
              py::arg("key"), py::arg("generator") = "chacha");
   module.def("add_laplace", &add_laplace, py::arg("x"), py::arg("out"), py::arg("scale"), py::arg("granularity"),
              py::arg("key"), py::arg("generator") = "chacha");
+  module.def("add_float_gaussian", &add_float_gaussian, py::arg("x"), py::arg("out"), py::arg("sigma"), py::arg("key"),
+             py::arg("generator") = "chacha");
+  module.def("add_float_laplace", &add_float_laplace, py::arg("x"), py::arg("out"), py::arg("scale"), py::arg("key"),
+             py::arg("generator") = "chacha");
   module.def("random_words", &random_words, py::arg("out"), py::arg("key"), py::arg("domain"),
              py::arg("generator") = "chacha");
   module.def("has_aes", [] { return aes_instructions() != Generator::chacha; });

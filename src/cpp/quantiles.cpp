@@ -1,9 +1,34 @@
 #include "aisec_fast/quantiles.hpp"
 
+#include <bit>
+
 namespace aisec_fast {
+namespace {
+
+constexpr QuantileRow rows[2][quantile_rows] = {
+#include "quantiles.inc"
+};
+
+struct FloatTable {
+  FloatRow row[float_rows];
+};
+
+constexpr FloatTable narrowed(const QuantileRow (&wide)[quantile_rows]) {
+  FloatTable table{};
+  for (int i = 0; i < float_rows; ++i)  // the first octave and the row of NaN are left out
+    for (int k = 0; k < 4; ++k)
+      table.row[i].c[k] = static_cast<float>(std::bit_cast<double>(wide[i + 64 + (i + 64 >= deep_rows)].c[k]));
+  return table;
+}
+
+alignas(64) constexpr FloatTable narrow[2] = {narrowed(rows[0]), narrowed(rows[1])};
+
+}  // namespace
 
 alignas(64) const QuantileRow quantile_tables[2][quantile_rows] = {
 #include "quantiles.inc"
 };
+
+const FloatRow* const float_tables[2] = {narrow[0].row, narrow[1].row};
 
 }  // namespace aisec_fast

@@ -12,6 +12,12 @@ __global__ void __launch_bounds__(block_threads)
   add_noise<law>(x, out, count, call);
 }
 
+template <Law law, class X>
+__global__ void __launch_bounds__(block_threads)
+    add_float_kernel(const X* x, X* out, std::uint64_t count, NoiseCall call) {
+  add_float<law>(x, out, count, call);
+}
+
 __global__ void __launch_bounds__(block_threads)
     random_words_kernel(std::uint64_t* out, std::uint64_t count, NoiseCall call, Domain domain) {
   random_words(out, count, call, domain);
@@ -33,6 +39,15 @@ cudaError_t run_noise(const void* x, void* out, std::size_t count, const NoiseCa
   Queue queue(stream);
   queue.run(noise_threads(count), add_noise_kernel<law, X, Out>, static_cast<const X*>(x), static_cast<Out*>(out),
             count, call);
+  return queue.finish();
+}
+
+template <Law law, class X>
+cudaError_t run_float(const void* x, void* out, std::size_t count, const NoiseCall& call, cudaStream_t stream) {
+  Queue queue(stream);
+  const std::size_t words = sizeof(X) == 4 ? count / 2 + count % 2 : count;
+  queue.run(noise_threads(words), add_float_kernel<law, X>, static_cast<const X*>(x), static_cast<X*>(out), count,
+            call);
   return queue.finish();
 }
 
@@ -63,6 +78,16 @@ cudaError_t add_laplace(DType type, const void* x, void* out, std::size_t count,
                         cudaStream_t stream) {
   return type == DType::float64 ? run_noise<Law::laplace, double, double>(x, out, count, call, stream)
                                 : run_noise<Law::laplace, float, float>(x, out, count, call, stream);
+}
+
+cudaError_t add_float(Law law, DType type, const void* x, void* out, std::size_t count, const NoiseCall& call,
+                      cudaStream_t stream) {
+  const bool wide = type == DType::float64;
+  if (law == Law::laplace)
+    return wide ? run_float<Law::laplace, double>(x, out, count, call, stream)
+                : run_float<Law::laplace, float>(x, out, count, call, stream);
+  return wide ? run_float<Law::gaussian, double>(x, out, count, call, stream)
+              : run_float<Law::gaussian, float>(x, out, count, call, stream);
 }
 
 cudaError_t random_words(std::uint64_t* out, std::size_t count, const NoiseCall& call, std::uint32_t domain,

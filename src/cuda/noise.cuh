@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "aisec_fast/kernels.hpp"
+#include "aisec_fast/quantiles.hpp"
 
 namespace aisec_fast::cuda {
 
@@ -15,6 +16,9 @@ cudaError_t add_gaussian(DType x_type, const void* x, DType out_type, void* out,
                          const NoiseCall& call, cudaStream_t stream);
 cudaError_t add_laplace(DType type, const void* x, void* out, std::size_t count, const NoiseCall& call,
                         cudaStream_t stream);
+// Float mode; x and out are float32 or float64.
+cudaError_t add_float(Law law, DType type, const void* x, void* out, std::size_t count, const NoiseCall& call,
+                      cudaStream_t stream);
 // Only the call's key is used.
 cudaError_t random_words(std::uint64_t* out, std::size_t count, const NoiseCall& call, std::uint32_t domain,
                          cudaStream_t stream);

@@ -3,6 +3,7 @@
 // docs/noise.md defines every bit. One thread makes one generator block; 16 neighbouring threads make a group of 128
 // samples, and each of their loads and stores covers 16 neighbouring samples.
 #include "aisec_fast/kernels.hpp"
+#include "aisec_fast/noise_float.hpp"
 #include "aisec_fast/noise_math.hpp"
 #include "grid.hpp"
 
@@ -46,6 +47,33 @@ __device__ void add_noise(const X* x, Out* out, std::uint64_t count, const Noise
     }
   };
   for_generator_blocks(count, call.key, domain, add_block);
+}
+
+// Float mode. A word is one sample of float64, or two of float32, which then lie side by side.
+template <Law law>
+__device__ void add_float(const double* x, double* out, std::uint64_t count, const NoiseCall& call) {
+  const QuantileRow* const table = device_quantiles[static_cast<unsigned>(law)];
+  const auto add_block = [&](const Key&, std::uint64_t first, const std::uint32_t (&words)[16]) {
+    for (unsigned k = 0; k < 8; ++k) {
+      const std::uint64_t i = first + k * group_blocks;
+      if (i < count) out[i] = x[i] + call.scale * float_sample(table, join(words[2 * k], words[2 * k + 1]));
+    }
+  };
+  for_generator_blocks(count, call.key, law == Law::gaussian ? Domain::gaussian : Domain::laplace, add_block);
+}
+
+template <Law law>
+__device__ void add_float(const float* x, float* out, std::uint64_t count, const NoiseCall& call) {
+  const QuantileRow* const table = device_quantiles[static_cast<unsigned>(law)];
+  const float scale = static_cast<float>(call.scale);
+  const auto add_block = [&](const Key&, std::uint64_t first, const std::uint32_t (&words)[16]) {
+    for (unsigned k = 0; k < 16; ++k) {
+      const std::uint64_t i = 2 * (first + k / 2 * group_blocks) + k % 2;
+      if (i < count) out[i] = x[i] + scale * float_sample(table, words[k]);
+    }
+  };
+  for_generator_blocks(count / 2 + count % 2, call.key, law == Law::gaussian ? Domain::gaussian : Domain::laplace,
+                       add_block);
 }
 
 __device__ inline void random_words(std::uint64_t* out, std::uint64_t count, const NoiseCall& call, Domain domain) {

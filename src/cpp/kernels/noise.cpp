@@ -1,6 +1,7 @@
 // Noise kernels, compiled once per instruction set: AISEC_ISA names the namespace, AISEC_WIDTH is a vector's bytes.
 // docs/noise.md defines every bit.
 #include "aisec_fast/kernels.hpp"
+#include "aisec_fast/noise_float.hpp"
 #include "aisec_fast/noise_math.hpp"
 #include "kernels/aes.hpp"
 #include "kernels/families.hpp"
@@ -15,13 +16,19 @@ namespace {
 typedef std::uint32_t Lanes __attribute__((vector_size(AISEC_WIDTH)));
 constexpr unsigned lanes = AISEC_WIDTH / sizeof(std::uint32_t);
 
-struct alignas(64) GroupWords {
+struct alignas(64) GroupBlocks {
   std::uint32_t word[16][group_blocks];  // word[w][b]: word w of the group's block b
 };
 
 // Words stand in the order of lanes, 0 1 4 5 2 3 6 7 of each eight: interleaving vectors of eight 32-bit halves gives
 // it, and narrowing vectors of four 64-bit values undoes it.
 constexpr unsigned lane_of(unsigned j) { return (j & ~6u) | (j & 2u) << 1 | (j & 4u) >> 1; }
+
+#if !defined(__AVX2__)
+void join_words(std::uint64_t* out, const std::uint32_t* low, const std::uint32_t* high) {
+  for (unsigned b = 0; b < group_blocks; ++b) out[lane_of(b)] = join(low[b], high[b]);
+}
+#endif
 
 // The words of one call, a group of 128 at a time, in the order of lanes.
 class Stream {
@@ -42,7 +49,7 @@ class Stream {
 
  private:
   void read_chacha(std::uint64_t* out, std::uint64_t group) const {
-    GroupWords x;
+    GroupBlocks x;
     const std::uint64_t first = group * group_blocks;
     for (unsigned b = 0; b < group_blocks; b += lanes) {
       Lanes low, high, block[16];
@@ -53,9 +60,7 @@ class Stream {
       chacha_block(block, key_, low, high, domain_, Level::main);
       for (int w = 0; w < 16; ++w) memcpy(&x.word[w][b], &block[w], sizeof block[w]);
     }
-    for (unsigned k = 0; k < 8; ++k)
-      for (unsigned b = 0; b < group_blocks; ++b)
-        out[k * group_blocks + lane_of(b)] = join(x.word[2 * k][b], x.word[2 * k + 1][b]);
+    for (unsigned k = 0; k < 8; ++k) join_words(out + k * group_blocks, x.word[2 * k], x.word[2 * k + 1]);
   }
 
 #if defined(AISEC_X86)
@@ -204,6 +209,41 @@ void add_noise(const void* x_, void* out_, std::size_t first, std::size_t last, 
     add_noise_as<X, Out, law, std::int64_t>(x, out, first, last, call, domain);
 }
 
+// Float mode; a word is one sample of float64, or two of float32.
+template <Law law>
+void add_float(const double* x, double* out, std::size_t count, const std::uint64_t* w, double scale) {
+  for (std::size_t j = 0; j < count; ++j)
+    out[j] =
+        x[j] + scale * float_sample(quantile_tables[static_cast<unsigned>(law)], w[lane_of(static_cast<unsigned>(j))]);
+}
+
+template <Law law>
+void add_float(const float* x, float* out, std::size_t count, const std::uint64_t* w, double scale) {
+  const FloatRow* const table = float_tables[static_cast<unsigned>(law)];
+  std::size_t j = 0;
+#if defined(__AVX2__)
+  j = add_float_eights(x, out, count, w, table, static_cast<float>(scale));
+#endif
+  for (; j < count; ++j) {
+    const std::uint64_t word = w[lane_of(static_cast<unsigned>(j / 2))] >> (32 * (j % 2));
+    out[j] = x[j] + static_cast<float>(scale) * float_sample(table, static_cast<std::uint32_t>(word));
+  }
+}
+
+template <class T, Law law>
+void add_float_noise(const void* x_, void* out_, std::size_t first, std::size_t last, const NoiseCall& call) {
+  const StandardArithmetic arithmetic;
+  const T* x = static_cast<const T*>(x_);
+  T* out = static_cast<T*>(out_);
+  Stream stream(call, law == Law::gaussian ? Domain::gaussian : Domain::laplace);
+  constexpr std::size_t group = group_samples * (sizeof(double) / sizeof(T));
+  alignas(64) std::uint64_t w[group_samples];
+  for (std::size_t i = first; i < last; i += group) {
+    stream.read(w, i / group);
+    add_float<law>(x + i, out + i, last - i < group ? last - i : group, w, call.scale);
+  }
+}
+
 void random_words(std::uint64_t* out, std::size_t first, std::size_t last, const NoiseCall& call,
                   std::uint32_t domain) {
   Stream stream(call, static_cast<Domain>(domain));
@@ -234,6 +274,10 @@ NoiseKernels noise_kernels() {
           add_noise<std::int64_t, double, Law::gaussian>,
           add_noise<float, float, Law::laplace>,
           add_noise<double, double, Law::laplace>,
+          add_float_noise<float, Law::gaussian>,
+          add_float_noise<double, Law::gaussian>,
+          add_float_noise<float, Law::laplace>,
+          add_float_noise<double, Law::laplace>,
           first_unfit<float>,
           first_unfit<double>};
 }

@@ -11,6 +11,16 @@
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
+// The words of one number in 16 blocks, in the order of lanes.
+inline void join_words(std::uint64_t* out, const std::uint32_t* low, const std::uint32_t* high) {
+  for (unsigned b = 0; b < group_blocks; b += 8) {
+    const __m256i lows = _mm256_load_si256(reinterpret_cast<const __m256i*>(low + b));
+    const __m256i highs = _mm256_load_si256(reinterpret_cast<const __m256i*>(high + b));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + b), _mm256_unpacklo_epi32(lows, highs));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + b + 4), _mm256_unpackhi_epi32(lows, highs));
+  }
+}
+
 inline __m256d two_rows(const std::uint64_t* low, const std::uint64_t* high) {
   return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_load_pd(reinterpret_cast<const double*>(low))),
                               _mm_load_pd(reinterpret_cast<const double*>(high)), 1);
@@ -103,6 +113,42 @@ inline bool add_narrow(const float* x, float* out, const std::int32_t* z, float 
     _mm256_storeu_ps(out + j, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(granularity)));
   }
   return true;
+}
+
+// Float mode for the whole eights of at most 256 samples; how many that were. Nothing is fused: the bits are promised.
+inline std::size_t add_float_eights(const float* x, float* out, std::size_t count, const std::uint64_t* w,
+                                    const FloatRow* table, float scale) {
+  const __m256i mantissa = _mm256_set1_epi32(0x1ffff), one = _mm256_set1_epi32(0x3f800000);
+  const std::uintptr_t rows = reinterpret_cast<std::uintptr_t>(table) - (127u << 10);
+  std::size_t j = 0;
+  for (; j + 8 <= count; j += 8) {
+    const std::uint64_t* const four = w + (j / 16 * 8 + j / 8 % 2 * 2);  // words 0 1 and 2 3, or 4 5 and 6 7
+    const __m128i early = _mm_load_si128(reinterpret_cast<const __m128i*>(four));
+    const __m128i late = _mm_load_si128(reinterpret_cast<const __m128i*>(four + 4));
+    const __m256i d = _mm256_inserti128_si256(_mm256_castsi128_si256(early), late, 1);
+    const __m256 v = _mm256_cvtepi32_ps(_mm256_or_si256(_mm256_srli_epi32(d, 1), _mm256_set1_epi32(1)));
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256 place = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, mantissa), one));
+    const __m256 delta = _mm256_sub_ps(place, _mm256_set1_ps(1.0f + 0x1p-7f));
+    alignas(32) std::uint32_t offset[8];  // 16 times the cell's number
+    _mm256_store_si256(reinterpret_cast<__m256i*>(offset),
+                       _mm256_and_si256(_mm256_srli_epi32(bits, 13), _mm256_set1_epi32(~15)));
+    __m256 two[4];  // rows i and i + 4
+    for (unsigned i = 0; i < 4; ++i)
+      two[i] =
+          _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(reinterpret_cast<const float*>(rows + offset[i]))),
+                               _mm_load_ps(reinterpret_cast<const float*>(rows + offset[i + 4])), 1);
+    const __m256 low01 = _mm256_unpacklo_ps(two[0], two[1]), high01 = _mm256_unpackhi_ps(two[0], two[1]);
+    const __m256 low23 = _mm256_unpacklo_ps(two[2], two[3]), high23 = _mm256_unpackhi_ps(two[2], two[3]);
+    const __m256 c0 = _mm256_shuffle_ps(low01, low23, 0x44), c1 = _mm256_shuffle_ps(low01, low23, 0xee);
+    const __m256 c2 = _mm256_shuffle_ps(high01, high23, 0x44), c3 = _mm256_shuffle_ps(high01, high23, 0xee);
+    __m256 t = _mm256_add_ps(_mm256_mul_ps(c3, delta), c2);
+    t = _mm256_add_ps(_mm256_mul_ps(t, delta), c1);
+    t = _mm256_add_ps(_mm256_mul_ps(t, delta), c0);
+    t = _mm256_xor_ps(t, _mm256_castsi256_ps(_mm256_slli_epi32(d, 31)));
+    _mm256_storeu_ps(out + j, _mm256_add_ps(_mm256_loadu_ps(x + j), _mm256_mul_ps(_mm256_set1_ps(scale), t)));
+  }
+  return j;
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ struct NoiseCall {
   Generator generator;
 };
 
-// x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of 128.
+// x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of 256.
 using AddNoise = void (*)(const void* x, void* out, std::size_t first, std::size_t last, const NoiseCall& call);
 // Index of the first x[i], i < count, that is not finite or has |x / granularity| > 2^62; count if there is none.
 using FirstUnfit = std::size_t (*)(const void* x, std::size_t count, double granularity);
@@ -30,6 +30,8 @@ struct NoiseKernels {
   AddNoise gaussian_float32, gaussian_float64;                  // float data
   AddNoise gaussian_lattice_float32, gaussian_lattice_float64;  // int64 lattice integers in, floats out
   AddNoise laplace_float32, laplace_float64;
+  // Float mode: `scale` is sigma or Laplace's scale itself, `granularity` is not used.
+  AddNoise float_gaussian_float32, float_gaussian_float64, float_laplace_float32, float_laplace_float64;
   FirstUnfit unfit_float32, unfit_float64;
 };
 
@@ -87,7 +89,7 @@ struct Kernels {
   AdversarialKernels adversarial;
 };
 
-constexpr std::size_t noise_group = 128;  // samples that share 16 blocks of ChaCha
+constexpr std::size_t noise_group = 256;  // samples that no two threads share
 constexpr std::size_t norm_block = 1024;  // values in one block sum
 
 }  // namespace aisec_fast

@@ -13,6 +13,14 @@ struct alignas(32) QuantileRow {
 constexpr int deep_rows = 768;  // of u in [2^-32, 2^-20); a row of NaN follows them
 constexpr int quantile_rows = 2050;
 
-extern const QuantileRow quantile_tables[2][quantile_rows];  // of _core, in memory of the CPU
+// The rows of u in [2^-31, 1] in binary32 and without c4, for float mode.
+struct alignas(16) FloatRow {
+  float c[4];
+};
+constexpr int float_rows = quantile_rows - 1 - 64;
+
+// In memory of the CPU; the GPU has its own.
+extern const QuantileRow quantile_tables[2][quantile_rows];
+extern const FloatRow* const float_tables[2];
 
 }  // namespace aisec_fast
