@@ -158,4 +158,4 @@ if __name__ == "__main__":
     tables = np.array([make(law) for law in LAWS])
     tables.astype("<f8").tofile(TABLES)
     for name, made in zip(LAWS, tables, strict=True):
-        print(name, *(f"2^{float(mp.log(bound, 2)):.3f}" for bound in largest_error(name, made)))
+        print(name, *(f"2^{float(mp.log(bound, 2)):.3f}" for bound in largest_error(name, made)))  # noqa: T201

@@ -65,6 +65,7 @@ def add_gaussian(
     sigma: float,
     *,
     granularity: float | None = None,
+    exact: bool = True,
     source: Source | None = None,
     out: Any = None,
     check: bool | None = None,
@@ -80,22 +81,25 @@ def add_gaussian(
         sigma: standard deviation, in the units of ``x``; above 0 and finite.
         granularity: lattice spacing, a power of two with ``1 <= sigma / granularity <= 2^40``. Default:
             :func:`default_granularity`.
+        exact: False adds noise in floating point, ``x + sigma * N`` (float mode): faster, with NaN and infinities as IEEE
+            arithmetic has them, from the same generators, but **not private**: its low bits tell ``x`` (Mironov 2012;
+            Haney et al. 2022). It needs ``granularity=None``.
         source: where the randomness comes from. Default: this process's :class:`SecureSource`.
         out: where to write: an array of x's shape and dtype (a list for a list); ``out=x`` works in place. Default: new.
         check: raise if a value of ``x`` is NaN, infinite or beyond ``2^62 granularity``, before anything is written. If
-            False, NaN counts as 0 and the rest is clamped. Default: True on the CPU, False on a GPU (no synchronisation).
-            An error reveals something of ``x``: pass False where that matters.
+            False, NaN counts as 0 and the rest is clamped. Default: True on the CPU, False on a GPU (no synchronisation)
+            and in float mode, where it can only be False. An error reveals something of ``x``: pass False where that matters.
 
     Returns:
         ``out``, or new arrays of the same library, device, shape and dtype as ``x``.
 
     Raises:
         TypeError: ``x`` or ``out`` is no array, or its dtype is none of the two.
-        ValueError: sigma, granularity, shape, device, contiguity or a read-only or overlapping ``out``; NaN or Inf.
+        ValueError: sigma, granularity, exact, check, shape, device, contiguity or a read-only or overlapping ``out``; NaN or Inf.
         OverflowError: a value beyond ``2^62 granularity``.
         BackendError: the forced backend is missing or cannot reach ``x``.
     """
-    return _add("add_gaussian", x, sigma, "sigma", granularity, source, out, check)
+    return _add("gaussian", x, sigma, "sigma", granularity, exact, source, out, check)
 
 
 def add_laplace(
@@ -103,6 +107,7 @@ def add_laplace(
     scale: float,
     *,
     granularity: float | None = None,
+    exact: bool = True,
     source: Source | None = None,
     out: Any = None,
     check: bool | None = None,
@@ -113,7 +118,7 @@ def add_laplace(
     continuous Laplace mechanism for ``charged_sensitivity(..., norm="l1")``. Arguments, result and errors are those of
     :func:`add_gaussian`.
     """
-    return _add("add_laplace", x, scale, "scale", granularity, source, out, check)
+    return _add("laplace", x, scale, "scale", granularity, exact, source, out, check)
 
 
 def random_words(size: int, *, source: Source | None = None) -> npt.NDArray[np.uint64]:
@@ -126,17 +131,22 @@ def random_words(size: int, *, source: Source | None = None) -> npt.NDArray[np.u
 
 
 def _add(
-    kernel: str,
+    law: str,
     x: Any,
     scale: float,
     scale_name: str,
     granularity: float | None,
+    exact: bool,
     source: Source | None,
     out: Any,
     check: bool | None,
 ) -> Any:
     # Every check comes before the first key is drawn and the first value is written.
-    scale, spacing = _lattice(scale, scale_name, granularity)
+    parameters: tuple[float, ...]
+    if exact:
+        kernel, parameters = f"add_{law}", _lattice(scale, scale_name, granularity)
+    else:
+        kernel, parameters = f"add_float_{law}", _float_mode(scale, scale_name, granularity, check)
     keys = chosen(source)
     is_list = isinstance(x, (list, tuple))
     inputs = [_input(value, f"x[{i}]" if is_list else "x") for i, value in enumerate(x if is_list else [x])]
@@ -145,12 +155,12 @@ def _add(
     shapes, dtypes = [array.shape for array in inputs], [array.dtype for array in inputs]
     outputs = _arrays.outputs(out, inputs, shapes, dtypes, is_list=is_list, in_place=True)
     backend = choose([*inputs, *outputs])
-    if inputs[0].device == "cpu" if check is None else check:
+    if exact and (inputs[0].device == "cpu" if check is None else check):
         for array in inputs:
-            _require_fit(backend, array, spacing)
+            _require_fit(backend, array, parameters[1])
     for array, output in zip(inputs, outputs, strict=True):
         operands = backend.operands([array, output])
-        getattr(backend.noise, kernel)(*operands, scale, spacing, keys.next_key(), backend.generator(keys))
+        getattr(backend.noise, kernel)(*operands, *parameters, keys.next_key(), backend.generator(keys))
     results = [array.value for array in outputs]
     return results if is_list else results[0]
 
@@ -172,6 +182,15 @@ def _lattice(scale: float, name: str, granularity: float | None) -> tuple[float,
     if not 1.0 <= scale / spacing <= _LARGEST_RATIO:
         raise ValueError(f"granularity is {spacing}, expected {name} / 2^40 to {name}, which is {scale}")
     return scale, spacing
+
+
+def _float_mode(scale: float, name: str, granularity: float | None, check: bool | None) -> tuple[float]:
+    scale = _checks.positive(scale, name)
+    if granularity is not None:
+        raise ValueError(f"granularity is {granularity}, expected None with exact=False: float mode has no lattice")
+    if check:
+        raise ValueError("check is True, expected None or False with exact=False: float mode takes any value")
+    return (scale,)
 
 
 def _power_of_two(granularity: float) -> float:

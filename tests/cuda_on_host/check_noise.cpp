@@ -1,4 +1,5 @@
 // Runs every noise kernel on heap buffers of exact size, for AddressSanitizer, and compares with loops over samples.
+#include "aisec_fast/noise_float.hpp"
 #include "aisec_fast/noise_math.hpp"
 #include "check.hpp"
 #include "noise_entry.hpp"
@@ -78,6 +79,22 @@ void check_laplace(std::size_t size, double scale) {
   expect(x == expected, "add_laplace", size);
 }
 
+template <class X>
+void check_float(std::size_t size) {
+  const NoiseCall call = example(1.7);
+  Buffer<X> x(size), expected(size);
+  for (std::size_t i = 0; i < size; ++i) {
+    x[i] = static_cast<X>(next_value());
+    const std::uint64_t word = plain_word(call, sizeof(X) == 4 ? i / 2 : i, Domain::gaussian);
+    if constexpr (sizeof(X) == 4)
+      expected[i] = x[i] + 1.7f * float_sample(tables[0], static_cast<std::uint32_t>(word >> (32 * (i % 2))));
+    else
+      expected[i] = x[i] + 1.7 * float_sample(tables[0], word);
+  }
+  no_error(add_float(0, static_cast<int>(dtype_of<X>), x.data(), x.data(), size, &call));  // in place
+  expect(x == expected, "add_float", size);
+}
+
 void check_words(std::size_t size) {
   const NoiseCall call = example(1.0);
   Buffer<std::uint64_t> out(size), expected(size);
@@ -111,6 +128,10 @@ int main() {
       check_laplace<float>(size, scale);
       check_laplace<double>(size, scale);
     }
+  for (const std::size_t size : {0u, 1u, 127u, 129u, 255u, 257u}) {
+    check_float<float>(size);
+    check_float<double>(size);
+  }
   for (const std::size_t size : {0u, 1u, 127u, 129u, 70'000u}) check_words(size);  // the last one: grid-stride
   for (const std::size_t size : {0u, 1u, 255u, 257u, 9'000u}) {
     check_unfit<float>(size);

@@ -20,6 +20,11 @@ const char* add_laplace(int type, const void* x, void* out, std::size_t count, c
   return report([&] { return cuda::add_laplace(static_cast<DType>(type), x, out, count, *call, nullptr); });
 }
 
+const char* add_float(int law, int type, const void* x, void* out, std::size_t count, const NoiseCall* call) {
+  return report(
+      [&] { return cuda::add_float(static_cast<Law>(law), static_cast<DType>(type), x, out, count, *call, nullptr); });
+}
+
 const char* random_words(std::uint64_t* out, std::size_t count, const NoiseCall* call, std::uint32_t domain) {
   return report([&] { return cuda::random_words(out, count, *call, domain, nullptr); });
 }

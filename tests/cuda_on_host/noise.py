@@ -26,13 +26,17 @@ def library() -> ctypes.CDLL:
     return build.library("noise")
 
 
-def _noise_call(sigma: float, granularity: float, key: bytes, generator: str) -> ctypes.c_void_p:
+def _call_of(scale: float, granularity: float, key: bytes, generator: str) -> ctypes.c_void_p:
     if generator != "chacha":
         raise ValueError(f"generator is {generator!r}, expected 'chacha'")
+    words = (ctypes.c_uint32 * 8)(*struct.unpack("<8I", key))
+    return ctypes.byref(NoiseCall(words, scale, granularity, 0))
+
+
+def _noise_call(sigma: float, granularity: float, key: bytes, generator: str) -> ctypes.c_void_p:
     if not 1.0 <= sigma / granularity <= 2.0**40:
         raise ValueError(f"sigma / granularity is {sigma / granularity}, expected 1 to 2^40")
-    words = (ctypes.c_uint32 * 8)(*struct.unpack("<8I", key))
-    return ctypes.byref(NoiseCall(words, sigma / granularity, granularity, 0))
+    return _call_of(sigma / granularity, granularity, key, generator)
 
 
 def add_gaussian(
@@ -48,6 +52,23 @@ def add_laplace(
 ) -> None:
     arguments = [dtype_number(x), pointer(x), output(out, x.dtype), ctypes.c_size_t(x.size)]
     call(library(), "add_laplace", *arguments, _noise_call(scale, granularity, key, generator), order=order)
+
+
+def _add_float(law: int, x: Array, out: Array, scale: float, key: bytes, generator: str, order: int) -> None:
+    arguments = [ctypes.c_int(law), dtype_number(x), pointer(x), output(out, x.dtype), ctypes.c_size_t(x.size)]
+    call(library(), "add_float", *arguments, _call_of(scale, 1.0, key, generator), order=order)
+
+
+def add_float_gaussian(
+    x: Array, out: Array, sigma: float, key: bytes, generator: str = "chacha", order: int = 0
+) -> None:
+    _add_float(0, x, out, sigma, key, generator, order)
+
+
+def add_float_laplace(
+    x: Array, out: Array, scale: float, key: bytes, generator: str = "chacha", order: int = 0
+) -> None:
+    _add_float(1, x, out, scale, key, generator, order)
 
 
 def random_words(out: Array, key: bytes, domain: int, generator: str = "chacha", order: int = 0) -> None:

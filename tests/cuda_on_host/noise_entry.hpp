@@ -10,6 +10,8 @@ void set_order(unsigned order);
 const char* add_gaussian(int x_type, const void* x, int out_type, void* out, std::size_t count,
                          const aisec_fast::NoiseCall* call);
 const char* add_laplace(int type, const void* x, void* out, std::size_t count, const aisec_fast::NoiseCall* call);
+const char* add_float(int law, int type, const void* x, void* out, std::size_t count,
+                      const aisec_fast::NoiseCall* call);
 const char* random_words(std::uint64_t* out, std::size_t count, const aisec_fast::NoiseCall* call,
                          std::uint32_t domain);
 const char* first_unfit(int type, const void* x, std::size_t count, double granularity, std::size_t* first);
