@@ -8,6 +8,7 @@ inverse of the tail function: F(Q(u)) = u with F(x) = erfc(x / sqrt 2) (Gaussian
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,8 +77,8 @@ def _to_chebyshev(power: list[mpf]) -> list[mpf]:
     sums = [mpf(0)] * len(power)
     for n, coefficient in enumerate(power):  # x^n = 2^(1-n) sum of binomial(n, k) T_(n-2k), halved for T_0
         for k in range(n // 2 + 1):
-            share = mp.binomial(n, k) * mpf(2) ** (1 - n)
-            sums[n - 2 * k] += coefficient * mpf(HALF_WIDTH) ** n * (share / 2 if n == 2 * k else share)
+            share = math.comb(n, k) * 2.0 ** (1 - n) * HALF_WIDTH**n  # exact: a small integer over a power of two
+            sums[n - 2 * k] += coefficient * (share / 2 if n == 2 * k else share)
     return sums
 
 
@@ -121,25 +122,28 @@ def make(law: str) -> np.ndarray:
     return np.array([*rows[:deep], outside, *rows[deep:], end])
 
 
-def largest_error(law: str, table: np.ndarray) -> tuple[mpf, mpf]:
-    """An upper bound of |polynomial - Q| over every row: (of the deep rows, of the others). A proof, not a sample.
+def error_bound(law: str, row: Any, scale: mpf, middle: mpf) -> mpf:
+    """An upper bound of |polynomial - Q| over one row. A proof, not a sample.
 
     Both are expanded in delta: Q by its Taylor series, whose remainder is at most |Q^(13)| HALF_WIDTH^13 / 13! with the
     derivative at the row's left end, where it is largest (each |Q^(k)| falls with u). The difference of the two
     polynomials, in Chebyshev form, is at most the sum of its absolute coefficients.
     """
+    difference = [-coefficient for coefficient in _taylor(law, scale, middle)]
+    for k, coefficient in enumerate(unpacked(row)):
+        difference[k] += mpf(coefficient)
+    _, derivatives = _quantile_derivatives(law)(scale * (middle - HALF_WIDTH))
+    last = abs(derivatives[TERMS]) * scale ** (TERMS + 1)
+    remainder = last * mpf(HALF_WIDTH) ** (TERMS + 1) / mp.factorial(TERMS + 1)
+    return sum((abs(c) for c in _to_chebyshev(difference)), mpf(0)) + remainder
+
+
+def largest_error(law: str, table: np.ndarray) -> tuple[mpf, mpf]:
+    """The largest bound of every row: (of the deep rows, of the others)."""
     deep = DEEP_OCTAVES * CELLS
     rows = [*table[:deep], *table[deep + 1 : -1]]
-    bounds = []
     with mp.workdps(DIGITS):
-        for row, (scale, middle) in zip(rows, _cells(), strict=True):
-            difference = [-coefficient for coefficient in _taylor(law, scale, middle)]
-            for k, coefficient in enumerate(unpacked(row)):
-                difference[k] += mpf(coefficient)
-            _, derivatives = _quantile_derivatives(law)(scale * (middle - HALF_WIDTH))
-            last = abs(derivatives[TERMS]) * scale ** (TERMS + 1)
-            remainder = last * mpf(HALF_WIDTH) ** (TERMS + 1) / mp.factorial(TERMS + 1)
-            bounds.append(sum((abs(c) for c in _to_chebyshev(difference)), mpf(0)) + remainder)
+        bounds = [error_bound(law, row, *cell) for row, cell in zip(rows, _cells(), strict=True)]
         return max(bounds[:deep]), max(bounds[deep:])
 
 

@@ -1,23 +1,26 @@
 """The noise contract (docs/noise.md) in Python integers.
 
-ChaCha is written as in RFC 8439. A sample is decided from its whole bit expansion in fixed-point arithmetic with
-`FRACTION_BITS` fractional bits, by the textbook series; there is no fast step, so there is nothing to flag.
+ChaCha is written as in RFC 8439, AES as in FIPS 197. A sample is decided from its whole bit expansion by the definition:
+a uniform number is compared with the tail function at half-integers, in fixed point, with as many bits as that takes.
+There is no fast step, so there is nothing to flag; a float64 only says where to look first.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from statistics import NormalDist
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 RAW, GAUSSIAN, LAPLACE = 0, 1, 2  # domains: word 14 of the ChaCha state
-MAIN, REFINEMENT = 0, 1  # levels: word 15
-GROUP = 128  # samples made from 16 consecutive blocks
+MAIN, REFINEMENT, SUBKEYS = 0, 1, 2  # levels: word 15
+GROUP = 128  # words made from 16 consecutive blocks
+WORDS_A_SUBKEY = 2**25  # of AES
 
 MASK32 = 2**32 - 1
 CHACHA_CONSTANTS = struct.unpack("<4I", b"expand 32-byte k")
@@ -26,18 +29,16 @@ QUARTER_ROUNDS = (
     *((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14)),  # diagonals
 )
 
-# Fixed-point numbers are integers in units of 2^-FRACTION_BITS. An expansion has at most 320 bits; the 128 bits beyond
-# them keep 64 clear of every rounding error below, even after the multiplication by s <= 2^40.
-FRACTION_BITS = 448
-ONE = 1 << FRACTION_BITS
-SMALLEST_UNIFORM = 1 << (FRACTION_BITS - 320)
+EXPANSION_BITS = 319  # of a sample's uniform number: 63 of its word, 64 of each of four refinement words
+FIRST_BITS = 192  # fraction bits of the first attempt to compare; doubled until they suffice
+ERROR = 2**20  # of a tail in units of 2^-bits, see _gaussian_tail
 
 Words: TypeAlias = Sequence[int]
 Extra: TypeAlias = Words | Callable[[], Words]
-"""The eight 64-bit words of a refinement block, or a function that makes them."""
+"""The refinement words e_0, e_1, ... (four are read), or a function that makes them."""
 
 
-# --- Bits -------------------------------------------------------------------------------------------------------------
+# --- ChaCha -----------------------------------------------------------------------------------------------------------
 
 
 def chacha_block(key: bytes, counter: int, domain: int, level: int, rounds: int = 12) -> list[int]:
@@ -57,129 +58,247 @@ def chacha_block(key: bytes, counter: int, domain: int, level: int, rounds: int 
     return [(word + first) & MASK32 for word, first in zip(x, start, strict=True)]
 
 
-def random_words(key: bytes, n: int, domain: int = RAW, start: int = 0) -> list[int]:
-    """Return `n` 64-bit words of the main stream in the "raw words" layout, from word number `start` on."""
-    block = cache(lambda counter: chacha_block(key, counter, domain, MAIN))
+def _join(x: Words) -> list[int]:
+    """64-bit words from pairs of 32-bit ones, the low half first."""
+    return [low | high << 32 for low, high in zip(x[0::2], x[1::2], strict=True)]
+
+
+# --- AES-128 ----------------------------------------------------------------------------------------------------------
+
+
+def _multiply(a: int, b: int) -> int:
+    """The product in GF(2^8), modulo x^8 + x^4 + x^3 + x + 1 (FIPS 197 section 4.2)."""
+    product = 0
+    while b:
+        product ^= a * (b & 1)
+        a = a << 1 ^ 0x11B * (a >> 7)
+        b >>= 1
+    return product
+
+
+@cache
+def _substitution() -> list[int]:
+    """The S-box (section 5.1.1): the inverse in GF(2^8), 0 for 0, then an affine map over the bits."""
+    table = []
+    for a in range(256):
+        inverse = next((b for b in range(256) if _multiply(a, b) == 1), 0)
+        copies = inverse * 0b100000001  # shifted right by n: inverse rotated right by n
+        table.append((copies ^ copies >> 4 ^ copies >> 5 ^ copies >> 6 ^ copies >> 7 ^ 0x63) & 0xFF)
+    return table
+
+
+def aes_round_keys(key: bytes) -> list[bytes]:
+    """Return the 11 round keys of AES-128 (section 5.2)."""
+    substitution = _substitution()
+    words = [key[i : i + 4] for i in range(0, 16, 4)]
+    constant = 1
+    for i in range(4, 44):
+        previous = words[i - 1]
+        if i % 4 == 0:
+            previous = bytes(substitution[b] for b in previous[1:] + previous[:1])
+            previous = bytes([previous[0] ^ constant]) + previous[1:]
+            constant = _multiply(constant, 2)
+        words.append(bytes(a ^ b for a, b in zip(words[i - 4], previous, strict=True)))
+    return [b"".join(words[i : i + 4]) for i in range(0, 44, 4)]
+
+
+def aes_block(round_keys: Sequence[bytes], block: bytes) -> bytes:
+    """Encrypt 16 bytes (section 5.1). Byte 4 c + r of the state is row r, column c."""
+    substitution = _substitution()
+    state = [a ^ b for a, b in zip(block, round_keys[0], strict=True)]
+    for number, round_key in enumerate(round_keys[1:], 1):
+        state = [substitution[b] for b in state]
+        state = [state[4 * ((c + r) % 4) + r] for c in range(4) for r in range(4)]
+        if number < 10:
+            twice = [b << 1 ^ 0x11B * (b >> 7) for b in state]
+            mixed = []
+            for c in range(0, 16, 4):  # row r: 2 a_r + 3 a_(r+1) + a_(r+2) + a_(r+3)
+                total = state[c] ^ state[c + 1] ^ state[c + 2] ^ state[c + 3]
+                mixed += [state[c + r] ^ total ^ twice[c + r] ^ twice[c + (r + 1) % 4] for r in range(4)]
+            state = mixed
+        state = [a ^ b for a, b in zip(state, round_key, strict=True)]
+    return bytes(state)
+
+
+# --- The stream -------------------------------------------------------------------------------------------------------
+
+
+def random_words(key: bytes, n: int, domain: int = RAW, start: int = 0, generator: str = "chacha") -> list[int]:
+    """Return words w_start, ..., w_(start + n - 1) of `domain`'s main stream. `generator` is "chacha" or "aes"."""
+    makers = {"chacha": _chacha_words, "aes": _aes_words}
+    if generator not in makers:
+        raise ValueError(f"generator is {generator!r}, expected 'chacha' or 'aes'")
+    return makers[generator](key, range(start, start + n), domain)
+
+
+def _chacha_words(key: bytes, numbers: range, domain: int) -> list[int]:
+    block = cache(lambda index: _join(chacha_block(key, index, domain, MAIN)))
     words = []
-    for i in range(start, start + n):
+    for i in numbers:
         group, j = divmod(i, GROUP)
         k, b = divmod(j, 16)
-        x = block(16 * group + b)
-        words.append(x[2 * k] | x[2 * k + 1] << 32)
+        words.append(block(16 * group + b)[k])
     return words
 
 
-def refinement(key: bytes, domain: int, number: int) -> list[int]:
-    """Return the eight refinement words of pair (Gaussian) or sample (Laplace) `number`."""
-    x = chacha_block(key, number, domain, REFINEMENT)
-    return [x[2 * m] | x[2 * m + 1] << 32 for m in range(8)]
+def _aes_words(key: bytes, numbers: range, domain: int) -> list[int]:
+    @cache
+    def subkey(n: int) -> tuple[list[bytes], int]:
+        x = chacha_block(key, n, domain, SUBKEYS)
+        return aes_round_keys(struct.pack("<4I", *x[:4])), x[4] | x[5] << 32
+
+    @cache
+    def block(n: int, index: int) -> tuple[int, ...]:
+        round_keys, nonce = subkey(n)
+        return struct.unpack("<2Q", aes_block(round_keys, struct.pack("<2Q", index, nonce)))
+
+    words = []
+    for i in numbers:
+        n, m = divmod(i, WORDS_A_SUBKEY)
+        words.append(block(n, m // 2)[m % 2])
+    return words
 
 
-def _expansion(words: Words, first_bits: int) -> int:
-    """Read words as one binary fraction: the low `first_bits` bits of the first, then all 64 of each other word."""
-    bits, value = first_bits, words[0] & ((1 << first_bits) - 1)
-    for word in words[1:]:
-        bits, value = bits + 64, value << 64 | word
-    return value << (FRACTION_BITS - bits)
+def refinement(key: bytes, domain: int, index: int) -> list[int]:
+    """Return the eight refinement words e_0, ..., e_7 of sample `index`."""
+    return _join(chacha_block(key, index, domain, REFINEMENT))
 
 
-# --- Fixed-point mathematics ------------------------------------------------------------------------------------------
+# --- Tails ------------------------------------------------------------------------------------------------------------
+# Fixed-point numbers are integers in units of 2^-bits.
 
 
-def _log_from_one_to_two(m: int) -> int:
-    """ln m for 1 <= m <= 2, by ln m = 2 atanh t = 2 (t + t^3/3 + t^5/5 + ...) with t = (m - 1)/(m + 1) <= 1/3."""
-    t = ((m - ONE) << FRACTION_BITS) // (m + ONE)
-    z = t * t >> FRACTION_BITS
-    total, power, k = 0, t, 1
+@cache
+def _ln_2(bits: int) -> int:
+    """ln 2 = 2 atanh(1/3) = 2 (1/3 + 1/(3 3^3) + 1/(5 3^5) + ...), within one unit."""
+    guard = 16
+    power, total, k = (2 << bits + guard) // 3, 0, 1
     while power:
         total += power // k
-        power = power * z >> FRACTION_BITS
-        k += 2
-    return 2 * total
+        power, k = power // 9, k + 2
+    return total >> guard
 
 
-def _arctan_of_inverse(n: int) -> int:
-    """arctan(1/n) = 1/n - 1/(3 n^3) + 1/(5 n^5) - ... for an integer n > 1."""
-    total, power, k, sign = 0, ONE // n, 1, 1
-    while power:
-        total += sign * (power // k)
-        power //= n * n
-        k, sign = k + 2, -sign
-    return total
+@cache
+def _pi(bits: int) -> int:
+    """16 arctan(1/5) - 4 arctan(1/239) (Machin 1706), within one unit."""
+    guard = 16
+
+    def arctan_of_inverse(n: int) -> int:
+        total, power, k, sign = 0, (1 << bits + guard) // n, 1, 1
+        while power:
+            total += sign * (power // k)
+            power, k, sign = power // (n * n), k + 2, -sign
+        return total
+
+    return 16 * arctan_of_inverse(5) - 4 * arctan_of_inverse(239) >> guard
 
 
-LN_2 = _log_from_one_to_two(2 * ONE)
-HALF_PI = 2 * (4 * _arctan_of_inverse(5) - _arctan_of_inverse(239))  # Machin 1706
+@cache
+def _root_of_2_over_pi(bits: int) -> int:
+    return math.isqrt((2 << 3 * bits) // _pi(bits))
 
 
-def _negative_log(u: int) -> int:
-    """-ln u for 0 < u < 1."""
-    exponent = FRACTION_BITS + 1 - u.bit_length()
-    return exponent * LN_2 - _log_from_one_to_two(u << exponent)
-
-
-def _cosine_and_sine(angle: int) -> tuple[int, int]:
-    """The Taylor series at 0; 0 <= angle <= pi/2."""
-    sums = [0, 0, 0, 0]  # of angle^n / n! for n = 0, 1, 2, 3 modulo 4
-    term, n = ONE, 0
+def _exponential(x: int, bits: int) -> int:
+    """exp(x) for x >= 0, x < 2^8: 2^k exp(x - k ln 2), by Taylor's series."""
+    k, r = divmod(x, _ln_2(bits))
+    total, term, n = 0, 1 << bits, 1
     while term:
-        sums[n % 4] += term
-        n += 1
-        term = (term * angle >> FRACTION_BITS) // n
-    return sums[0] - sums[2], sums[1] - sums[3]
+        total += term
+        term, n = (term * r >> bits) // n, n + 1
+    return total << k
 
 
-def _scale_and_round(s: float, y: int, fraction_bits: int) -> int:
-    """floor(s * y * 2^-fraction_bits + 1/2) for y >= 0. Nothing is rounded before the end: s is a ratio of integers."""
-    numerator, denominator = s.as_integer_ratio()
-    unit = denominator << fraction_bits
-    return (2 * numerator * y + unit) // (2 * unit)
+def _laplace_tail(y: int, bits: int) -> int:
+    """F(y) = exp(-y), within ERROR units."""
+    return (1 << 2 * bits) // _exponential(y, bits)
+
+
+def _gaussian_tail(y: int, bits: int) -> int:
+    """F(y) = 1 - sqrt(2/pi) y exp(-y^2/2) (1 + y^2/3 + y^4/(3 5) + y^6/(3 5 7) + ...), within ERROR units.
+
+    For y < 2^5, within one unit, and bits < 2^12. Every term is positive, so relative errors do not grow: fewer than
+    2^13 terms, each cut by one unit, while the sum is at least 1, give 2^13 units; y^2, off by 2^7 units, adds 2^7. In the
+    exponential k < 2^9 errors of ln 2 and 2^12 cut terms give 2^14. All of it multiplies 1 - F < 1.
+    """
+    square = y * y >> bits
+    total, term, odd = 0, 1 << bits, 1
+    while term:
+        total += term
+        odd += 2
+        term = (term * square >> bits) // odd
+    return (1 << bits) - (_root_of_2_over_pi(bits) * y >> bits) * total // _exponential(square >> 1, bits)
 
 
 # --- Samples ----------------------------------------------------------------------------------------------------------
 
 
-def gaussian_integer_pair(wu: int, wv: int, extra: Extra, s: float) -> tuple[int, int]:
-    """Return rint(s N0) and rint(s N1) for the pair that owns main words `wu`, `wv` and refinement words `extra`."""
-    e = list(extra() if callable(extra) else extra)
-    u = max(_expansion([wu, *e[:4]], 64), SMALLEST_UNIFORM)
-    f = _expansion([wv, *e[4:]], 62)
-    radius = math.isqrt(2 * _negative_log(u) << FRACTION_BITS)
-    cosine, sine = _cosine_and_sine(f * HALF_PI >> FRACTION_BITS)
-    first = _scale_and_round(s, radius * cosine, 2 * FRACTION_BITS)
-    second = _scale_and_round(s, radius * sine, 2 * FRACTION_BITS)
-    return (-first if wv >> 63 else first), (-second if wv >> 62 & 1 else second)
+def _uniform(w: int, extra: Extra) -> int:
+    """The sample's u in units of 2^-EXPANSION_BITS; 0 counts as one unit."""
+    value = w >> 1
+    for word in (extra() if callable(extra) else extra)[:4]:
+        value = value << 64 | word
+    return max(value, 1)
+
+
+Tail: TypeAlias = Callable[[int, int], int]
+
+
+@lru_cache(2**12)
+def _tail_at(tail: Tail, k: int, s: float, bits: int) -> int:
+    """F((k - 1/2) / s)."""
+    numerator, denominator = s.as_integer_ratio()
+    return tail(((2 * k - 1) * denominator << bits) // (2 * numerator), bits)
+
+
+def _is_below(u: int, tail: Tail, k: int, s: float) -> bool:
+    """u < F((k - 1/2) / s)?"""
+    bits = FIRST_BITS
+    while True:
+        difference = _tail_at(tail, k, s, bits) - (u << bits >> EXPANSION_BITS)
+        if abs(difference) > ERROR + 1:
+            return difference > 0
+        bits *= 2
+
+
+def _magnitude(u: int, tail: Tail, s: float, guess: float) -> int:
+    """|Z|, the number of k >= 1 with u < F((k - 1/2) / s). They are 1, 2, ..., |Z|, because F falls."""
+    low, step = round(guess), 1
+    high = low + 1
+    while low > 0 and not _is_below(u, tail, low, s):
+        low, high, step = max(low - step, 0), low, 2 * step
+    step = 1
+    while _is_below(u, tail, high, s):
+        low, high, step = high, high + step, 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _is_below(u, tail, middle, s) else (low, middle)
+    return low
+
+
+def gaussian_integer(w: int, extra: Extra, s: float) -> int:
+    """Return rint(s N) for the sample that owns word `w` and refinement words `extra`; 1 <= s <= 2^40."""
+    u = _uniform(w, extra)
+    guess = -s * NormalDist().inv_cdf(u / 2 ** (EXPANSION_BITS + 1))
+    return (-1) ** (w & 1) * _magnitude(u, _gaussian_tail, s, guess)
 
 
 def laplace_integer(w: int, extra: Extra, s: float) -> int:
-    """Return rint(s L) for the sample that owns main word `w` and refinement words `extra`."""
-    e = list(extra() if callable(extra) else extra)
-    u = max(_expansion([w, *e[:4]], 63), SMALLEST_UNIFORM)
-    value = _scale_and_round(s, _negative_log(u), FRACTION_BITS)
-    return -value if w >> 63 else value
+    """Return rint(s L) for the sample that owns word `w` and refinement words `extra`; 1 <= s <= 2^40."""
+    u = _uniform(w, extra)
+    guess = -s * math.log(u / 2**EXPANSION_BITS)
+    return (-1) ** (w & 1) * _magnitude(u, _laplace_tail, s, guess)
 
 
-def gaussian_integers(key: bytes, s: float, start: int, stop: int) -> list[int]:
+def gaussian_integers(key: bytes, s: float, start: int, stop: int, generator: str = "chacha") -> list[int]:
     """Return the Gaussian integers Z of samples start, ..., stop - 1 of the stream of `key`."""
-
-    @cache
-    def pair(group: int, k: int, b: int) -> tuple[int, int]:
-        x = chacha_block(key, 16 * group + b, GAUSSIAN, MAIN)[4 * k : 4 * k + 4]
-        extra = refinement(key, GAUSSIAN, 64 * group + 16 * k + b)
-        return gaussian_integer_pair(x[0] | x[1] << 32, x[2] | x[3] << 32, extra, s)
-
-    def samples() -> Iterator[int]:
-        for i in range(start, stop):
-            group, j = divmod(i, GROUP)
-            half, position = divmod(j, 64)
-            yield pair(group, *divmod(position, 16))[half]
-
-    return list(samples())
+    words = random_words(key, stop - start, GAUSSIAN, start, generator)
+    return [gaussian_integer(w, refinement(key, GAUSSIAN, i), s) for i, w in enumerate(words, start)]
 
 
-def laplace_integers(key: bytes, s: float, start: int, stop: int) -> list[int]:
+def laplace_integers(key: bytes, s: float, start: int, stop: int, generator: str = "chacha") -> list[int]:
     """Return the Laplace integers Z of samples start, ..., stop - 1 of the stream of `key`."""
-    words = random_words(key, stop - start, LAPLACE, start)
+    words = random_words(key, stop - start, LAPLACE, start, generator)
     return [laplace_integer(w, refinement(key, LAPLACE, i), s) for i, w in enumerate(words, start)]
 
 
@@ -202,18 +321,29 @@ def from_lattice(integers: NDArray[np.int64], granularity: float, dtype: DTypeLi
 
 
 def add_gaussian(
-    x: NDArray[Any], sigma: float, granularity: float, key: bytes, dtype: DTypeLike | None = None
+    x: NDArray[Any],
+    sigma: float,
+    granularity: float,
+    key: bytes,
+    dtype: DTypeLike | None = None,
+    generator: str = "chacha",
 ) -> NDArray[Any]:
     """Return granularity * (q + Z), Z Gaussian of standard deviation sigma / granularity, in `dtype` (default: x's)."""
-    noise = gaussian_integers(key, sigma / granularity, 0, x.size)
-    return _add(x, noise, granularity, x.dtype if dtype is None else dtype)
+    return _add(x, gaussian_integers(key, sigma / granularity, 0, x.size, generator), granularity, dtype)
 
 
-def add_laplace(x: NDArray[Any], scale: float, granularity: float, key: bytes) -> NDArray[Any]:
-    """Return granularity * (q + Z), Z Laplace of scale scale / granularity, in x's dtype."""
-    return _add(x, laplace_integers(key, scale / granularity, 0, x.size), granularity, x.dtype)
+def add_laplace(
+    x: NDArray[Any],
+    scale: float,
+    granularity: float,
+    key: bytes,
+    dtype: DTypeLike | None = None,
+    generator: str = "chacha",
+) -> NDArray[Any]:
+    """Return granularity * (q + Z), Z Laplace of scale scale / granularity, in `dtype` (default: x's)."""
+    return _add(x, laplace_integers(key, scale / granularity, 0, x.size, generator), granularity, dtype)
 
 
-def _add(x: NDArray[Any], noise: list[int], granularity: float, dtype: DTypeLike) -> NDArray[Any]:
+def _add(x: NDArray[Any], noise: list[int], granularity: float, dtype: DTypeLike | None) -> NDArray[Any]:
     integers = to_lattice(x, granularity) + np.array(noise, np.int64).reshape(x.shape)
-    return from_lattice(integers, granularity, dtype)
+    return from_lattice(integers, granularity, x.dtype if dtype is None else dtype)
