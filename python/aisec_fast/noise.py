@@ -142,11 +142,12 @@ def _add(
     check: bool | None,
 ) -> Any:
     # Every check comes before the first key is drawn and the first value is written.
-    parameters: tuple[float, ...]
+    kernel, parameters = f"add_{law}", [_checks.positive(scale, scale_name)]
     if exact:
-        kernel, parameters = f"add_{law}", _lattice(scale, scale_name, granularity)
+        parameters.append(_lattice(scale, scale_name, granularity))
     else:
-        kernel, parameters = f"add_float_{law}", _float_mode(scale, scale_name, granularity, check)
+        _require_float_mode(granularity, check)
+        kernel = f"add_float_{law}"
     keys = chosen(source)
     is_list = isinstance(x, (list, tuple))
     inputs = [_input(value, f"x[{i}]" if is_list else "x") for i, value in enumerate(x if is_list else [x])]
@@ -157,7 +158,7 @@ def _add(
     backend = choose([*inputs, *outputs])
     if exact and (inputs[0].device == "cpu" if check is None else check):
         for array in inputs:
-            _require_fit(backend, array, parameters[1])
+            _require_fit(backend, array, parameters[-1])
     for array, output in zip(inputs, outputs, strict=True):
         operands = backend.operands([array, output])
         getattr(backend.noise, kernel)(*operands, *parameters, keys.next_key(), backend.generator(keys))
@@ -172,8 +173,7 @@ def _input(value: Any, name: str) -> Array:
     return array
 
 
-def _lattice(scale: float, name: str, granularity: float | None) -> tuple[float, float]:
-    scale = _checks.positive(scale, name)
+def _lattice(scale: float, name: str, granularity: float | None) -> float:
     spacing = default_granularity(scale) if granularity is None else _power_of_two(granularity)
     if not 2.0**-_LARGEST_EXPONENT <= spacing <= 2.0**_LARGEST_EXPONENT:
         raise ValueError(
@@ -181,16 +181,14 @@ def _lattice(scale: float, name: str, granularity: float | None) -> tuple[float,
         )
     if not 1.0 <= scale / spacing <= _LARGEST_RATIO:
         raise ValueError(f"granularity is {spacing}, expected {name} / 2^40 to {name}, which is {scale}")
-    return scale, spacing
+    return spacing
 
 
-def _float_mode(scale: float, name: str, granularity: float | None, check: bool | None) -> tuple[float]:
-    scale = _checks.positive(scale, name)
+def _require_float_mode(granularity: float | None, check: bool | None) -> None:
     if granularity is not None:
         raise ValueError(f"granularity is {granularity}, expected None with exact=False: float mode has no lattice")
     if check:
         raise ValueError("check is True, expected None or False with exact=False: float mode takes any value")
-    return (scale,)
 
 
 def _power_of_two(granularity: float) -> float:

@@ -241,6 +241,69 @@ def _first_unfit(x: NDArray[Any], limit: F64) -> int:
     return -1
 
 
+# --- Float mode -------------------------------------------------------------------------------------------------------
+
+F32: TypeAlias = np.float32
+DEEPEST = U64(2**32)  # words below it count as it
+DEEP_ROWS = I64(768)
+FLOAT_MIDDLE = F32(1.0 + 2.0**-7)
+LOW_17, ONE_FLOAT_BITS = U32(2**17 - 1), U32(0x3F800000)
+BEFORE_FLOAT_ROW_0, FLOAT_ROWS_LEFT_OUT = I64(64 * 127), I64(64)  # the octave below 2^-31
+
+
+@inlined
+def _float_sample(words: NDArray[U32], table: NDArray[F32], i: int) -> F32:
+    """T of sample i of a group of 256, from half i mod 2 of word i div 2."""
+    k, b = i // 2 // LANES, i // 2 % LANES
+    d = words[2 * k + i % 2, b]
+    v = F32(np.int32(U32(U32(d >> U32(1)) | U32(1)))).view(U32)
+    delta = U32(U32(v & LOW_17) | ONE_FLOAT_BITS).view(F32) - FLOAT_MIDDLE
+    row = I64(v >> U32(17)) - BEFORE_FLOAT_ROW_0 + FLOAT_ROWS_LEFT_OUT
+    row += I64(row >= DEEP_ROWS)
+    t = F32(F32(F32(table[row, 3] * delta) + table[row, 2]) * delta) + table[row, 1]
+    t = F32(F32(t * delta) + table[row, 0])
+    return U32(t.view(U32) ^ U32(d << U32(31))).view(F32)
+
+
+@inlined
+def _double_sample(words: NDArray[U32], table: NDArray[F64], i: int) -> F64:
+    """T of sample i of a group of 128, from word i."""
+    k, b = i // LANES, i % LANES
+    w = _join(words[2 * k, b], words[2 * k + 1, b])
+    v = F64(max(w, DEEPEST)).view(U64)
+    delta = U64(U64(v & LOW_46) | ONE_BITS).view(F64) - MIDDLE
+    row = I64(v >> U64(46)) - BEFORE_ROW_0 - I64(1)
+    row += I64(row >= DEEP_ROWS)
+    c3 = table[row, 3]
+    c4 = U64(F64(c3).view(U64) << U64(32)).view(F64)
+    t = (((c4 * delta + c3) * delta + table[row, 2]) * delta + table[row, 1]) * delta + table[row, 0]
+    return U64(F64(t).view(U64) ^ U64(w << U64(63))).view(F64)
+
+
+@kernel
+def _add_float_chunk(
+    key: NDArray[U32],
+    domain: U32,
+    table: NDArray[Any],
+    scale: Any,
+    first_group: int,
+    x: NDArray[Any],
+    out: NDArray[Any],
+) -> None:
+    """out = x + scale T, from group `first_group` on; float32 has two samples a word."""
+    words = np.empty((16, LANES), U32)
+    if isinstance(scale, np.float32):
+        for g in range(0, x.size, 2 * GROUP):
+            _blocks(key, domain, MAIN, U64(LANES * (first_group + g // (2 * GROUP))), LANES, words)
+            for i in range(min(2 * GROUP, x.size - g)):
+                out[g + i] = x[g + i] + scale * _float_sample(words, table, i)
+    else:
+        for g in range(0, x.size, GROUP):
+            _blocks(key, domain, MAIN, U64(LANES * (first_group + g // GROUP)), LANES, words)
+            for i in range(min(GROUP, x.size - g)):
+                out[g + i] = x[g + i] + scale * _double_sample(words, table, i)
+
+
 # --- The backend's interface ------------------------------------------------------------------------------------------
 
 # Of a law: its domain, E / s, and what decides a flagged sample.
@@ -281,6 +344,18 @@ def add_laplace(
     _add("laplace", x, out, scale / granularity, granularity, key)
 
 
+def add_float_gaussian(x: NDArray[Any], out: NDArray[Any], sigma: float, key: bytes, generator: str = "chacha") -> None:
+    """out = x + sigma T in floating point (float mode), T of unit variance; float32 or float64; may be x."""
+    _require_chacha(generator)
+    _add_float("gaussian", x, out, sigma, key)
+
+
+def add_float_laplace(x: NDArray[Any], out: NDArray[Any], scale: float, key: bytes, generator: str = "chacha") -> None:
+    """out = x + scale T in floating point (float mode), T of scale 1; the rest as in `add_float_gaussian`."""
+    _require_chacha(generator)
+    _add_float("laplace", x, out, scale, key)
+
+
 def first_unfit(x: NDArray[Any], granularity: float) -> int:
     """Return the index of the first x that is NaN, infinite or larger than 2^62 granularity, or -1."""
     return int(_first_unfit(x.reshape(-1), F64(2.0**62 * granularity)))
@@ -316,3 +391,16 @@ def _add(law: str, x: NDArray[Any], out: NDArray[Any], s: float, granularity: fl
             _add_chunk(x[part], integers, inverse, F64(granularity), out[part])
 
     parallel_for(-(-x.size // (CHUNK * GROUP)), thread_count(), work)
+
+
+def _add_float(law: str, x: NDArray[Any], out: NDArray[Any], scale: float, key: bytes) -> None:
+    x, out = x.reshape(-1), out.reshape(-1)
+    key_words, table, domain = _key_words(key), quantiles(law).astype(x.dtype), LAWS[law][0]
+    chunk = CHUNK * GROUP * (8 // x.itemsize)
+
+    def work(begin: int, end: int) -> None:
+        for first in range(begin, end):
+            part = slice(first * chunk, (first + 1) * chunk)
+            _add_float_chunk(key_words, domain, table, x.dtype.type(scale), first * CHUNK, x[part], out[part])
+
+    parallel_for(-(-x.size // chunk), thread_count(), work)

@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from aisec_fast._tables import quantiles
+
 RAW, GAUSSIAN, LAPLACE = 0, 1, 2  # domains: word 14 of the ChaCha state
 MAIN, REFINEMENT, SUBKEYS = 0, 1, 2  # levels: word 15
 GROUP = 128  # words made from 16 consecutive blocks
@@ -347,3 +349,53 @@ def add_laplace(
 def _add(x: NDArray[Any], noise: list[int], granularity: float, dtype: DTypeLike | None) -> NDArray[Any]:
     integers = to_lattice(x, granularity) + np.array(noise, np.int64).reshape(x.shape)
     return from_lattice(integers, granularity, x.dtype if dtype is None else dtype)
+
+
+# --- Float mode -------------------------------------------------------------------------------------------------------
+
+
+def _rows_and_places(v: NDArray[np.float64], table: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The table's rows at v = 2^(32+o) m, and delta = m - (1 + (c + 1/2)/64)."""
+    half, exponent = np.frexp(v)
+    m, octave = 2 * half, exponent - 1 - 32
+    cell = np.floor(64 * (m - 1))
+    row = 64 * octave + cell.astype(np.int64)
+    return table[row + (row >= 768)], m - (1 + (cell + 0.5) / 64)
+
+
+def _float_samples_64(words: list[int], table: NDArray[np.float64]) -> NDArray[np.float64]:
+    w = np.array(words, np.uint64)
+    rows, delta = _rows_and_places(np.maximum(w, np.uint64(2**32)).astype(np.float64), table)
+    c4 = (rows[:, 3].copy().view(np.uint64) << np.uint64(32)).view(np.float64)
+    t = (((c4 * delta + rows[:, 3]) * delta + rows[:, 2]) * delta + rows[:, 1]) * delta + rows[:, 0]
+    return np.where(w % np.uint64(2) == 1, -t, t)
+
+
+def _float_samples_32(words: list[int], table: NDArray[np.float64]) -> NDArray[np.float32]:
+    d = np.array([half for w in words for half in (w & MASK32, w >> 32)], np.int64)
+    v = (d // 2 | 1).astype(np.float32).astype(np.float64)
+    rows, place = _rows_and_places(v * 2.0**33, table)  # u = 2^-31 v = 2^-64 (2^33 v)
+    c, delta = rows.astype(np.float32), place.astype(np.float32)
+    t = ((c[:, 3] * delta + c[:, 2]) * delta + c[:, 1]) * delta + c[:, 0]
+    return np.where(d % 2 == 1, -t, t)
+
+
+def _add_float(x: NDArray[Any], scale: float, key: bytes, law: str, generator: str) -> NDArray[Any]:
+    table, domain = quantiles(law), {"gaussian": GAUSSIAN, "laplace": LAPLACE}[law]
+    if x.dtype == np.float32:
+        words = random_words(key, (x.size + 1) // 2, domain, 0, generator)
+        samples: NDArray[Any] = _float_samples_32(words, table)[: x.size]
+    else:
+        samples = _float_samples_64(random_words(key, x.size, domain, 0, generator), table)
+    with np.errstate(all="ignore"):
+        return x + x.dtype.type(scale) * samples.reshape(x.shape)
+
+
+def add_float_gaussian(x: NDArray[Any], sigma: float, key: bytes, generator: str = "chacha") -> NDArray[Any]:
+    """Return x + sigma T in x's floating point (docs/noise.md section 7)."""
+    return _add_float(x, sigma, key, "gaussian", generator)
+
+
+def add_float_laplace(x: NDArray[Any], scale: float, key: bytes, generator: str = "chacha") -> NDArray[Any]:
+    """Return x + scale T in x's floating point (docs/noise.md section 7)."""
+    return _add_float(x, scale, key, "laplace", generator)
