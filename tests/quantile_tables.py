@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,21 @@ def _quantile_derivatives(law: str) -> Callable[[mpf], tuple[mpf, list[mpf]]]:
     polynomials = _derivative_polynomials()
 
     def of_gaussian(u: mpf) -> tuple[mpf, list[mpf]]:
-        q = mp.sqrt(2) * mp.erfinv(1 - u)
+        q = _gaussian_quantile(u)
         slope = -mp.sqrt(mp.pi / 2) * mp.exp(q * q / 2)
         return q, [mp.polyval(p[::-1], q) * slope**k for k, p in enumerate(polynomials, 1)]
 
     return of_gaussian
+
+
+def _gaussian_quantile(u: mpf) -> mpf:
+    """Q(u) by Newton's method from float64: a step d leaves an error of d^2 Q / 2. (Several times as fast as mpmath's erfinv.)"""
+    q = mpf(-NormalDist().inv_cdf(float(u) / 2))
+    while True:
+        step = (mp.erfc(q / mp.sqrt(2)) - u) * mp.sqrt(mp.pi / 2) * mp.exp(q * q / 2)
+        q += step
+        if abs(step) < mpf(10) ** (-mp.dps // 2 - 2):
+            return q
 
 
 def _derivative_polynomials() -> list[list[int]]:
