@@ -10,6 +10,9 @@ add_laplace, whose own time hides more); what counts is the rank correlation
 1,000 calls around it, as machines change speed. Interval: 99.9 %, by Fisher's transformation with Bonett and Wright's (2000)
 variance for ranks. An interval that holds 0 says that no monotone relation was found at this number of calls.
 
+"top_tenth_extra_ns" is the size of the effect: the median time of the tenth of the calls with the largest |noise| less that of
+the tenth with the smallest.
+
 The slow path (docs/noise.md sections 4 and 6) is rare, so ranks do not show it. Reported apart: the calls that hold a sample
 with u < 2^-20, which always takes it ("tail"), and how many of all calls and of those were slower than 99.9 % of calls are.
 At s = 2^40 every sample takes it: those rows say what the resolver itself reveals once it runs.
@@ -89,6 +92,7 @@ def findings(times: NDArray[np.int64], noises: Floats, scale: float, law: str) -
     leveled = level(times)
     magnitude = np.abs(noises[: len(leveled)]) / scale
     largest = magnitude.max(axis=1)
+    low, high = np.quantile(largest, [0.1, 0.9])
     slow = leveled > np.quantile(leveled, 0.999)
     tail = largest > TAIL[law]
     return {
@@ -96,6 +100,7 @@ def findings(times: NDArray[np.int64], noises: Floats, scale: float, law: str) -
         "median_ns": float(np.median(times)),
         "with_largest": correlation(leveled, largest),
         "with_mean": correlation(leveled, magnitude.mean(axis=1)),
+        "top_tenth_extra_ns": float(np.median(leveled[largest >= high]) - np.median(leveled[largest <= low])),
         "tail_calls": int(tail.sum()),
         "tail_extra_ns": float(np.median(leveled[tail])) if tail.any() else None,
         "slow_calls": int(slow.sum()),
