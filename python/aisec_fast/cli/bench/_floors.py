@@ -17,8 +17,8 @@ from ._measure import FloorPart
 Array = npt.NDArray[Any]
 
 
-def memory(values: Array, *, reads: float = 0.0, updates: float = 0.0) -> list[FloorPart]:
-    """The floor of an operation that reads ``reads`` arrays like ``values`` and reads and writes ``updates`` of them."""
+def memory(values: Array, *, reads: float = 0.0, updates: float = 0.0, writes: float = 0.0) -> list[FloorPart]:
+    """The floor of an operation that reads ``reads`` arrays like ``values``, reads and writes ``updates``, and writes ``writes``."""
     if values.itemsize == 1:
         values = values.reshape(-1).view(np.int32)  # bytes, four at a time
     parts = []
@@ -29,6 +29,9 @@ def memory(values: Array, *, reads: float = 0.0, updates: float = 0.0) -> list[F
         parts.append(
             FloorPart([_split(data, lambda part: np.negative(part, out=part)), *_torch(data, "neg_")], updates)
         )
+    if writes:
+        blank = values.copy()
+        parts.append(FloorPart([_split(blank, lambda part: part.fill(0)), *_torch(blank, "zero_")], writes))
     return parts
 
 

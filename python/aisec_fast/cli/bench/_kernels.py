@@ -31,24 +31,32 @@ class Operation:
     call: makes, for input values on any device, a function without arguments that runs once and returns its result.
     check: says how a result (as numpy) was compared with the reference; raises :class:`DifferenceError`.
     peers: others that do the same: name -> (call, check, private_safe).
+    private_safe: whether our result may be published as private.
     """
 
     call: Callable[[Any], Callable[[], Any]]
     check: Callable[[Array], str]
     peers: dict[str, tuple[Callable[[], Any], Callable[[Array], str], bool]]
+    private_safe: bool = True
 
 
 def contenders(
-    operation: Operation, values: Array, *, reads: float = 0.0, updates: float = 0.0
+    operation: Operation,
+    values: Array,
+    *,
+    reads: float = 0.0,
+    updates: float = 0.0,
+    writes: float = 0.0,
+    on_devices: bool = True,
 ) -> tuple[list[Contender], list[FloorPart]]:
-    """Our backends and the peers, and the floor of each device."""
+    """Our backends and the peers, and the floor of each device: the CPU, and a GPU if ``on_devices``."""
     found = []
     for isa in aisec_fast.info()["instruction_sets"]:
         found.append(_ours(operation, "native", values, instruction_set=isa))
     if numba_compiles():
         found.append(_ours(operation, "numba", values))
-    floors = _floors.memory(values, reads=reads, updates=updates)
-    if aisec_fast.info()["cuda"]["devices"] > 0 and (device := on_gpu(values)) is not None:
+    floors = _floors.memory(values, reads=reads, updates=updates, writes=writes)
+    if on_devices and aisec_fast.info()["cuda"]["devices"] > 0 and (device := on_gpu(values)) is not None:
         there, synchronize = device
         found.append(_ours(operation, "cuda", there, device="cuda", synchronize=synchronize))
         floors += _floors.device_memory(there, synchronize, reads=reads, updates=updates)
@@ -68,7 +76,9 @@ def _ours(
 ) -> Contender:
     call = operation.call(values)
     finished = (lambda: (call(), synchronize())[0]) if synchronize else call
-    return Contender(backend, finished, _checked(finished, operation.check), instruction_set, device)
+    return Contender(
+        backend, finished, _checked(finished, operation.check), instruction_set, device, operation.private_safe
+    )
 
 
 def _checked(call: Callable[[], Any], check: Callable[[Array], str]) -> Callable[[], str]:

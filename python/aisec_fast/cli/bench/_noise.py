@@ -1,55 +1,123 @@
-"""Cases of the noise family: in-place addition of noise to float32 values."""
+"""Cases of the noise family: noise added in place to float32 values, and integers drawn.
+
+Rows of our backends draw from a SeededSource (ChaCha12), so that their first call can be compared with the reference. The
+row "SecureSource" is the default backend with the generator that private use gets on this machine. "normal_" is torch's: it
+writes unsafe noise over the values and adds nothing. It is the yardstick of every row of this family.
+"""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from aisec_fast import noise
 from aisec_fast._reference import noise as reference
 
-from ._kernels import Array, DifferenceError, Operation, contenders, has
+from ._kernels import Array, DifferenceError, Operation, contenders, has, same_bits
 from ._measure import Case, Contender, FloorPart
 
-_SCALE = 1.0  # no effect on time
+Source: TypeAlias = noise.SecureSource | noise.SeededSource
+_Peer: TypeAlias = tuple[Callable[[], Any], Callable[[Array], str], bool]
+
+YARDSTICK = "normal_"
+_SCALE = 1.0  # no effect on time; the ratio scale / granularity may have one
+_DISCRETE_SIGMA = 100.0
 _CHECKED = 192  # samples compared with the big-integer reference, which takes about a millisecond for each
 _SEED = 7
+_ALWAYS_SIZE = 2**24  # of the variants, beside the largest size
+_discrete_gaussian: Any = getattr(noise, "discrete_gaussian", None)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One row: a public function, the granularity (None: the default), and whether it is the float mode."""
+
+    function: str
+    granularity: float | None = None
+    exact: bool = True
+
+    def add(self, x: Any, out: Any, source: Source) -> Any:
+        options = {} if self.exact else {"exact": False}
+        return getattr(noise, self.function)(
+            x, _SCALE, granularity=self.granularity, out=out, source=source, check=False, **options
+        )
+
+
+_PLAIN = {"add_gaussian": _Variant("add_gaussian"), "add_laplace": _Variant("add_laplace")}
+_COARSE = {
+    "add_gaussian_s256": _Variant("add_gaussian", 2.0**-8),  # sigma / granularity = 2^8
+    "add_gaussian_s1024": _Variant("add_gaussian", 2.0**-10),
+}
+_FLOAT = {
+    "add_gaussian_float": _Variant("add_gaussian", exact=False),
+    "add_laplace_float": _Variant("add_laplace", exact=False),
+}
+VARIANTS = (*_COARSE, *_FLOAT, "discrete_gaussian")
 
 
 def cases(sizes: list[int], threads: list[int]) -> Iterator[Case]:
-    """``add_gaussian`` and ``add_laplace`` on vectors."""
-    for operation in ("add_gaussian", "add_laplace"):
-        for size in sizes:
+    """``add_gaussian`` and ``add_laplace`` on vectors of every size, their variants on the largest and on 2^24 values."""
+    large = [size for size in sizes if size in (max(sizes), _ALWAYS_SIZE)]
+    has_float = "exact" in inspect.signature(noise.add_gaussian).parameters
+    for operation, variant in (_PLAIN | _COARSE | (_FLOAT if has_float else {})).items():
+        for size in sizes if operation in _PLAIN else large:
             for count in threads:
-                yield Case("noise", operation, (size,), "float32", count, size, 8, partial(_prepare, operation, size))
+                prepare = partial(_prepare, operation, variant, size)
+                yield Case("noise", operation, (size,), "float32", count, size, 8, prepare)
+    if _discrete_gaussian is not None:
+        for size in large:
+            for count in threads:
+                prepare = partial(_prepare_discrete, size)
+                yield Case("noise", "discrete_gaussian", (size,), "int64", count, size, 8, prepare)
 
 
-def _prepare(name: str, size: int) -> tuple[list[Contender], list[FloorPart]]:
+def _prepare(name: str, variant: _Variant, size: int) -> tuple[list[Contender], list[FloorPart]]:
     values = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
-    peers = {}
-    for peer, call in _peers(name, values).items():
-        peers[peer] = (call, _moments(values, 1.0 if name == "add_gaussian" else 2.0), peer == "opendp")
-    return contenders(Operation(partial(_call, name), _exact(name, values), peers), values, updates=1)
+    variance = 1.0 if variant.function == "add_gaussian" else 2.0
+    near = _moments(values, variance)
+    peers: dict[str, _Peer] = {"SecureSource": (_call(variant, noise.SecureSource(), values), near, variant.exact)}
+    for peer, call in (_peers(variant.function, values) if name in _PLAIN else {}).items():
+        peers[peer] = (call, near, peer == "opendp")
+    peers |= _yardstick(size)
+    exact = _exact(variant, values) if variant.exact else near
+    return contenders(
+        Operation(lambda x: _call(variant, noise.SeededSource(_SEED), x), exact, peers, private_safe=variant.exact),
+        values,
+        updates=1,
+    )
 
 
-def _call(name: str, values: Any) -> Callable[[], Any]:
-    """The first call starts from the values with a seeded source, so that it can be checked; later ones go on in place.
-
-    SecureSource and SeededSource cost the same: they differ in where the first key comes from.
-    """
-    add, source = getattr(noise, name), noise.SeededSource(_SEED)
+def _call(variant: _Variant, source: Source, values: Any) -> Callable[[], Any]:
+    """The first call starts from the values; later ones go on in place."""
     data = values.clone() if hasattr(values, "clone") else values.copy()
-    return lambda: add(data, _SCALE, out=data, source=source, check=False)
+    return lambda: variant.add(data, data, source)
 
 
-def _exact(name: str, values: Array) -> Callable[[Array], str]:
+def _prepare_discrete(size: int) -> tuple[list[Contender], list[FloorPart]]:
+    integers: Any = importlib.import_module("aisec_fast._reference.integers")
+
+    def call(source: Source) -> Callable[[], Any]:
+        return lambda: _discrete_gaussian(size, _DISCRETE_SIGMA, source=source)
+
+    law, key = integers.discrete_gaussian(_DISCRETE_SIGMA), noise.SeededSource(_SEED).next_key()
+    expected = np.array(integers.signed_integers(key, min(_CHECKED, size), law), np.int64)
+    moments = _moments(np.zeros(1), _DISCRETE_SIGMA**2)
+    peers: dict[str, _Peer] = {"SecureSource": (call(noise.SecureSource()), moments, True)}
+    operation = Operation(lambda _: call(noise.SeededSource(_SEED)), same_bits(expected), peers | _yardstick(size))
+    return contenders(operation, np.zeros(size, np.int64), writes=1, on_devices=False)
+
+
+def _exact(variant: _Variant, values: Array) -> Callable[[Array], str]:
     """The first samples of the first call, to the bit."""
-    spacing = noise.default_granularity(_SCALE)
+    spacing = variant.granularity or noise.default_granularity(_SCALE)
     count = min(_CHECKED, values.size)
-    integers = reference.gaussian_integers if name == "add_gaussian" else reference.laplace_integers
+    integers = reference.gaussian_integers if variant.function == "add_gaussian" else reference.laplace_integers
     added = np.array(integers(noise.SeededSource(_SEED).next_key(), _SCALE / spacing, 0, count), np.int64)
     total = np.rint(values[:count].astype(np.float64) / spacing).astype(np.int64) + added
     expected = (total.astype(np.float64) * spacing).astype(np.float32)
@@ -66,13 +134,23 @@ def _moments(values: Array, variance: float) -> Callable[[Array], str]:
     """A peer's noise has no defined bits: mean and variance within 8 standard errors (false alarm below 1e-14)."""
 
     def check(result: Array) -> str:
-        drawn = (result.astype(np.float64) - values)[: 2**20]
+        drawn = (result.astype(np.float64) - values)[: 2**20]  # values: the same shape, or one value
         bound = 8.0 * np.sqrt(6.0 * variance**2 / drawn.size)  # Laplace's fourth moment is the larger: 6 variance^2
         if abs(drawn.mean()) > bound or abs((drawn**2).mean() - variance) > 4.0 * bound:
             raise DifferenceError(f"mean {drawn.mean():.3g}, variance {drawn.var():.3g}, expected 0 and {variance}")
         return "moments"
 
     return check
+
+
+def _yardstick(size: int) -> dict[str, _Peer]:
+    """``normal_`` of torch on float32 values, if torch is there."""
+    if not has("torch"):
+        return {}
+    import torch
+
+    tensor = torch.empty(size)
+    return {YARDSTICK: (lambda: tensor.normal_(0, _SCALE), _moments(np.zeros(1), _SCALE**2), False)}
 
 
 def _peers(name: str, values: Array) -> dict[str, Callable[[], Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .._output import printable
+from ._noise import YARDSTICK
 
 
 def escape(text: object) -> str:
@@ -27,7 +29,10 @@ def table(console: Console, document: dict[str, Any]) -> None:
         unit, scale = ("ms", 1e6) if not rows[0]["gb_per_s"] else ("ns/value", 1.0)
         shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{family}: {operation}", title_justify="left")
         shown.add_column("backend", no_wrap=True)
-        for heading in ("size", "thr", unit, "floor", "% of floor", *(["GB/s"] if wide else [])):
+        yardstick = {_place(row): row["ns"] for row in rows if row["backend"] == YARDSTICK}
+        share = wide or not yardstick  # there is no room for everything
+        headings = ["size", "thr", unit, "floor", *(["% of floor"] if share else []), *(["GB/s"] if wide else [])]
+        for heading in (*headings, *([f"/ {YARDSTICK}"] if yardstick else [])):
             shown.add_column(heading, justify="right", no_wrap=True)
         shown.add_column("checked", no_wrap=True)
         for row in rows:
@@ -38,8 +43,9 @@ def table(console: Console, document: dict[str, Any]) -> None:
                 str(row["threads"]),
                 f"{row['ns'] / scale:,.3f}",
                 f"{row['floor_ns'] / scale:,.3f}",
-                f"{row['percent_of_floor']:.0f} %",
+                *([f"{row['percent_of_floor']:.0f} %"] if share else []),
                 *(["" if gb is None else f"{gb:.2f}"] if wide else []),
+                *([f"{row['ns'] / yardstick.get(_place(row), math.nan):.2f}"] if yardstick else []),
                 row["checked"] + (" [yellow]busy[/]" if row["busy"] else ""),
             )
         console.print(shown)
@@ -55,6 +61,11 @@ def table(console: Console, document: dict[str, Any]) -> None:
     if document["interrupted"]:
         console.print("[yellow]interrupted: this is what was measured until then[/]")
     console.print(f"[dim]{len(rows)} rows in {document['seconds']:.0f} s on {escape(document['machine']['model'])}[/]")
+
+
+def _place(row: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+    """What rows share that were measured in the same rounds."""
+    return tuple(row["shape"]), row["threads"]
 
 
 def comparison(console: Console, before: dict[str, Any], after: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
