@@ -133,6 +133,22 @@ def test_bits_at_every_scale(kernels: Kernels, law: str, s: float) -> None:
         assert bits(out) == bits(getattr(reference, f"add_{law}")(x, s * 0.5, 0.5, KEY))
 
 
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+def test_numba_records_what_decides_a_flagged_sample(law: str) -> None:
+    """Number, word and refinement words; a wrong one of these would change an integer once in 2^40 samples only."""
+    from aisec_fast._numba import noise as numba_noise
+
+    domain, group = numba_noise.LAWS[law][0], 5
+    z, records = np.empty((1, 128)), np.empty((128, numba_noise.RECORD), np.uint64)
+    table, key = numba_noise.quantiles(law), numba_noise._key_words(KEY)
+    flagged = numba_noise._draw_chunk(key, domain, table, np.float64(1.0), np.float64(-1.0), group, z, records)
+    words = reference.random_words(KEY, 128, int(domain), 128 * group)
+    numbers = range(128 * group, 128 * group + 128)
+    expected = [[i, w, *reference.refinement(KEY, int(domain), i)[:4]] for i, w in zip(numbers, words, strict=True)]
+    assert flagged == 128
+    assert records.tolist() == expected
+
+
 @pytest.mark.parametrize("granularity", [2.0**-149, 2.0**-127, 2.0**-126, 2.0**-40, 2.0**96, 2.0**97, 2.0**127])
 def test_float32_at_any_granularity(kernels: Kernels, granularity: float) -> None:
     """Where float32 itself ends: subnormal results, infinite ones, inverses that are no float32."""
