@@ -37,6 +37,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [(f"backend {name}", state) for name, state in found["backends"].items()]
     sets = [f"{name} (in use)" if name == found["instruction_set"] else name for name in found["instruction_sets"]]
     lines.append(("instruction sets", ", ".join(sets) or "none"))
+    generators = ", ".join(f"{backend} {name}" for backend, name in found["generators"].items() if name)
+    lines.append(("SecureSource", generators))
     lines.append(("threads", str(found["threads"])))
     cuda = found["cuda"]
     versions = f", runtime {cuda['runtime']}, driver {cuda['driver']}" if cuda["runtime"] else ""

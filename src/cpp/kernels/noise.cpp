@@ -112,9 +112,17 @@ class StandardArithmetic {
 
 constexpr double narrow_scale = 0x1p22;  // up to here the farthest sample, 222 s, is below 2^30
 
-// The integers of one group. Z is std::int32_t up to narrow_scale, else std::int64_t.
+// Reads every cache line of the rows that the fast step uses (41 KB), so that a rare row, that is a large sample, does
+// not show itself by a miss far down the memory.
+void warm_table(const QuantileRow* table) {
+  for (int row = deep_rows; row < quantile_rows; row += 2)
+    static_cast<void>(*static_cast<const volatile std::uint64_t*>(table[row].c));
+}
+
+// The first `count` integers of a group; what follows is not resolved. Z is std::int32_t up to narrow_scale, else
+// std::int64_t.
 template <Law law, class Z>
-void sample_group(Z* z, Stream& stream, std::uint64_t group, double s) {
+void sample_group(Z* z, std::size_t count, Stream& stream, std::uint64_t group, double s) {
   const QuantileRow* const table = quantile_tables[static_cast<unsigned>(law)];
   const double limit = largest_distance(law, s);
   alignas(64) std::uint64_t w[group_samples];
@@ -126,7 +134,7 @@ void sample_group(Z* z, Stream& stream, std::uint64_t group, double s) {
 #if defined(__AVX2__)
   if constexpr (sizeof(Z) == 4) {
     if (quantile_group(z, w, table, s, limit)) return;
-    for (unsigned j = 0; j < group_samples; ++j) {
+    for (unsigned j = 0; j < count; ++j) {
       const std::uint64_t word = w[lane_of(j)];
       std::int64_t integer;
       std::uint64_t flagged;
@@ -148,7 +156,7 @@ void sample_group(Z* z, Stream& stream, std::uint64_t group, double s) {
     any |= flagged[j];
   }
   if (!any) return;
-  for (unsigned j = 0; j < group_samples; ++j)
+  for (unsigned j = 0; j < count; ++j)
     if (flagged[j]) resolve(j, w[lane_of(j)]);
 }
 
@@ -183,8 +191,8 @@ void add_noise_as(const X* x, Out* out, std::size_t first, std::size_t last, con
   const double inverse = 1.0 / call.granularity;
   alignas(64) Z z[group_samples];
   for (std::size_t i = first; i < last; i += group_samples) {
-    sample_group<law>(z, stream, i / group_samples, call.scale);
     const std::size_t count = last - i < group_samples ? last - i : group_samples;
+    sample_group<law>(z, count, stream, i / group_samples, call.scale);
 #if defined(__AVX2__)
     if constexpr (is_float<X> && sizeof(X) == 4 && sizeof(Z) == 4) {
       const bool normal = call.granularity >= 0x1p-126 && call.granularity <= 0x1p96;  // of g (q + Z) too
@@ -203,6 +211,7 @@ void add_noise(const void* x_, void* out_, std::size_t first, std::size_t last, 
   const X* x = static_cast<const X*>(x_);
   Out* out = static_cast<Out*>(out_);
   const Domain domain = law == Law::gaussian ? Domain::gaussian : Domain::laplace;
+  warm_table(quantile_tables[static_cast<unsigned>(law)]);
   if (call.scale <= narrow_scale)
     add_noise_as<X, Out, law, std::int32_t>(x, out, first, last, call, domain);
   else
