@@ -260,7 +260,10 @@ void random_words(std::uint64_t* out, std::size_t first, std::size_t last, const
   for (std::size_t i = first; i < last; i += group_samples) {
     stream.read(group, i / group_samples);
     const std::size_t count = last - i < group_samples ? last - i : group_samples;
-    for (unsigned j = 0; j < count; ++j) out[i + j] = group[lane_of(j)];
+    if (count == group_samples)
+      for (unsigned j = 0; j < group_samples; j += 2) memcpy(out + i + j, group + lane_of(j), 2 * sizeof group[0]);
+    else
+      for (unsigned j = 0; j < count; ++j) out[i + j] = group[lane_of(j)];
   }
 }
 

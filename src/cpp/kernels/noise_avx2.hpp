@@ -26,15 +26,17 @@ inline __m256d two_rows(const std::uint64_t* low, const std::uint64_t* high) {
                               _mm_load_pd(reinterpret_cast<const double*>(high)), 1);
 }
 
-// What four words need of the table: the byte offsets of their rows, and their places in them.
+// What words need of the table: the addresses of their rows, and their places in them.
 struct Cells {
-  alignas(32) std::uint64_t offset[group_samples];
+  alignas(32) std::uint64_t row[group_samples];
   alignas(32) double delta[group_samples];
 };
 
-inline void find_cells(Cells& cells, const std::uint64_t* w) {
+inline void find_cells(Cells& cells, const std::uint64_t* w, const QuantileRow* table) {
   const __m256i high_exponent = _mm256_set1_epi64x(0x4530000000000000),
                 low_exponent = _mm256_set1_epi64x(0x4330000000000000);
+  // A cell's row follows the row of NaN: hence one more.
+  const std::uintptr_t rows = reinterpret_cast<std::uintptr_t>(table) - ((1023 + 32) << 11) + 32;
   const __m256i least = _mm256_set1_epi64x((std::int64_t{1023 + 32} << 11) + (deep_rows - 1) * 32);
   for (unsigned j = 0; j < group_samples; j += 4) {
     const __m256i word = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + j));
@@ -47,7 +49,8 @@ inline void find_cells(Cells& cells, const std::uint64_t* w) {
     const __m256i offset = _mm256_and_si256(_mm256_srli_epi64(bits, 41), _mm256_set1_epi64x(~31));
     const __m256i place = _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi64x(0x3fffffffffff)),
                                           _mm256_set1_epi64x(0x3ff0000000000000));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(cells.offset + j), _mm256_max_epi32(offset, least));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(cells.row + j),
+                       _mm256_add_epi64(_mm256_max_epi32(offset, least), _mm256_set1_epi64x(static_cast<long long>(rows))));
     _mm256_store_pd(cells.delta + j, _mm256_sub_pd(_mm256_castsi256_pd(place), _mm256_set1_pd(1.0 + 0x1p-7)));
   }
 }
@@ -56,9 +59,7 @@ inline void find_cells(Cells& cells, const std::uint64_t* w) {
 // undecided. Narrowing two vectors of that order to one puts the samples in order.
 inline bool quantile_group(std::int32_t* z, const std::uint64_t* w, const QuantileRow* table, double s, double limit) {
   Cells cells;
-  find_cells(cells, w);
-  // A cell's row follows the row of NaN: hence one more.
-  const std::uintptr_t rows = reinterpret_cast<std::uintptr_t>(table) - ((1023 + 32) << 11) + 32;
+  find_cells(cells, w, table);
   const __m256d scale = _mm256_set1_pd(s), shift = _mm256_set1_pd(integer_shift);
   __m256i farthest = _mm256_setzero_si256();
   for (unsigned j = 0; j < group_samples; j += 8) {
@@ -66,7 +67,7 @@ inline bool quantile_group(std::int32_t* z, const std::uint64_t* w, const Quanti
     for (unsigned half = 0; half < 2; ++half) {
       const unsigned at = j + 4 * half;
       const std::uint64_t* row[4];
-      for (unsigned i = 0; i < 4; ++i) row[i] = reinterpret_cast<const std::uint64_t*>(rows + cells.offset[at + i]);
+      for (unsigned i = 0; i < 4; ++i) row[i] = reinterpret_cast<const std::uint64_t*>(cells.row[at + i]);
       const __m256d a = two_rows(row[0], row[2]), b = two_rows(row[1], row[3]);
       const __m256d c = two_rows(row[0] + 2, row[2] + 2), d = two_rows(row[1] + 2, row[3] + 2);
       const __m256d c0 = _mm256_unpacklo_pd(a, b), c1 = _mm256_unpackhi_pd(a, b);
