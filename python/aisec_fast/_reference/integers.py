@@ -243,9 +243,10 @@ def uniform_integers(key: bytes, n: int, low: int, high: int) -> list[int]:
 
 
 def permutation(key: bytes, n: int) -> list[int]:
-    """Durstenfeld's shuffle of 0, ..., n - 1: for i = n - 1, ..., 1 swap places i and j, j below i + 1 from word w_i."""
-    words, result = random_words(key, n), list(range(n))
-    for i in range(n - 1, 0, -1):
-        j = bounded_integer([words[i]], refinement(key, RAW, i), i + 1)
+    """Fisher and Yates' shuffle inside out: i = 0, 1, ... takes the place j <= i that word w_i names, and what was there goes last."""
+    result: list[int] = []
+    for i, w in enumerate(random_words(key, n)):
+        j = bounded_integer([w], refinement(key, RAW, i), i + 1)
+        result.append(i)
         result[i], result[j] = result[j], result[i]
     return result
