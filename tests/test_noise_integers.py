@@ -22,6 +22,8 @@ from aisec_fast import _core, _integers, noise
 from aisec_fast._reference import integers as reference
 from aisec_fast._reference.fixed_point import exp, exp_of_minus, gaussian_tail
 from aisec_fast._reference.noise import RAW, random_words, refinement
+from aisec_fast._tables.wide import wide_quantiles
+from tests import quantile_tables
 from tests.conftest import NATIVE, WITHOUT_JIT
 from tests.test_codebase import PACKAGE, functions
 
@@ -136,6 +138,51 @@ def test_the_shift_of_the_discrete_gaussian(sigma: float) -> None:
             middle, slack = (k - mpf(0.5)) * (1 + 1 / (24 * mpf(sigma) ** 2)), mpf(0.53) / mpf(sigma) ** 3
             near, far = (gaussian_tail(int((middle + sign * slack) / sigma * unit), bits) for sign in (-1, 1))
             assert far + reference.ERROR < tail(k, bits) < near - reference.ERROR, k
+
+
+def wide_value(row: np.ndarray, delta: Fraction) -> Fraction:
+    """The polynomial of a row of the wide table, without rounding."""
+    c0 = (int(row[0]) << 64) + int(row[1]) % 2**64
+    powers = sum(int(c) * (64 * delta) ** k for k, c in enumerate(row[2:], 1))
+    return Fraction(c0 + powers, 2**66)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+def test_the_wide_table_is_near_enough(law: str) -> None:
+    """docs/noise-integers.md section 4: within 2^-64.5 of Q. A proof by the remainder, and points of every sixth row."""
+    table, slack = wide_quantiles(law), 2.0**-64.5
+    assert table.shape == (1280, 10)
+    with mp.workprec(160):
+        for number, row in list(enumerate(table))[::6]:
+            scale, middle = mpf(2) ** (number // 64 - 20), Fraction(2 * (64 + number % 64) + 1, 128)
+            of = quantile_tables._quantile_derivatives(law)
+            left = scale * (mpf(middle.numerator) / middle.denominator - mpf(2) ** -7)
+            remainder = abs(of(left)[1][8]) * scale**9 * mpf(2) ** -63 / mp.factorial(9)
+            q, derivatives = of(left + scale * mpf(2) ** -7)
+            exact = [q, *(d * scale**k / mp.factorial(k) for k, d in enumerate(derivatives[:8], 1))]
+            c0 = (int(row[0]) << 64) + int(row[1]) % 2**64
+            stored = [c0, *(int(c) * 2 ** (6 * k) for k, c in enumerate(row[2:], 1))]
+            wrong = sum(
+                abs(mpf(c) / 2**66 - e) * mpf(2) ** (-7 * k) for k, (c, e) in enumerate(zip(stored, exact, strict=True))
+            )
+            assert wrong + remainder < slack, number
+            u = scale * (mpf(middle.numerator) / middle.denominator + mpf(2) ** -8)
+            got = wide_value(row, Fraction(1, 256))
+            assert abs(mpf(got.numerator) / got.denominator - of(u)[0]) < slack
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+@pytest.mark.parametrize("scale", [2.0**23, 2.0**30.3, 2.0**40])
+def test_the_wide_step(kernels: ModuleType, law: str, scale: float) -> None:
+    """With every sample left to it: those it closes are the reference's; and it closes almost all."""
+    rows, factor, offset, _, *wide = _integers._quantile_arguments(law, scale)
+    out = np.zeros(300, np.int64)
+    opened = kernels.signed_by_quantile(out, KEY, rows, factor, offset, -1.0, *wide)
+    assert len(opened) <= 1
+    expected = reference.signed_integers(KEY, 300, LAWS[law](scale))
+    assert [z for i, z in enumerate(out.tolist()) if i not in dict(opened)] == [
+        z for i, z in enumerate(expected) if i not in dict(opened)
+    ]
 
 
 # --- Backends against the reference -----------------------------------------------------------------------------------
@@ -279,14 +326,14 @@ def test_words_at_thresholds(kernels: ModuleType) -> None:
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
 def test_what_the_quantile_leaves_open(kernels: ModuleType, law: str) -> None:
     """A closed sample is the reference's; with no room between integers all are open, and come with their words."""
-    rows, scale, offset, limit = _integers._quantile_arguments(law, 1000.3)
+    rows, scale, offset, limit, *wide = _integers._quantile_arguments(law, 1000.3)
     size, expected = 300, reference.signed_integers(KEY, 300, LAWS[law](1000.3))
     out = np.empty(size, np.int64)
-    assert kernels.signed_by_quantile(out, KEY, rows, scale, offset, limit) == []
+    assert kernels.signed_by_quantile(out, KEY, rows, scale, offset, limit, *wide) == []
     assert out.tolist() == expected
-    opened = kernels.signed_by_quantile(out, KEY, rows, scale, offset, 0.25)
+    opened = kernels.signed_by_quantile(out, KEY, rows, scale, offset, 0.25, *wide)
     assert size / 4 < len(opened) < size * 3 / 4
-    assert sorted(kernels.signed_by_quantile(out, KEY, rows, scale, offset, -1.0)) == list(
+    assert sorted(kernels.signed_by_quantile(out, KEY, rows, scale, offset, -1.0, *wide)) == list(
         enumerate(random_words(KEY, size))
     )
 
@@ -298,8 +345,8 @@ def test_deep_samples_stay_open(kernels: ModuleType) -> None:
     size = 1 << 22
     words = np.empty(size, np.uint64)
     _core.random_words(words, KEY, RAW)
-    rows, scale, offset, limit = _integers._quantile_arguments("gaussian", 64.0)
-    opened = {i for i, _ in kernels.signed_by_quantile(np.empty(size, np.int64), KEY, rows, scale, offset, limit)}
+    arguments = _integers._quantile_arguments("gaussian", 64.0)
+    opened = {i for i, _ in kernels.signed_by_quantile(np.empty(size, np.int64), KEY, *arguments)}
     deep = np.flatnonzero(words < 2**44)
     assert deep.size
     assert set(deep.tolist()) <= opened
@@ -584,7 +631,9 @@ def test_a_wrong_source() -> None:
         (lambda: _core.signed_by_table(Z, KEY, T, G[:3]), ValueError, "guide must have"),
         (lambda: _core.signed_by_table(Z, KEY, T, G + np.uint32(9)), ValueError, "guide leads beyond"),
         (lambda: _core.signed_by_table(Z, KEY[:5], T, G), ValueError, "key has 5 bytes"),
-        (lambda: _core.signed_by_quantile(Z, KEY, np.zeros(8), 1.0, 0.0, 0.5), ValueError, "rows has 8 values"),
+        (lambda: _core.signed_by_quantile(Z, KEY, np.zeros(8), *Q[1:]), ValueError, "rows has 8 values"),
+        (lambda: _core.signed_by_quantile(Z, KEY, *Q[:4], Z, *Q[5:]), ValueError, "wide has 3 values"),
+        (lambda: _core.signed_by_quantile(Z, KEY, *Q[:5], 2.0**41, 0.0), ValueError, "exact_scale"),
         (lambda: _core.decisions(Z, KEY, 5), TypeError, "out has another dtype"),
         (lambda: _core.bounded_integers(Z, KEY, 0, 5, 1, True), ValueError, "growth"),
         (lambda: _core.shuffle(Z, 2, 1), ValueError, "first and last"),
@@ -596,4 +645,5 @@ def test_the_kernels_guard_their_arrays(call: Callable[[], Any], error: type[Exc
         call()
 
 
+Q = _integers._quantile_arguments("laplace", 2.0**30)
 Z, T, G = np.zeros(3, np.int64), np.array([5, 0], np.uint64), np.zeros(4, np.uint32)

@@ -28,7 +28,15 @@ def l2_step(
 ) -> None: ...
 def signed_by_table(out: Any, key: bytes, thresholds: Any, guide: Any) -> list[tuple[int, ...]]: ...
 def signed_by_quantile(
-    out: Any, key: bytes, rows: Any, scale: float, offset: float, limit: float
+    out: Any,
+    key: bytes,
+    rows: Any,
+    scale: float,
+    offset: float,
+    limit: float,
+    wide: Any,
+    exact_scale: float,
+    slope: float,
 ) -> list[tuple[int, ...]]: ...
 def decisions(out: Any, key: bytes, threshold: int) -> list[tuple[int, ...]]: ...
 def bounded_integers(out: Any, key: bytes, low: int, bound: int, growth: int, wide: bool) -> list[tuple[int, ...]]: ...

@@ -20,12 +20,14 @@ from ._reference import integers as reference
 from ._reference.noise import RAW, refinement
 from ._sources import Source, chosen
 from ._tables import quantiles
+from ._tables.wide import wide_quantiles
 
 Shape: TypeAlias = int | tuple[int, ...]
 Integers: TypeAlias = npt.NDArray[np.int64]
 Decisions: TypeAlias = npt.NDArray[np.bool_]
 
 _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-1022, 2.0**40
+_WIDE_SCALE = 2.0**23  # from here on open samples would cost more than the wide step
 _LARGEST_PART = 2**20  # of Skellam's variance: the table of a larger one would leave the cache
 _LARGEST_VARIANCE = 2.0**26
 _SHUFFLED_AT_ONCE = 2**22  # steps of a permutation between two looks at pending signals
@@ -278,8 +280,12 @@ def _thresholds(tail: reference.Tail) -> list[int]:
     return found[1:]
 
 
-def _quantile_arguments(law: str, scale: float) -> tuple[npt.NDArray[np.float64], float, float, float]:
-    """Rows, factor, offset and limit of the fast step: docs/noise-integers.md section 4."""
+def _quantile_arguments(law: str, scale: float) -> tuple[Any, ...]:
+    """Arguments of the kernel beside out and key: docs/noise-integers.md section 4."""
+    wide = wide_quantiles(law) if scale >= _WIDE_SCALE else np.empty((0, 10), np.int64)
     if law == "gaussian":
-        return quantiles(law), scale / (1 + 1 / (24 * scale**2)), 0.0, 0.5 - (2.0**-42 * scale + 0.53 / scale**3)
-    return quantiles(law), scale, 1 / (192 * scale**3) - 1 / (8 * scale), 0.5 - 2.0**-40 * scale
+        slope = -1 / (24 * scale**2)
+        limit = 0.5 - (2.0**-42 * scale + 0.53 / scale**3)
+        return quantiles(law), scale / (1 - slope), 0.0, limit, wide, scale, slope
+    offset = 1 / (192 * scale**3) - 1 / (8 * scale)
+    return quantiles(law), scale, offset, 0.5 - 2.0**-40 * scale, wide, scale, 0.0

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <mutex>
 #include <vector>
 
@@ -88,17 +89,30 @@ py::list signed_by_table(const py::object& out_, const py::bytes& key, const py:
                  });
 }
 
+// `wide` holds the rows of the wide step, which knows the scale as exact_scale and slope; empty: there is none.
 py::list signed_by_quantile(const py::object& out_, const py::bytes& key, const py::object& rows_, double scale,
-                            double offset, double limit) {
-  const ArrayView out(out_, "out"), rows(rows_, "rows");
+                            double offset, double limit, const py::object& wide_, double exact_scale, double slope) {
+  const ArrayView out(out_, "out"), rows(rows_, "rows"), wide(wide_, "wide");
   require_output(out, DType::int64);
   require_table(rows, DType::float64).of_size(2050 * 4);
-  const auto kernel = active_kernels().integers.signed_by_quantile;
-  return draw<1>(out.size(), key,
-                 [&](const std::uint64_t* words, std::size_t first, std::size_t count, std::uint32_t* open) {
-                   return kernel(words, count, rows.data<const double>(), scale, offset, limit,
-                                 out.data<std::int64_t>() + first, open);
-                 });
+  require_table(wide, DType::int64);
+  WideScale by{0, 0, exact_scale, offset, slope};
+  if (wide.size() != 0) {
+    wide.of_size(1280 * 10);
+    if (!(exact_scale >= 0x1p20 && exact_scale <= 0x1p40)) throw py::value_error("exact_scale must be 2^20 to 2^40");
+    int exponent = 0;
+    by.mantissa = static_cast<std::uint64_t>(std::ldexp(std::frexp(exact_scale, &exponent), 53));
+    by.fraction = static_cast<unsigned>(55 - exponent);  // exact_scale = mantissa 2^(exponent - 53)
+  }
+  const IntegerKernels& kernels = active_kernels().integers;
+  return draw<1>(
+      out.size(), key, [&](const std::uint64_t* words, std::size_t first, std::size_t count, std::uint32_t* open) {
+        std::int64_t* const part = out.data<std::int64_t>() + first;
+        const std::size_t opened =
+            kernels.signed_by_quantile(words, count, rows.data<const double>(), scale, offset, limit, part, open);
+        if (opened == 0 || wide.size() == 0) return opened;
+        return kernels.signed_by_wide_quantile(words, wide.data<const std::int64_t>(), by, part, open, opened);
+      });
 }
 
 py::list decisions(const py::object& out_, const py::bytes& key, std::uint64_t threshold) {
@@ -149,7 +163,8 @@ void bind_integers(py::module_& module) {
   module.def("signed_by_table", &signed_by_table, py::arg("out"), py::arg("key"), py::arg("thresholds"),
              py::arg("guide"));
   module.def("signed_by_quantile", &signed_by_quantile, py::arg("out"), py::arg("key"), py::arg("rows"),
-             py::arg("scale"), py::arg("offset"), py::arg("limit"));
+             py::arg("scale"), py::arg("offset"), py::arg("limit"), py::arg("wide"), py::arg("exact_scale"),
+             py::arg("slope"));
   module.def("decisions", &decisions, py::arg("out"), py::arg("key"), py::arg("threshold"));
   module.def("bounded_integers", &bounded_integers, py::arg("out"), py::arg("key"), py::arg("low"), py::arg("bound"),
              py::arg("growth"), py::arg("wide"));

@@ -6,6 +6,7 @@ open. Types are explicit, because Numba turns `uint64 + int64` into float64, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -32,6 +33,8 @@ FIRST_ROW = U64(((1023 + 43) << 6) - 769)
 LOW_46, ONE_BITS = U64(2**46 - 1), U64(0x3FF0000000000000)
 ROUNDER, ROUNDER_BITS = F64(1.5 * 2.0**52), I64(0x4338000000000000)  # a + ROUNDER has the bits ROUNDER_BITS + rint(a)
 MIDDLE = F64(1 + 2.0**-7)
+BITS_62, TOP_BIT = U64(62), U64(2**63)
+ONE_62, LOW_62, THREE_HALVES = U64(2**62), U64(2**62 - 1), U64(3 * 2**61)  # 1 in units of 2^-62, its mask, 3/2
 
 
 @inlined
@@ -92,17 +95,6 @@ def _by_quantile(
     return count
 
 
-@kernel
-def _decide(words: NDArray[U64], threshold: U64, out: NDArray[np.uint8], opened: NDArray[I64]) -> int:
-    count = 0
-    for i in range(words.size):
-        out[i] = words[i] < threshold
-        if words[i] == threshold:
-            opened[count] = i
-            count += 1
-    return count
-
-
 @inlined
 def _product(a: U64, b: U64) -> tuple[U64, U64]:
     """The high and the low half of a b."""
@@ -112,6 +104,89 @@ def _product(a: U64, b: U64) -> tuple[U64, U64]:
     other = U64(U64(a0 * b1) + U64(middle & LOW_HALF))
     high = U64(U64(a1 * b1) + U64(U64(middle >> HALF_WORD) + U64(other >> HALF_WORD)))
     return high, U64(U64(other << HALF_WORD) | U64(lowest & LOW_HALF))
+
+
+@inlined
+def _signed_high(a: I64, b: I64) -> I64:
+    """The high half of a b."""
+    high, _ = _product(U64(a), U64(b))
+    if a < 0:
+        high = U64(high - U64(b))
+    if b < 0:
+        high = U64(high - U64(a))
+    return I64(high)
+
+
+@inlined
+def _wide_magnitude(u: U64, rows: NDArray[I64], mantissa: U64, below: U64, scale: F64, offset: F64, slope: F64) -> I64:
+    """|Z| as `_by_quantile` has it, in 64-bit fixed point with Q in units of 2^-66; -1 if that leaves it open."""
+    zeros = I64(1)
+    while U64(u >> U64(63 - zeros)) == ZERO:  # u = 2^-zeros m with m in [1, 2)
+        zeros += 1
+    digits = U64(u << U64(zeros))
+    row = I64(64 * (20 - zeros)) + I64(U64(digits >> U64(57)) & U64(63))
+    x = I64(U64(U64(digits << U64(7)) ^ TOP_BIT))
+    total = rows[row, 9]
+    for k in range(8, 1, -1):
+        total = I64(rows[row, k] + _signed_high(total, x))
+    step = _signed_high(total, x)
+    start = U64(rows[row, 1])
+    part, whole = U64(start + U64(step)), U64(rows[row, 0])
+    if step < 0 and part > start:
+        whole = U64(whole - ONE)
+    if step >= 0 and part < start:
+        whole = U64(whole + ONE)
+    high, low = _product(part, mantissa)
+    high = U64(high + U64(whole * mantissa))
+    floor = U64(high >> below)
+    fraction = U64(U64(U64(high - U64(floor << below)) << U64(BITS_62 - below)) | U64(low >> U64(below + U64(2))))
+    shift = offset + slope * F64(I64(floor))
+    place = U64(U64(fraction + THREE_HALVES) + U64(I64(shift * F64(2.0**62))))
+    beyond = U64(place & LOW_62)
+    distance = min(beyond, U64(ONE_62 - beyond))
+    error = scale * (F64(2.0**-61) + F64(2.0) ** (zeros - 63)) + F64(2.0**-40)
+    if not (F64(I64(distance)) * F64(2.0**-62) > error):
+        return I64(-1)
+    return I64(U64(U64(floor + U64(place >> BITS_62)) - ONE))
+
+
+@kernel
+def _by_wide_quantile(
+    words: NDArray[U64],
+    rows: NDArray[I64],
+    mantissa: U64,
+    below: U64,
+    scale: F64,
+    offset: F64,
+    slope: F64,
+    out: NDArray[I64],
+    opened: NDArray[I64],
+    count: int,
+) -> int:
+    """Decide what it can of the open samples; returns how many are still open."""
+    left = 0
+    for j in range(count):
+        i = opened[j]
+        u = U64(words[i] >> ONE)
+        if u >= LEAST:
+            magnitude = _wide_magnitude(u, rows, mantissa, below, scale, offset, slope)
+            if magnitude >= 0:
+                out[i] = _with_sign(magnitude, words[i])
+                continue
+        opened[left] = i
+        left += 1
+    return left
+
+
+@kernel
+def _decide(words: NDArray[U64], threshold: U64, out: NDArray[np.uint8], opened: NDArray[I64]) -> int:
+    count = 0
+    for i in range(words.size):
+        out[i] = words[i] < threshold
+        if words[i] == threshold:
+            opened[count] = i
+            count += 1
+    return count
 
 
 @kernel
@@ -183,13 +258,28 @@ def signed_by_table(out: NDArray[I64], key: bytes, thresholds: NDArray[U64], gui
 
 
 def signed_by_quantile(
-    out: NDArray[I64], key: bytes, rows: NDArray[F64], scale: float, offset: float, limit: float
+    out: NDArray[I64],
+    key: bytes,
+    rows: NDArray[F64],
+    scale: float,
+    offset: float,
+    limit: float,
+    wide: NDArray[I64],
+    exact_scale: float,
+    slope: float,
 ) -> Open:
-    """|Z| = rint(scale Q(u) + offset) where the table `rows` of Q tells."""
+    """|Z| = rint(scale Q(u) + offset) where the table `rows` of Q tells, or `wide`: rint(exact_scale Q + offset + slope |Z|)."""
     factor, shift, most = F64(scale), F64(offset), F64(limit)
-    return _draw(
-        out, key, 1, lambda words, _, part, opened: _by_quantile(words, rows, factor, shift, most, part, opened)
-    )
+    mantissa, exponent = math.frexp(exact_scale)
+    whole, below = U64(int(math.ldexp(mantissa, 53))), U64(max(55 - exponent, 0))
+
+    def decide(words: NDArray[U64], _: int, part: NDArray[I64], opened: NDArray[I64]) -> int:
+        count = _by_quantile(words, rows, factor, shift, most, part, opened)
+        if count == 0 or wide.size == 0:
+            return count
+        return _by_wide_quantile(words, wide, whole, below, F64(exact_scale), shift, F64(slope), part, opened, count)
+
+    return _draw(out, key, 1, decide)
 
 
 def decisions(out: NDArray[np.uint8], key: bytes, threshold: int) -> Open:
