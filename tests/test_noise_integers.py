@@ -149,8 +149,8 @@ def wide_value(row: np.ndarray, delta: Fraction) -> Fraction:
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
 def test_the_wide_table_is_near_enough(law: str) -> None:
-    """docs/noise-integers.md section 4: within 2^-64.5 of Q. A proof by the remainder, and points of every sixth row."""
-    table, slack = wide_quantiles(law), 2.0**-64.5
+    """docs/noise-integers.md section 4: within 2^-65 of Q. A proof by the remainder, and points of every sixth row."""
+    table, slack = wide_quantiles(law), 2.0**-65
     assert table.shape == (1280, 10)
     with mp.workprec(160):
         for number, row in list(enumerate(table))[::6]:

@@ -83,7 +83,7 @@ def skellam(shape: Shape, variance: float, *, source: Source | None = None) -> I
 
 
 def uniform_integers(shape: Shape, low: int, high: int, *, source: Source | None = None) -> Integers:
-    """Integers of ``low, ..., high - 1``, each as likely as the other up to ``2^-256``; no value is rejected and redrawn.
+    """Integers of ``low, ..., high - 1``, each with a probability within ``2^-320`` of the others'; nothing is redrawn.
 
     Args:
         shape: an int or a tuple of ints, 0 or above.
@@ -102,7 +102,7 @@ def uniform_integers(shape: Shape, low: int, high: int, *, source: Source | None
 
 
 def permutation(size: int, *, source: Source | None = None) -> Integers:
-    """A permutation of ``0, ..., size - 1``, each as likely as the other up to ``size 2^-256``; int64, shape ``[size]``.
+    """A permutation of ``0, ..., size - 1``, uniform up to a statistical distance of ``2^-240``; int64, shape ``[size]``.
 
     Fisher and Yates' shuffle (Durstenfeld 1964), inside out, one word of the stream a place.
     """
