@@ -128,6 +128,13 @@ def test_fixed_point_functions(bits: int) -> None:
         assert abs(exp(300 << bits, bits) / unit / mp.exp(300) - 1) < 2**14 / unit
 
 
+@pytest.mark.parametrize("x", [0, Fraction(1, 3), 0.7, 5e-324, 44.25, 221.0, 222.5])
+def test_the_threshold_of_exp(x: Any) -> None:
+    with mp.workprec(2000):
+        exact = mp.exp(-mpf(Fraction(x).numerator) / Fraction(x).denominator) * mpf(2) ** 320
+        assert reference.exp_threshold(Fraction(x)) == int(mp.floor(exact))
+
+
 @pytest.mark.parametrize("sigma", [64.0, 97.3, 1000.5])
 def test_the_shift_of_the_discrete_gaussian(sigma: float) -> None:
     """docs/noise-integers.md section 4: |x_k - (k - 1/2)(1 + 1/(24 sigma^2))| <= 0.53 / sigma^3 for y <= 5."""
@@ -338,6 +345,21 @@ def test_what_the_quantile_leaves_open(kernels: ModuleType, law: str) -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [64.0, 1000.3, 2.0**22])
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+def test_samples_closed_next_to_the_limit(law: str, scale: float) -> None:
+    """Within 2^-10 of what stays open: a shift left out, or of the wrong sign, would decide many of these wrongly."""
+    size = 1 << 15
+    rows, factor, offset, limit, *wide = _integers._quantile_arguments(law, scale)
+    out, wider = np.empty(size, np.int64), np.empty(size, np.int64)
+    opened = dict(_core.signed_by_quantile(out, KEY, rows, factor, offset, limit, *wide))
+    near = dict(_core.signed_by_quantile(wider, KEY, rows, factor, offset, limit - 2.0**-10, *wide))
+    chosen = [i for i in near if i not in opened]
+    assert len(chosen) > 30
+    expected = [reference.signed_integer(near[i], refinement(KEY, RAW, i), LAWS[law](scale)) for i in chosen]
+    assert out[chosen].tolist() == expected
+
+
 def test_deep_samples_stay_open(kernels: ModuleType) -> None:
     """u < 2^-20 has its own rows, which the fast step does not use."""
     if WITHOUT_JIT:
@@ -389,6 +411,35 @@ def denominators(numerator: int, denominator: int) -> Iterator[int]:
         numerator, denominator = denominator, rest
         before, this = this, before + quotient * this
         yield this
+
+
+class AllOpen:
+    """Kernels that decide nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name == "shuffle":
+            return _core.shuffle
+
+        def leave_open(out: np.ndarray, key: bytes, *arguments: Any) -> list[tuple[int, ...]]:
+            each = 2 if name == "bounded_integers" and arguments[-1] else 1
+            words = random_words(key, each * out.size)
+            return [(i, *words[each * i : each * (i + 1)]) for i in range(out.size)]
+
+        return leave_open
+
+
+def test_open_samples_are_decided_as_by_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_integers, "_kernels", lambda _: AllOpen())
+    n = 40
+    for low, high in ((-3, 97), (-5, 2**40)):
+        got = noise.uniform_integers(n, low, high, source=OneKey())
+        assert got.tolist() == reference.uniform_integers(KEY, n, low, high)
+    assert noise.permutation(n, source=OneKey()).tolist() == reference.permutation(KEY, n)
+    expected = reference.decisions(KEY, n, reference.exp_threshold(Fraction(1, 2)))
+    assert noise.bernoulli_exp(n, 0.5, source=OneKey()).tolist() == expected
+    for scale in (3.0, 2.0**30):
+        signed_ones = reference.signed_integers(KEY, n, reference.discrete_laplace(scale))
+        assert noise.discrete_laplace(n, scale, source=OneKey()).tolist() == signed_ones
 
 
 def test_steps_of_a_shuffle_that_lead_nowhere(kernels: ModuleType) -> None:
