@@ -447,6 +447,20 @@ def test_steps_of_a_shuffle_that_lead_nowhere(kernels: ModuleType) -> None:
         kernels.shuffle(np.array([0, 2, 0]), 0, 3)
 
 
+@pytest.mark.parametrize(
+    ("law", "parameter", "k"),
+    [("gaussian", 3.0, 2), ("gaussian", 90.0, 100), ("laplace", 0.5, 40), ("skellam", 9.0, 5)],
+)
+def test_the_last_bit_decides(law: str, parameter: float, k: int) -> None:
+    """u one unit of 2^-319 below and above T(k): its bits stand in w and e_0, ..., e_3, the highest first."""
+    below = LAWS[law](parameter).tail(k, 768) >> (768 - reference.SIGNED_BITS)
+    for u, expected in ((below, k), (below + 1, k - 1)):
+        w = (u >> 256) << 1
+        extra = [u >> shift & (2**64 - 1) for shift in (192, 128, 64, 0)]
+        assert reference.signed_integer(w, extra, LAWS[law](parameter)) == expected
+        assert reference.signed_integer(w + 1, extra, LAWS[law](parameter)) == -expected
+
+
 def test_u_of_zero() -> None:
     """All bits 0 count as one unit of 2^-319: the largest value there is."""
     for w in (0, 1):
