@@ -71,14 +71,14 @@ std::size_t signed_by_quantile(const std::uint64_t* words, std::size_t count, co
               row1 = *reinterpret_cast<const Row*>(rows + 4 * place[1]),
               row2 = *reinterpret_cast<const Row*>(rows + 4 * place[2]),
               row3 = *reinterpret_cast<const Row*>(rows + 4 * place[3]);
-    const Doubles even01 = __builtin_shuffle(row0, row1, Mask{0, 4, 2, 6}),
-                  odd01 = __builtin_shuffle(row0, row1, Mask{1, 5, 3, 7}),
-                  even23 = __builtin_shuffle(row2, row3, Mask{0, 4, 2, 6}),
-                  odd23 = __builtin_shuffle(row2, row3, Mask{1, 5, 3, 7});
-    const Doubles c0 = __builtin_shuffle(even01, even23, Mask{0, 1, 4, 5}),
-                  c1 = __builtin_shuffle(odd01, odd23, Mask{0, 1, 4, 5}),
-                  c2 = __builtin_shuffle(even01, even23, Mask{2, 3, 6, 7}),
-                  c3 = __builtin_shuffle(odd01, odd23, Mask{2, 3, 6, 7}),
+    const Doubles even01 = __builtin_shufflevector(row0, row1, 0, 4, 2, 6),
+                  odd01 = __builtin_shufflevector(row0, row1, 1, 5, 3, 7),
+                  even23 = __builtin_shufflevector(row2, row3, 0, 4, 2, 6),
+                  odd23 = __builtin_shufflevector(row2, row3, 1, 5, 3, 7);
+    const Doubles c0 = __builtin_shufflevector(even01, even23, 0, 1, 4, 5),
+                  c1 = __builtin_shufflevector(odd01, odd23, 0, 1, 4, 5),
+                  c2 = __builtin_shufflevector(even01, even23, 2, 3, 6, 7),
+                  c3 = __builtin_shufflevector(odd01, odd23, 2, 3, 6, 7),
                   c4 = reinterpret_cast<Doubles>(reinterpret_cast<Bits>(c3) << 32);
     const Doubles a = scale * (c0 + delta * (c1 + delta * (c2 + delta * (c3 + delta * c4)))) + offset;
     const Doubles shifted = a + rounder, distance = a - (shifted - rounder);
