@@ -397,7 +397,7 @@ def test_poisson_inclusion_frequency() -> None:
 
 
 def test_poisson_sampler_draws_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sampling, "_WORDS", 7)
+    monkeypatch.setattr(_sampling, "_RECORDS", 7)
     batches = list(_sampling.PoissonBatchSampler(50, 2, noise.SeededSource(3)))
     assert all(set(b) <= set(range(50)) for b in batches)
     assert max(max(b) for b in batches) > 42

@@ -24,7 +24,8 @@ NAMES = ("native", "numba", "cuda")
 class Backend(NamedTuple):
     """One backend: a module of kernels for each family, all with the same functions (docs/<family>.md).
 
-    CUDA has no SHA-256: one stream of it is sequential (docs/hashing.md).
+    CUDA has no SHA-256: one stream of it is sequential (docs/hashing.md). ``integers`` are those of the noise family,
+    which are made on the CPU (docs/noise-integers.md).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Backend(NamedTuple):
     clipping: ModuleType
     adversarial: ModuleType
     hashing: ModuleType
+    integers: ModuleType
 
     def operands(self, arrays: Sequence[Array]) -> list[Any]:
         """The arrays as this backend's kernels take them."""

@@ -29,3 +29,23 @@ def linf_step(
 def l2_step(
     adv: Any, x: Any, gradient: Any, step_size: float, eps: float, low: float, high: float, out: Any
 ) -> None: ...
+def signed_by_table(
+    out: Any, key: bytes, thresholds: Any, guide: Any, generator: str = "chacha"
+) -> list[tuple[int, ...]]: ...
+def signed_by_quantile(
+    out: Any,
+    key: bytes,
+    rows: Any,
+    scale: float,
+    offset: float,
+    limit: float,
+    wide: Any,
+    exact_scale: float,
+    slope: float,
+    generator: str = "chacha",
+) -> list[tuple[int, ...]]: ...
+def decisions(out: Any, key: bytes, threshold: int, generator: str = "chacha") -> list[tuple[int, ...]]: ...
+def bounded_integers(
+    out: Any, key: bytes, low: int, bound: int, growth: int, wide: bool, generator: str = "chacha"
+) -> list[tuple[int, ...]]: ...
+def shuffle(places: Any, first: int, last: int) -> None: ...

@@ -17,6 +17,16 @@ import numpy.typing as npt
 from . import _arrays, _checks
 from ._arrays import Array
 from ._backends import Backend, choose
+from ._integers import (
+    bernoulli,
+    bernoulli_exp,
+    discrete_gaussian,
+    discrete_laplace,
+    permutation,
+    poisson_mask,
+    skellam,
+    uniform_integers,
+)
 from ._sources import SecureSource, SeededSource, Source, chosen
 
 __all__ = [
@@ -24,9 +34,17 @@ __all__ = [
     "SeededSource",
     "add_gaussian",
     "add_laplace",
+    "bernoulli",
+    "bernoulli_exp",
     "charged_sensitivity",
     "default_granularity",
+    "discrete_gaussian",
+    "discrete_laplace",
+    "permutation",
+    "poisson_mask",
     "random_words",
+    "skellam",
+    "uniform_integers",
 ]
 
 _LARGEST_EXPONENT = 900  # of the granularity

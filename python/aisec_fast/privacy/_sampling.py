@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,14 @@ from .. import noise
 from .._errors import PrivacyError
 from .._sources import Source
 
-_WORDS = 2**20  # random words drawn at a time: 8 MiB however large the data set is
+_RECORDS = 2**20  # decided at a time, under a key of their own
 
 
 class PoissonBatchSampler(Sampler[list[int]]):
     """Each of ``steps`` batches holds each of ``size`` records independently with probability 1/steps.
 
-    Batches vary in size and may be empty. Draws come from ``source``, 64 random bits a record compared as integers (so
-    the probability is at most 2^-64 below 1/steps, never above), and are never repeated: a new pass is a new draw.
+    Batches vary in size and may be empty. Draws come from ``source`` by :func:`aisec_fast.noise.poisson_mask` (so the
+    probability is at most 2^-320 below 1/steps, never above), and are never repeated: a new pass is a new draw.
     """
 
     def __init__(self, size: int, steps: int, source: Source) -> None:
@@ -34,13 +35,11 @@ class PoissonBatchSampler(Sampler[list[int]]):
             yield self._draw()
 
     def _draw(self) -> list[int]:
-        if self.steps == 1:  # the threshold 2^64 does not fit: every record, always
-            return list(range(self.size))
-        threshold = np.uint64(2**64 // self.steps)
+        rate = Fraction(1, self.steps)
         batch: list[int] = []
-        for start in range(0, self.size, _WORDS):
-            words = noise.random_words(min(_WORDS, self.size - start), source=self.source)
-            batch.extend((np.flatnonzero(words < threshold) + start).tolist())
+        for start in range(0, self.size, _RECORDS):
+            mask = noise.poisson_mask(min(_RECORDS, self.size - start), rate, source=self.source)
+            batch.extend((np.flatnonzero(mask) + start).tolist())
         return batch
 
 

@@ -7,4 +7,5 @@ NoiseKernels noise_kernels();
 ClippingKernels clipping_kernels(DType dtype);
 HashingKernels hashing_kernels();
 AdversarialKernels adversarial_kernels();
+IntegerKernels integer_kernels();
 }  // namespace aisec_fast::AISEC_ISA

@@ -5,6 +5,7 @@
 #include "aisec_fast/noise_math.hpp"
 #include "kernels/aes.hpp"
 #include "kernels/families.hpp"
+#include "kernels/standard_arithmetic.hpp"
 
 #if defined(__AVX2__)
 #include "kernels/noise_avx2.hpp"
@@ -89,25 +90,6 @@ class Stream {
   Key key_;
   Domain domain_;
   Generator generator_;
-};
-
-// While it lives this thread rounds to nearest and keeps denormal numbers, whatever the caller has set: the bounds of
-// docs/noise.md depend on it.
-class StandardArithmetic {
- public:
-#if defined(AISEC_X86)
-  StandardArithmetic() : saved_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(0x1f80); }
-  ~StandardArithmetic() { __builtin_ia32_ldmxcsr(saved_); }
-#else
-  StandardArithmetic() {}
-#endif
-  StandardArithmetic(const StandardArithmetic&) = delete;
-  StandardArithmetic& operator=(const StandardArithmetic&) = delete;
-
- private:
-#if defined(AISEC_X86)
-  unsigned saved_;
-#endif
 };
 
 constexpr double narrow_scale = 0x1p22;  // up to here the farthest sample, 222 s, is below 2^30

@@ -49,8 +49,9 @@ inline void find_cells(Cells& cells, const std::uint64_t* w, const QuantileRow* 
     const __m256i offset = _mm256_and_si256(_mm256_srli_epi64(bits, 41), _mm256_set1_epi64x(~31));
     const __m256i place = _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi64x(0x3fffffffffff)),
                                           _mm256_set1_epi64x(0x3ff0000000000000));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(cells.row + j),
-                       _mm256_add_epi64(_mm256_max_epi32(offset, least), _mm256_set1_epi64x(static_cast<long long>(rows))));
+    _mm256_store_si256(
+        reinterpret_cast<__m256i*>(cells.row + j),
+        _mm256_add_epi64(_mm256_max_epi32(offset, least), _mm256_set1_epi64x(static_cast<long long>(rows))));
     _mm256_store_pd(cells.delta + j, _mm256_sub_pd(_mm256_castsi256_pd(place), _mm256_set1_pd(1.0 + 0x1p-7)));
   }
 }

@@ -14,6 +14,7 @@ Kernels kernels() {
       clipping_kernels(DType::bfloat16),
       hashing_kernels(),
       adversarial_kernels(),
+      integer_kernels(),
   };
 }
 }  // namespace aisec_fast::AISEC_ISA

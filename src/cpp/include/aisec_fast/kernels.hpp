@@ -81,12 +81,39 @@ struct AdversarialKernels {
   AdversarialKernel linf_float32, linf_float64, l2_float32, l2_float64;
 };
 
+// Exact integers and decisions (docs/noise-integers.md). Each kernel reads the words of `count` samples, writes their
+// values and into `open` the positions of those that their words leave open, and returns how many these are.
+// How |Z| follows from Q(u) at a large scale, mantissa / 2^(64 - fraction) exactly: rint(scale Q + offset + slope |Z|).
+struct WideScale {
+  std::uint64_t mantissa;  // below 2^53
+  unsigned fraction;       // 14 to 34
+  double scale, offset, slope;
+};
+
+struct IntegerKernels {
+  std::size_t (*signed_by_table)(const std::uint64_t* words, std::size_t count, const std::uint64_t* thresholds,
+                                 const std::uint32_t* guide, unsigned shift, std::int64_t* out, std::uint32_t* open);
+  std::size_t (*signed_by_quantile)(const std::uint64_t* words, std::size_t count, const double* rows, double scale,
+                                    double offset, double limit, std::int64_t* out, std::uint32_t* open);
+  // Decides what it can of the open samples and returns how many are still open.
+  std::size_t (*signed_by_wide_quantile)(const std::uint64_t* words, const std::int64_t* rows, const WideScale& by,
+                                         std::int64_t* out, std::uint32_t* open, std::size_t opened);
+  std::size_t (*decisions)(const std::uint64_t* words, std::size_t count, std::uint64_t threshold, std::uint8_t* out,
+                           std::uint32_t* open);
+  // Integers below bound, bound + growth, bound + 2 growth, ...; bounded_wide reads two words each.
+  std::size_t (*bounded)(const std::uint64_t* words, std::size_t count, std::int64_t low, std::uint64_t bound,
+                         std::uint64_t growth, std::int64_t* out, std::uint32_t* open);
+  std::size_t (*bounded_wide)(const std::uint64_t* words, std::size_t count, std::int64_t low, std::uint64_t bound,
+                              std::int64_t* out, std::uint32_t* open);
+};
+
 struct Kernels {
   const char* name;
   NoiseKernels noise;
   ClippingKernels clipping_float32, clipping_float64, clipping_bfloat16;
   HashingKernels hashing;
   AdversarialKernels adversarial;
+  IntegerKernels integers;
 };
 
 constexpr std::size_t noise_group = 256;  // samples that no two threads share
