@@ -421,7 +421,9 @@ class AllOpen:
             return _core.shuffle
 
         def leave_open(out: np.ndarray, key: bytes, *arguments: Any) -> list[tuple[int, ...]]:
-            each = 2 if name == "bounded_integers" and arguments[-1] else 1
+            *_, wide, generator = arguments
+            assert generator == "chacha"
+            each = 2 if name == "bounded_integers" and wide else 1
             words = random_words(key, each * out.size)
             return [(i, *words[each * i : each * (i + 1)]) for i in range(out.size)]
 
@@ -429,7 +431,8 @@ class AllOpen:
 
 
 def test_open_samples_are_decided_as_by_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_integers, "_kernels", lambda _: AllOpen())
+    backend = _integers._backend(np.empty(0))._replace(integers=AllOpen())
+    monkeypatch.setattr(_integers, "_backend", lambda _: backend)
     n = 40
     for low, high in ((-3, 97), (-5, 2**40)):
         got = noise.uniform_integers(n, low, high, source=OneKey())
@@ -712,3 +715,15 @@ def test_the_kernels_guard_their_arrays(call: Callable[[], Any], error: type[Exc
 
 Q = _integers._quantile_arguments("laplace", 2.0**30)
 Z, T, G = np.zeros(3, np.int64), np.array([5, 0], np.uint64), np.zeros(4, np.uint32)
+
+
+@pytest.mark.skipif(not _core.has_aes(), reason="this CPU has no instructions for AES")
+def test_a_secure_source_draws_from_aes() -> None:
+    class Known(noise.SecureSource):
+        def next_key(self) -> bytes:
+            return KEY
+
+    words = np.array(random_words(KEY, 300, RAW, generator="aes"), np.uint64)
+    assert noise.poisson_mask(300, 0.25, source=Known()).tolist() == (words < 2**62).tolist()
+    expected = [reference.bounded_integer([int(w)], refinement(KEY, RAW, i), 10) for i, w in enumerate(words)]
+    assert noise.uniform_integers(300, 0, 10, source=Known()).tolist() == expected
