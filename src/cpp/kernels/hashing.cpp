@@ -5,13 +5,11 @@
 
 #include "aisec_fast/hashing_math.hpp"
 #include "kernels/families.hpp"
+#include "kernels/lanes.hpp"
 #include "kernels/sha256.hpp"
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
-
-typedef std::uint32_t Lanes __attribute__((vector_size(AISEC_WIDTH)));
-constexpr int lanes = AISEC_WIDTH / 4;
 
 // lane(i) of the result is lane pick(i) of a and b laid end to end.
 template <class Pick>
@@ -20,24 +18,6 @@ inline Lanes picked(Lanes a, Lanes b, const Pick&) {
     return __builtin_shufflevector(a, b, Pick{}(lane)...);
   }(std::make_integer_sequence<int, lanes>{});
 }
-
-// Rotations by whole bytes are one shuffle where bytes of a vector can be shuffled and words not rotated.
-struct Rotation {
-  template <int bits>
-  static inline Lanes right(Lanes value) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    if constexpr (bits % 8 == 0) {
-      typedef unsigned char Bytes __attribute__((vector_size(AISEC_WIDTH)));
-      return [&]<int... byte>(std::integer_sequence<int, byte...>) {
-        const Bytes bytes = reinterpret_cast<Bytes>(value);
-        return reinterpret_cast<Lanes>(
-            __builtin_shufflevector(bytes, bytes, (byte / 4 * 4 + (byte + bits / 8) % 4)...));
-      }(std::make_integer_sequence<int, AISEC_WIDTH>{});
-    }
-#endif
-    return PlainRotation::right<bits>(value);
-  }
-};
 
 // Of each two rows `size` apart, the upper right and the lower left blocks of `size` words change places.
 template <int size>

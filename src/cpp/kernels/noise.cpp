@@ -5,6 +5,7 @@
 #include "aisec_fast/noise_math.hpp"
 #include "kernels/aes.hpp"
 #include "kernels/families.hpp"
+#include "kernels/lanes.hpp"
 #include "kernels/standard_arithmetic.hpp"
 
 #if defined(__AVX2__)
@@ -13,9 +14,6 @@
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
-
-typedef std::uint32_t Lanes __attribute__((vector_size(AISEC_WIDTH)));
-constexpr unsigned lanes = AISEC_WIDTH / sizeof(std::uint32_t);
 
 struct alignas(64) GroupBlocks {
   std::uint32_t word[16][group_blocks];  // word[w][b]: word w of the group's block b
@@ -58,7 +56,7 @@ class Stream {
         low[lane] = static_cast<std::uint32_t>(first + b + lane);
         high[lane] = static_cast<std::uint32_t>((first + b + lane) >> 32);
       }
-      chacha_block(block, key_, low, high, domain_, Level::main);
+      chacha_block<Rotation>(block, key_, low, high, domain_, Level::main);
       for (int w = 0; w < 16; ++w) memcpy(&x.word[w][b], &block[w], sizeof block[w]);
     }
     for (unsigned k = 0; k < 8; ++k) join_words(out + k * group_blocks, x.word[2 * k], x.word[2 * k + 1]);

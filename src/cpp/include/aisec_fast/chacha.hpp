@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "aisec_fast/host_device.hpp"
+#include "aisec_fast/rotation.hpp"
 
 namespace aisec_fast {
 namespace {
@@ -16,35 +17,30 @@ struct Key {
   std::uint32_t word[8];
 };
 
-// Word is std::uint32_t, or a vector of them (one lane a block).
-template <class Word>
-AISEC_HD Word rotate_left(Word value, int bits) {
-  return (value << bits) | (value >> (32 - bits));
-}
-
-template <class Word>
+// Word is std::uint32_t, or a vector of them (one lane a block). Rotations to the left by 16, 12, 8 and 7 bits.
+template <class Rotation, class Word>
 AISEC_HD void quarter_round(Word& a, Word& b, Word& c, Word& d) {
   a += b;
-  d = rotate_left(d ^ a, 16);
+  d = Rotation::template right<32 - 16>(d ^ a);
   c += d;
-  b = rotate_left(b ^ c, 12);
+  b = Rotation::template right<32 - 12>(b ^ c);
   a += b;
-  d = rotate_left(d ^ a, 8);
+  d = Rotation::template right<32 - 8>(d ^ a);
   c += d;
-  b = rotate_left(b ^ c, 7);
+  b = Rotation::template right<32 - 7>(b ^ c);
 }
 
-template <int rounds, class Word>
+template <int rounds, class Rotation = PlainRotation, class Word>
 AISEC_HD void chacha_permute(Word (&x)[16]) {
   for (int round = 0; round < rounds; round += 2) {
-    quarter_round(x[0], x[4], x[8], x[12]);
-    quarter_round(x[1], x[5], x[9], x[13]);
-    quarter_round(x[2], x[6], x[10], x[14]);
-    quarter_round(x[3], x[7], x[11], x[15]);
-    quarter_round(x[0], x[5], x[10], x[15]);
-    quarter_round(x[1], x[6], x[11], x[12]);
-    quarter_round(x[2], x[7], x[8], x[13]);
-    quarter_round(x[3], x[4], x[9], x[14]);
+    quarter_round<Rotation>(x[0], x[4], x[8], x[12]);
+    quarter_round<Rotation>(x[1], x[5], x[9], x[13]);
+    quarter_round<Rotation>(x[2], x[6], x[10], x[14]);
+    quarter_round<Rotation>(x[3], x[7], x[11], x[15]);
+    quarter_round<Rotation>(x[0], x[5], x[10], x[15]);
+    quarter_round<Rotation>(x[1], x[6], x[11], x[12]);
+    quarter_round<Rotation>(x[2], x[7], x[8], x[13]);
+    quarter_round<Rotation>(x[3], x[4], x[9], x[14]);
   }
 }
 
@@ -63,13 +59,13 @@ AISEC_HD void chacha_input(Word (&x)[16], const Key& key, Word index_low, Word i
   x[15] = zero + static_cast<std::uint32_t>(level);
 }
 
-template <class Word>
+template <class Rotation = PlainRotation, class Word>
 AISEC_HD void chacha_block(Word (&out)[16], const Key& key, Word index_low, Word index_high, Domain domain,
                            Level level) {
   Word input[16];
   chacha_input(input, key, index_low, index_high, domain, level);
   for (int i = 0; i < 16; ++i) out[i] = input[i];
-  chacha_permute<chacha_rounds>(out);
+  chacha_permute<chacha_rounds, Rotation>(out);
   for (int i = 0; i < 16; ++i) out[i] += input[i];
 }
 

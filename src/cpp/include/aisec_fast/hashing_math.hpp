@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "aisec_fast/host_device.hpp"
+#include "aisec_fast/rotation.hpp"
 
 namespace aisec_fast {
 namespace {
@@ -24,13 +25,6 @@ constexpr int permuted(int round, int position) {
 }
 template <int round, int position>
 constexpr int blake3_word = permuted(round, position);  // device code may read it, but not call
-
-struct PlainRotation {
-  template <int bits, class Word>
-  static AISEC_HD Word right(Word value) {
-    return (value >> bits) | (value << (32 - bits));
-  }
-};
 
 // The quarter of a round that reads message words 2 * g and 2 * g + 1.
 template <class Rotation, int round, int g, class Word>
