@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,3 +187,13 @@ def test_bytes_of_words_are_uniform(source: Any) -> None:
         serial = stats.chisquare(table).statistic - stats.chisquare(tables[0]).statistic
         assert stats.chi2.sf(serial, 256 * 255) > FALSE_ALARM / 5
         assert stats.chi2.cdf(serial, 256 * 255) > FALSE_ALARM / 5
+
+
+@pytest.mark.parametrize("kind", ["seeded", "secure"])
+def test_a_million_integers_against_an_independent_truth(kind: str) -> None:
+    """benchmarks/evidence/exactness.py, which ran over 10^8 of each law once; it looks for planted errors first."""
+    script = Path(__file__).parent.parent / "benchmarks/evidence/exactness.py"
+    command = [sys.executable, script, "--samples", "1000000", "--source", kind, "--no-record"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "'samples': 2002000" in run.stdout

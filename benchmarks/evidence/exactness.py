@@ -1,6 +1,7 @@
 """Compare the native integers with an independent truth, sample by sample, and record the count.
 
     python benchmarks/evidence/exactness.py --samples 100000000     10^8 of each law, minutes on one core
+    python benchmarks/evidence/exactness.py --source secure         the same with AES's words where the CPU has it
     python benchmarks/evidence/exactness.py --samples 1000000 --model   a model of the contract instead of the kernels
 
 The truth (docs/noise.md section 3): sample i owns word w; bit 0 is its sign, the other 63 bits and then the refinement words
@@ -177,16 +178,18 @@ def wrong(
     return np.union1d(np.array(differ, np.int64), np.flatnonzero(sign_is_wrong)), doubtful.size
 
 
-def drawn(law: str, s: float, size: int, key: bytes, model: bool) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+def drawn(
+    law: str, s: float, size: int, key: bytes, generator: str, model: bool
+) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
     """Words of one key and the integers made from them."""
     words = np.empty(size, np.uint64)
-    _core.random_words(words, key, DOMAINS[law])
+    _core.random_words(words, key, DOMAINS[law], generator)
     if model:
         u = (words >> np.uint64(1)).astype(np.float64) * 2.0**-63
         q = np.sqrt(2) * special.erfcinv(u) if law == "gaussian" else -np.log(u)
         return words, np.where(words & np.uint64(1), -1.0, 1.0) * np.rint(s * q)
     z = np.empty(size)
-    getattr(_core, f"add_{law}")(np.zeros(size), z, s, 1.0, key)
+    getattr(_core, f"add_{law}")(np.zeros(size), z, s, 1.0, key, generator)
     return words, z
 
 
@@ -195,7 +198,7 @@ def planted(law: str, coefficients: NDArray[np.float64]) -> int:
     count = 0
     for s in (6.3, 2.0**20):
         key = noise.SeededSource(1).next_key()
-        words, z = drawn(law, s, 3000, key, model=True)
+        words, z = drawn(law, s, 3000, key, "chacha", model=True)
         places = np.arange(0, z.size, 10)
         for bad in (z + np.copysign(1.0, z), z - np.copysign(1.0, z), -z):
             mixed = z.copy()
@@ -219,11 +222,13 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=10**8, help="of each law")
     parser.add_argument("--source", choices=("seeded", "secure"), default="seeded")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-record", action="store_true", help="write no record")
     parser.add_argument("--model", action="store_true", help="check a numpy model of the contract; writes no record")
     arguments = parser.parse_args()
     set_num_threads(1)
     start = shown = time.perf_counter()
     source: Any = noise.SecureSource() if arguments.source == "secure" else noise.SeededSource(arguments.seed)
+    generator = "aes" if source.any_generator and _core.has_aes() else "chacha"
     rows, first, found_errors = [], [], 0
     for law in DOMAINS:
         coefficients = table(law)
@@ -232,7 +237,7 @@ def main() -> int:
             row = {"law": law, "s": s, "samples": 0, "by_mpmath": 0, "differ": 0}
             while row["samples"] < size:
                 key = source.next_key()
-                words, z = drawn(law, s, min(CHUNK, size - row["samples"]), key, arguments.model)
+                words, z = drawn(law, s, min(CHUNK, size - row["samples"]), key, generator, arguments.model)
                 differ, doubtful = wrong(law, s, coefficients, words, z, key)
                 first += [{"law": law, "s": s, "word": hex(words[i]), "z": z[i]} for i in differ[:3]]
                 for name, count in (("samples", z.size), ("by_mpmath", doubtful), ("differ", differ.size)):
@@ -247,10 +252,18 @@ def main() -> int:
             print(row, flush=True)
     total = {name: sum(row[name] for row in rows) for name in ("samples", "by_mpmath", "differ")}
     print(total, first[:10])
-    if not arguments.model:
+    if not (arguments.model or arguments.no_record):
         seed = arguments.seed if arguments.source == "seeded" else None
-        findings = {"source": arguments.source, "seed": seed, "planted_and_found": found_errors, "total": total}
-        path = record.write("exactness", findings | {"rows": rows, "first": first[:10]}, time.perf_counter() - start)
+        findings = {
+            "source": arguments.source,
+            "generator": generator,
+            "seed": seed,
+            "planted_and_found": found_errors,
+            "total": total,
+        }
+        path = record.write(
+            f"exactness-{generator}", findings | {"rows": rows, "first": first[:10]}, time.perf_counter() - start
+        )
         print("written to", path.relative_to(Path.cwd()))
     return 1 if total["differ"] else 0
 
