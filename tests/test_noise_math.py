@@ -146,6 +146,19 @@ def test_near_ties_are_flagged_and_decided(math: ctypes.CDLL, law: str) -> None:
 
 
 @pytest.mark.parametrize("law", LAWS)
+def test_the_margin_is_neither_smaller_nor_much_larger_than_stated(math: ctypes.CDLL, law: str) -> None:
+    """The fast step may be off by 0.83 E: what lies within 0.15 E of a half-integer is flagged, what lies 1.9 E off not."""
+    for _ in range(100):
+        w = DRAW.getrandbits(64) | 2**45
+        q = quantile(law, expansion(w, EXTRAS[0]))
+        n = int(q * 2**20) + mpf(1) / 2
+        for share in (-0.15, 0.15, -1.9, 1.9):
+            s = float(n / q * (1 + mpf(share) * BOUND[law] / q))
+            if 1 <= s <= 2.0**40:
+                assert fast(math, law, w, s)[2] == (abs(share) < 1)
+
+
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("side", [-1, 1])
 def test_ties_that_need_all_the_bits(math: ctypes.CDLL, law: str, side: int) -> None:
     """The expansion of u is the last before, or the first beyond, F at a half-integer: each of its words matters."""
