@@ -22,8 +22,6 @@ def small_case(operation: str) -> _measure.Case:
     return next(case for case in _cases.all_cases([1024], [1]) if case.operation == operation)
 
 
-# Not for private use, and without a reference to the bit.
-FLOAT_MODE = {"add_gaussian_float", "add_laplace_float"}
 KERNELS = sorted({case.operation for case in _cases.all_cases([1024], [1]) if case.bytes_per_value})
 
 
@@ -34,7 +32,7 @@ def test_every_kernel_is_checked_and_timed(operation: str) -> None:
     assert not skipped
     assert {row["instruction_set"] for row in rows if row["backend"] == "native"} == set(_core.instruction_sets())
     ours = [row for row in rows if row["backend"] in _measure.OURS]
-    assert {row["checked"] for row in ours} == {"moments" if operation in FLOAT_MODE else "bits"}
+    assert {row["checked"] for row in ours} == {"bits"}
     for row in rows:
         assert row["ns"] > 0
         assert row["floor_ns"] > 0
@@ -44,7 +42,7 @@ def test_every_kernel_is_checked_and_timed(operation: str) -> None:
     assert (_core.instruction_set(), get_num_threads()) == before
 
 
-@pytest.mark.parametrize("operation", [name for name in KERNELS if name not in FLOAT_MODE])
+@pytest.mark.parametrize("operation", KERNELS)
 def test_a_wrong_result_stops_the_case(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit of the result is flipped: a check that does not notice is no check."""
     contenders, _ = small_case(operation).prepare()
