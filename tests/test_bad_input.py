@@ -94,6 +94,20 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("granularity too coarse", lambda: noise.add_gaussian(X, 1.0, granularity=2.0), ValueError, "^granularity is 2"),
     ("granularity too fine", lambda: noise.add_gaussian(X, 1.0, granularity=2.0**-41), ValueError, "^granularity is"),
     ("granularity zero", lambda: noise.add_gaussian(X, 1.0, granularity=0.0), ValueError, "^granularity is 0"),
+    (
+        "float mode has no lattice",
+        lambda: noise.add_gaussian(X, 1.0, exact=False, granularity=0.5),
+        ValueError,
+        "^granularity is 0.5, expected None",
+    ),
+    (
+        "float mode checks nothing",
+        lambda: noise.add_laplace(X, 1.0, exact=False, check=True),
+        ValueError,
+        "^check is True",
+    ),
+    ("float mode sigma", lambda: noise.add_gaussian(X, 0.0, exact=False), ValueError, "^sigma is 0"),
+    ("exact no bool", lambda: noise.add_gaussian(X, 1.0, exact="no"), TypeError, "^exact is a str"),  # type: ignore[arg-type]
     ("source a seed", lambda: noise.add_gaussian(X, 1.0, source=1), TypeError, "^source is a int"),
     ("NaN", lambda: noise.add_gaussian(np.array([0.0, np.nan]), 1.0), ValueError, "flat index 1 is nan"),
     ("Inf", lambda: noise.add_laplace(np.array([np.inf]), 1.0), ValueError, "flat index 0 is inf"),

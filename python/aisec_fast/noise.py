@@ -161,6 +161,8 @@ def _add(
 ) -> Any:
     # Every check comes before the first key is drawn and the first value is written.
     kernel, parameters = f"add_{law}", [_checks.positive(scale, scale_name)]
+    if not isinstance(exact, (bool, np.bool_)):
+        raise TypeError(f"exact is a {type(exact).__name__}, expected a bool")
     if exact:
         parameters.append(_lattice(scale, scale_name, granularity))
     else:
