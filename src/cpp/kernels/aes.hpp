@@ -51,8 +51,9 @@ __attribute__((target("aes"))) void aes_words(std::uint64_t* out, const AesSubke
   for (unsigned block = 0; block < 64; block += 8, out += 16) {
     __m128i state[8];
     for (unsigned i = 0; i < 8; ++i) {
-      const long long counter = static_cast<long long>(first + block + lane_block(i));
-      state[i] = _mm_xor_si128(_mm_set_epi64x(static_cast<long long>(subkey.nonce), counter), keys[0]);
+      const std::uint64_t number = first + block + lane_block(i);
+      const __m128i counter = _mm_set_epi64x(static_cast<long long>(subkey.nonce), static_cast<long long>(number));
+      state[i] = _mm_xor_si128(counter, keys[0]);
     }
     for (int round = 1; round < 10; ++round)
       for (__m128i& s : state) s = _mm_aesenc_si128(s, keys[round]);

@@ -225,7 +225,7 @@ void add_float_noise(const void* x_, void* out_, std::size_t first, std::size_t 
   const T* x = static_cast<const T*>(x_);
   T* out = static_cast<T*>(out_);
   Stream stream(call, law == Law::gaussian ? Domain::gaussian : Domain::laplace);
-  constexpr std::size_t group = group_samples * (sizeof(double) / sizeof(T));
+  constexpr std::size_t group = sizeof(T) == sizeof(float) ? 2 * group_samples : group_samples;
   alignas(64) std::uint64_t w[group_samples];
   for (std::size_t i = first; i < last; i += group) {
     stream.read(w, i / group);

@@ -26,18 +26,19 @@ inline __m256d two_rows(const std::uint64_t* low, const std::uint64_t* high) {
                               _mm_load_pd(reinterpret_cast<const double*>(high)), 1);
 }
 
-// What words need of the table: the addresses of their rows, and their places in them.
+// What words need of the table: where their rows start in it, in bytes, and their places in them.
 struct Cells {
-  alignas(32) std::uint64_t row[group_samples];
+  alignas(32) std::uint64_t offset[group_samples];
   alignas(32) double delta[group_samples];
 };
 
-inline void find_cells(Cells& cells, const std::uint64_t* w, const QuantileRow* table) {
+inline void find_cells(Cells& cells, const std::uint64_t* w) {
   const __m256i high_exponent = _mm256_set1_epi64x(0x4530000000000000),
                 low_exponent = _mm256_set1_epi64x(0x4330000000000000);
-  // A cell's row follows the row of NaN: hence one more.
-  const std::uintptr_t rows = reinterpret_cast<std::uintptr_t>(table) - ((1023 + 32) << 11) + 32;
-  const __m256i least = _mm256_set1_epi64x((std::int64_t{1023 + 32} << 11) + (deep_rows - 1) * 32);
+  // 32 times the number of v's upper bits at the first cell; and a row is 32 bytes, one behind its cell: the row of
+  // NaN.
+  constexpr std::int64_t first = (1023 + 32) << 11;
+  const __m256i least = _mm256_set1_epi64x(first + (deep_rows - 1) * 32), start = _mm256_set1_epi64x(32 - first);
   for (unsigned j = 0; j < group_samples; j += 4) {
     const __m256i word = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + j));
     const __m256i high = _mm256_or_si256(_mm256_srli_epi64(word, 32), high_exponent);
@@ -45,13 +46,12 @@ inline void find_cells(Cells& cells, const std::uint64_t* w, const QuantileRow* 
     const __m256d v = _mm256_add_pd(_mm256_sub_pd(_mm256_castsi256_pd(high), _mm256_set1_pd(0x1p84 + 0x1p52)),
                                     _mm256_castsi256_pd(low));
     const __m256i bits = _mm256_castpd_si256(v);
-    // 32 times the cell's number, never below that of the row of NaN. All numbers here fit in 32 bits.
-    const __m256i offset = _mm256_and_si256(_mm256_srli_epi64(bits, 41), _mm256_set1_epi64x(~31));
+    // Never below the row of NaN. All these numbers fit in 32 bits.
+    const __m256i cell = _mm256_and_si256(_mm256_srli_epi64(bits, 41), _mm256_set1_epi64x(~31));
+    const __m256i offset = _mm256_add_epi64(_mm256_max_epi32(cell, least), start);
     const __m256i place = _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi64x(0x3fffffffffff)),
                                           _mm256_set1_epi64x(0x3ff0000000000000));
-    _mm256_store_si256(
-        reinterpret_cast<__m256i*>(cells.row + j),
-        _mm256_add_epi64(_mm256_max_epi32(offset, least), _mm256_set1_epi64x(static_cast<long long>(rows))));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(cells.offset + j), offset);
     _mm256_store_pd(cells.delta + j, _mm256_sub_pd(_mm256_castsi256_pd(place), _mm256_set1_pd(1.0 + 0x1p-7)));
   }
 }
@@ -60,7 +60,8 @@ inline void find_cells(Cells& cells, const std::uint64_t* w, const QuantileRow* 
 // undecided. Narrowing two vectors of that order to one puts the samples in order.
 inline bool quantile_group(std::int32_t* z, const std::uint64_t* w, const QuantileRow* table, double s, double limit) {
   Cells cells;
-  find_cells(cells, w, table);
+  find_cells(cells, w);
+  const char* const rows = reinterpret_cast<const char*>(table);
   const __m256d scale = _mm256_set1_pd(s), shift = _mm256_set1_pd(integer_shift);
   __m256i farthest = _mm256_setzero_si256();
   for (unsigned j = 0; j < group_samples; j += 8) {
@@ -68,7 +69,7 @@ inline bool quantile_group(std::int32_t* z, const std::uint64_t* w, const Quanti
     for (unsigned half = 0; half < 2; ++half) {
       const unsigned at = j + 4 * half;
       const std::uint64_t* row[4];
-      for (unsigned i = 0; i < 4; ++i) row[i] = reinterpret_cast<const std::uint64_t*>(cells.row[at + i]);
+      for (unsigned i = 0; i < 4; ++i) row[i] = reinterpret_cast<const std::uint64_t*>(rows + cells.offset[at + i]);
       const __m256d a = two_rows(row[0], row[2]), b = two_rows(row[1], row[3]);
       const __m256d c = two_rows(row[0] + 2, row[2] + 2), d = two_rows(row[1] + 2, row[3] + 2);
       const __m256d c0 = _mm256_unpacklo_pd(a, b), c1 = _mm256_unpackhi_pd(a, b);
@@ -121,7 +122,7 @@ inline bool add_narrow(const float* x, float* out, const std::int32_t* z, float 
 inline std::size_t add_float_eights(const float* x, float* out, std::size_t count, const std::uint64_t* w,
                                     const FloatRow* table, float scale) {
   const __m256i mantissa = _mm256_set1_epi32(0x1ffff), one = _mm256_set1_epi32(0x3f800000);
-  const std::uintptr_t rows = reinterpret_cast<std::uintptr_t>(table) - (127u << 10);
+  const char* const rows = reinterpret_cast<const char*>(table);
   std::size_t j = 0;
   for (; j + 8 <= count; j += 8) {
     const std::uint64_t* const four = w + (j / 16 * 8 + j / 8 % 2 * 2);  // words 0 1 and 2 3, or 4 5 and 6 7
@@ -133,8 +134,8 @@ inline std::size_t add_float_eights(const float* x, float* out, std::size_t coun
     const __m256 place = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, mantissa), one));
     const __m256 delta = _mm256_sub_ps(place, _mm256_set1_ps(1.0f + 0x1p-7f));
     alignas(32) std::uint32_t offset[8];  // 16 times the cell's number
-    _mm256_store_si256(reinterpret_cast<__m256i*>(offset),
-                       _mm256_and_si256(_mm256_srli_epi32(bits, 13), _mm256_set1_epi32(~15)));
+    const __m256i cell = _mm256_and_si256(_mm256_srli_epi32(bits, 13), _mm256_set1_epi32(~15));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(offset), _mm256_sub_epi32(cell, _mm256_set1_epi32(127 << 10)));
     __m256 two[4];  // rows i and i + 4
     for (unsigned i = 0; i < 4; ++i)
       two[i] =
