@@ -295,6 +295,10 @@ def test_the_backend_is_that_of_the_hashers_making() -> None:
     assert hasher._update is numba.blake3_update
     assert hasher.copy()._update is numba.blake3_update
     assert hashing.blake3()._update is _core.blake3_update
+
+
+def test_hashers_of_bytes_refuse_the_gpu() -> None:
+    pytest.importorskip("aisec_fast._cuda", reason="not in this build")
     with aisec_fast.use_backend("cuda"), pytest.raises(BackendError, match="backend is 'cuda', but data lives on cpu"):
         hashing.blake3()
 
@@ -441,7 +445,9 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     with monkeypatch.context() as patch:
         patch.setattr(_arrays, "describe", elsewhere)
-        patch.setattr(_hash_array, "choose", lambda _: Backend(**{**kernels._asdict(), "name": "cuda"}))
+        patch.setattr(
+            _hash_array, "choose", lambda _: Backend(**{**kernels._asdict(), "name": "cuda", "integers": kernels.noise})
+        )
         yield
 
 
