@@ -107,6 +107,8 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "^check is True",
     ),
     ("float mode sigma", lambda: noise.add_gaussian(X, 0.0, exact=False), ValueError, "^sigma is 0"),
+    ("check no bool", lambda: noise.add_gaussian(X, 1.0, check="False"), TypeError, "^check is a str"),  # type: ignore[arg-type]
+    ("charge huge", lambda: noise.charged_sensitivity(1.0, 10**400, 1.0), OverflowError, "^size is 1000"),
     ("exact no bool", lambda: noise.add_gaussian(X, 1.0, exact="no"), TypeError, "^exact is a str"),  # type: ignore[arg-type]
     ("source a seed", lambda: noise.add_gaussian(X, 1.0, source=1), TypeError, "^source is a int"),
     ("NaN", lambda: noise.add_gaussian(np.array([0.0, np.nan]), 1.0), ValueError, "flat index 1 is nan"),

@@ -656,6 +656,13 @@ VALUES: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda s: noise.discrete_gaussian(2**60, 1.0, source=s), MemoryError, "^shape is 1152921504606846976"),
     (lambda s: noise.discrete_gaussian((2**40, 2**40), 1.0, source=s), MemoryError, r"^shape is \(10995"),
     (lambda s: noise.permutation(2**70, source=s), MemoryError, "^size is 11805"),
+    (lambda s: noise.random_words(2**62, source=s), MemoryError, "^size is 46116"),
+    (lambda s: noise.discrete_laplace(3, Fraction(1, 3), source=s), ValueError, "^scale is 1/3, which is no float64"),
+    (
+        lambda s: noise.bernoulli(3, np.longdouble(1) / 3, source=s),
+        ValueError,
+        "^probability is 0.3+, which is no float64",
+    ),
     (lambda s: noise.permutation(-1, source=s), ValueError, "^size is -1"),
     (lambda s: noise.permutation((2,), source=s), TypeError, "^size is a tuple"),
     (lambda s: noise.poisson_mask(1.0, 0.5, source=s), TypeError, "^size is a float"),

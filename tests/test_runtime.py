@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import aisec_fast
-from aisec_fast import BackendError, _core, noise
+from aisec_fast import BackendError, _core, _sources, noise
+from aisec_fast._numba import _parallel
 from tests.conftest import bits
 
 ROOT = Path(__file__).parent.parent
@@ -187,9 +190,36 @@ def test_a_forked_child_never_repeats_its_parent() -> None:
 
 def test_a_source_locked_during_the_fork_works_in_the_child() -> None:
     source = noise.SecureSource()
-    with source._lock:
+    with source._locks.setdefault(os.getpid(), threading.Lock()):
         child = in_child(source.next_key)
     assert len(child) == 32
+
+
+def test_the_default_source_being_made_during_the_fork_works_in_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sources, "_default", None)
+    with _sources._default_lock:
+        child = in_child(lambda: _sources.chosen(None).next_key())
+    assert len(child) == 32
+
+
+def test_interrupts_do_not_leave_numba_workers_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two interrupts while waiting: the exception comes when the last task has ended."""
+    wait, interrupts, ended = _parallel.wait, [1, 2], []
+
+    def interrupted(futures: Any) -> Any:
+        if interrupts:
+            interrupts.pop()
+            raise KeyboardInterrupt
+        return wait(futures)
+
+    def task(begin: int, end: int) -> None:
+        time.sleep(0.2 if begin else 0.0)
+        ended.append(begin)
+
+    monkeypatch.setattr(_parallel, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _parallel.parallel_for(4, 4, task)
+    assert sorted(ended) == [0, 1, 2, 3]
 
 
 def test_a_fork_without_python_handlers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

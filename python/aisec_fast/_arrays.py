@@ -203,6 +203,14 @@ def require_apart(out: Array, x: Array, *, same_is_fine: bool) -> None:
         raise ValueError(f"{out.name} overlaps {x.name} in memory, expected {expected}")
 
 
+def empty(shape: int | tuple[int, ...], dtype: Any, name: str) -> npt.NDArray[Any]:
+    """A new numpy array; MemoryError, naming the argument that asked for it, if there is no room."""
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError, OverflowError):  # numpy: beyond memory, the address space or 64 dimensions
+        raise MemoryError(f"{name} is {shape}: no memory for so many values of {np.dtype(dtype)}") from None
+
+
 def outputs(out: Any, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str], *, is_list: bool,
             in_place: bool) -> list[Array]:  # fmt: skip
     """The described outputs of a call: new ones if ``out`` is None, else ``out`` checked against shapes and dtypes.

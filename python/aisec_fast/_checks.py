@@ -19,6 +19,13 @@ def real(value: object, name: str) -> float:
     return number
 
 
+def flag(value: object, name: str) -> bool:
+    """True or False, Python's or numpy's."""
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a bool")
+    return bool(value)
+
+
 def positive(value: object, name: str) -> float:
     """A finite number above zero."""
     number = real(value, name)

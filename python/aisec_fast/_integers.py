@@ -151,16 +151,19 @@ def _new(shape: Any, dtype: Any, name: str = "shape") -> npt.NDArray[Any]:
     checked = tuple(
         _checks.whole(extent, f"{name}[{i}]" if isinstance(shape, tuple) else name) for i, extent in enumerate(extents)
     )
-    try:
-        return np.empty(checked, dtype)
-    except (MemoryError, ValueError):  # numpy: beyond memory, beyond the address space or 64 dimensions
-        raise MemoryError(f"{name} is {shape}: no memory for so many values of {np.dtype(dtype)}") from None
+    return _arrays.empty(checked if isinstance(shape, tuple) else checked[0], dtype, name)
 
 
 def _between(value: object, name: str, least: float, most: float) -> float:
-    number = _checks.positive(value, name)
+    number = _unrounded(value, _checks.positive(value, name), name)
     if not least <= number <= most:
         raise ValueError(f"{name} is {number}, expected 2^{int(math.log2(least))} to 2^{int(math.log2(most))}")
+    return number
+
+
+def _unrounded(value: Any, number: float, name: str) -> float:
+    if value != number:
+        raise ValueError(f"{name} is {value}, which is no float64: pass float({name}), or a bound on the safe side")
     return number
 
 
@@ -174,7 +177,7 @@ def _whole(value: object, name: str) -> int:
 def _exact(value: object, name: str) -> Fraction:
     """A finite real number as it is."""
     if isinstance(value, bool) or not isinstance(value, numbers.Rational):
-        return Fraction(_checks.real(value, name))
+        return Fraction(_unrounded(value, _checks.real(value, name), name))
     return Fraction(int(value.numerator), int(value.denominator))
 
 

@@ -19,20 +19,24 @@ class Source:
 
     def __init__(self, state: bytes) -> None:
         self._state = bytearray(state)
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}  # one a process: a fork may copy a lock that is held
         _sources.add(self)
 
     def next_key(self) -> bytes:
         """A fresh 32-byte key; the state that made it is overwritten before it is returned."""
-        with self._lock:
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
+            self._enter_process()
             derived = hashlib.blake2b(
                 b"aisec_fast call key", key=bytes(self._state), digest_size=2 * _KEY_BYTES
             ).digest()
             self._state[:] = derived[:_KEY_BYTES]
         return derived[_KEY_BYTES:]
 
+    def _enter_process(self) -> None:
+        """What a source does before each key, under its lock."""
+
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()  # another thread of the parent may have held the old one
+        """What a source does in a forked child, before anything else runs there."""
 
     def _refuse(self) -> NoReturn:
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled: two copies would give the same noise")
@@ -61,14 +65,11 @@ class SecureSource(Source):
         super().__init__(os.urandom(_KEY_BYTES))
         self._process = os.getpid()
 
-    def next_key(self) -> bytes:
-        """A fresh 32-byte key."""
+    def _enter_process(self) -> None:
         if self._process != os.getpid():  # a fork that did not run Python's fork handlers
             self._after_fork()
-        return super().next_key()
 
     def _after_fork(self) -> None:
-        super()._after_fork()
         self._state[:] = os.urandom(_KEY_BYTES)
         self._process = os.getpid()
 
@@ -92,7 +93,13 @@ class SeededSource(Source):
         super().__init__(hashlib.sha256(b"aisec_fast seed " + encoded).digest())
 
 
+_default: SecureSource | None = None
+_default_lock = threading.Lock()
+
+
 def _renew_after_fork() -> None:
+    global _default_lock
+    _default_lock = threading.Lock()  # another thread of the parent may have held the old one
     for source in list(_sources):
         source._after_fork()
 
@@ -100,17 +107,19 @@ def _renew_after_fork() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_after_fork)
 
-_default: SecureSource | None = None
-_default_lock = threading.Lock()
+
+def _own_source() -> SecureSource:
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = SecureSource()
+        return _default
 
 
 def chosen(source: Source | None) -> Source:
     """``source``, or the process's own SecureSource; TypeError for anything else."""
-    global _default
     if source is None:
-        with _default_lock:
-            _default = _default or SecureSource()
-        return _default
+        return _default or _own_source()
     if not isinstance(source, Source):
         raise TypeError(f"source is a {type(source).__name__}, expected a SecureSource or SeededSource")
     return source

@@ -73,6 +73,8 @@ def charged_sensitivity(max_norm: float, size: int, granularity: float, *, norm:
     spacing = _power_of_two(granularity)
     if norm not in ("l1", "l2"):
         raise ValueError(f"norm is {norm!r}, expected 'l1' or 'l2'")
+    if count > 2**200:
+        raise OverflowError(f"size is {count}, expected at most 2^200")
     steps = math.sqrt(count) if norm == "l2" else float(count)
     charge = spacing * math.nextafter(steps, math.inf)
     return math.nextafter(sensitivity + charge, math.inf)
@@ -112,8 +114,8 @@ def add_gaussian(
         ``out``, or new arrays of the same library, device, shape and dtype as ``x``.
 
     Raises:
-        TypeError: ``x`` or ``out`` is no array, or its dtype is none of the two.
-        ValueError: sigma, granularity, exact, check, shape, device, contiguity or a read-only or overlapping ``out``; NaN or Inf.
+        TypeError: ``x`` or ``out`` is no array, or its dtype is none of the two; another argument of a wrong type.
+        ValueError: sigma, granularity or check out of range or not of float mode; shape, device, contiguity or a read-only or overlapping ``out``; NaN or Inf.
         OverflowError: a value beyond ``2^62 granularity``.
         BackendError: the forced backend is missing or cannot reach ``x``.
     """
@@ -141,7 +143,7 @@ def add_laplace(
 
 def random_words(size: int, *, source: Source | None = None) -> npt.NDArray[np.uint64]:
     """``size`` uniform 64-bit words from one key of ``source``, as a numpy array of shape ``[size]``, on the CPU."""
-    out = np.empty(_checks.whole(size, "size"), np.uint64)
+    out = _arrays.empty(_checks.whole(size, "size"), np.uint64, "size")
     described = _arrays.describe(out, "out")
     backend, keys = choose([described], host_only=True), chosen(source)
     backend.noise.random_words(out, keys.next_key(), _WORDS_DOMAIN, backend.generator(keys))
@@ -161,8 +163,9 @@ def _add(
 ) -> Any:
     # Every check comes before the first key is drawn and the first value is written.
     kernel, parameters = f"add_{law}", [_checks.positive(scale, scale_name)]
-    if not isinstance(exact, (bool, np.bool_)):
-        raise TypeError(f"exact is a {type(exact).__name__}, expected a bool")
+    _checks.flag(exact, "exact")
+    if check is not None:
+        _checks.flag(check, "check")
     if exact:
         parameters.append(_lattice(scale, scale_name, granularity))
     else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import wraps
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -58,6 +58,19 @@ def thread_count() -> int:
     return get_num_threads()
 
 
+def _wait_for_all(futures: list[Future[Any]]) -> None:
+    """Wait even through interrupts: the tasks write into the caller's arrays. The last interrupt is raised at the end."""
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        try:
+            wait(futures)
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
 def parallel_for(count: int, threads: int, task: Callable[[int, int], object]) -> None:
     """Call `task(begin, end)` on ranges that cover 0, ..., count - 1, one range a thread, and wait for all of them.
 
@@ -76,6 +89,6 @@ def parallel_for(count: int, threads: int, task: Callable[[int, int], object]) -
     try:
         run(0, bounds[1])
     finally:
-        wait(futures)
+        _wait_for_all(futures)
     for future in futures:
         future.result()

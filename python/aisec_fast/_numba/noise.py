@@ -367,6 +367,8 @@ def _require_chacha(generator: str) -> None:
 
 
 def _key_words(key: bytes) -> NDArray[U32]:
+    if len(key) != 32:
+        raise ValueError(f"key has {len(key)} bytes, expected 32")
     return np.frombuffer(key, "<u4").astype(U32)
 
 
