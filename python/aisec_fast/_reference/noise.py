@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from aisec_fast._reference.fixed_point import exp, gaussian_tail
 from aisec_fast._tables import quantiles
 
 RAW, GAUSSIAN, LAPLACE = 0, 1, 2  # domains: word 14 of the ChaCha state
@@ -33,7 +34,7 @@ QUARTER_ROUNDS = (
 
 EXPANSION_BITS = 319  # of a sample's uniform number: 63 of its word, 64 of each of four refinement words
 FIRST_BITS = 192  # fraction bits of the first attempt to compare; doubled until they suffice
-ERROR = 2**20  # of a tail in units of 2^-bits, see _gaussian_tail
+ERROR = 2**20  # of a tail in units of 2^-bits, see fixed_point.gaussian_tail
 
 Words: TypeAlias = Sequence[int]
 Extra: TypeAlias = Words | Callable[[], Words]
@@ -167,69 +168,11 @@ def refinement(key: bytes, domain: int, index: int) -> list[int]:
 
 
 # --- Tails ------------------------------------------------------------------------------------------------------------
-# Fixed-point numbers are integers in units of 2^-bits.
-
-
-@cache
-def _ln_2(bits: int) -> int:
-    """ln 2 = 2 atanh(1/3) = 2 (1/3 + 1/(3 3^3) + 1/(5 3^5) + ...), within one unit."""
-    guard = 16
-    power, total, k = (2 << bits + guard) // 3, 0, 1
-    while power:
-        total += power // k
-        power, k = power // 9, k + 2
-    return total >> guard
-
-
-@cache
-def _pi(bits: int) -> int:
-    """16 arctan(1/5) - 4 arctan(1/239) (Machin 1706), within one unit."""
-    guard = 16
-
-    def arctan_of_inverse(n: int) -> int:
-        total, power, k, sign = 0, (1 << bits + guard) // n, 1, 1
-        while power:
-            total += sign * (power // k)
-            power, k, sign = power // (n * n), k + 2, -sign
-        return total
-
-    return 16 * arctan_of_inverse(5) - 4 * arctan_of_inverse(239) >> guard
-
-
-@cache
-def _root_of_2_over_pi(bits: int) -> int:
-    return math.isqrt((2 << 3 * bits) // _pi(bits))
-
-
-def _exponential(x: int, bits: int) -> int:
-    """exp(x) for x >= 0, x < 2^8: 2^k exp(x - k ln 2), by Taylor's series."""
-    k, r = divmod(x, _ln_2(bits))
-    total, term, n = 0, 1 << bits, 1
-    while term:
-        total += term
-        term, n = (term * r >> bits) // n, n + 1
-    return total << k
 
 
 def _laplace_tail(y: int, bits: int) -> int:
-    """F(y) = exp(-y), within ERROR units."""
-    return (1 << 2 * bits) // _exponential(y, bits)
-
-
-def _gaussian_tail(y: int, bits: int) -> int:
-    """F(y) = 1 - sqrt(2/pi) y exp(-y^2/2) (1 + y^2/3 + y^4/(3 5) + y^6/(3 5 7) + ...), within ERROR units.
-
-    For y < 2^5, within one unit, and bits < 2^12. Every term is positive, so relative errors do not grow: fewer than
-    2^13 terms, each cut by one unit, while the sum is at least 1, give 2^13 units; y^2, off by 2^7 units, adds 2^7. In the
-    exponential k < 2^9 errors of ln 2 and 2^12 cut terms give 2^14. All of it multiplies 1 - F < 1.
-    """
-    square = y * y >> bits
-    total, term, odd = 0, 1 << bits, 1
-    while term:
-        total += term
-        odd += 2
-        term = (term * square >> bits) // odd
-    return (1 << bits) - (_root_of_2_over_pi(bits) * y >> bits) * total // _exponential(square >> 1, bits)
+    """F(y) = exp(-y) for 0 <= y < 2^8 in units of 2^-bits, within ERROR of them."""
+    return (1 << 2 * bits) // exp(y, bits)
 
 
 # --- Samples ----------------------------------------------------------------------------------------------------------
@@ -282,7 +225,7 @@ def gaussian_integer(w: int, extra: Extra, s: float) -> int:
     """Return rint(s N) for the sample that owns word `w` and refinement words `extra`; 1 <= s <= 2^40."""
     u = _uniform(w, extra)
     guess = -s * NormalDist().inv_cdf(u / 2 ** (EXPANSION_BITS + 1))
-    return (-1) ** (w & 1) * _magnitude(u, _gaussian_tail, s, guess)
+    return (-1) ** (w & 1) * _magnitude(u, gaussian_tail, s, guess)
 
 
 def laplace_integer(w: int, extra: Extra, s: float) -> int:
