@@ -4,8 +4,8 @@
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
-// While it lives this thread rounds to nearest and keeps denormal numbers, whatever the caller has set (on x86; elsewhere
-// the caller must not have changed it).
+// While it lives this thread rounds to nearest and keeps denormal numbers, whatever the caller has set (on x86;
+// elsewhere the caller must not have changed it).
 class StandardArithmetic {
  public:
 #if defined(AISEC_X86)
