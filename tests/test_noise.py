@@ -5,12 +5,16 @@ Statistical tests use fixed seeds; each would fail by chance with probability be
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
+import platform
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mpmath import mp, mpf
 from scipy import stats
 
 import aisec_fast
@@ -169,6 +173,74 @@ def test_one_large_value_among_many(kernels: Kernels, dtype: str, value: float) 
     out = np.empty_like(x)
     kernels.noise.add_laplace(x, out, 2.0**21, 1.0, KEY)
     assert bits(out) == bits(reference.add_laplace(x, 2.0**21, 1.0, KEY))
+
+
+def quantile(law: str, word: int, extra: list[int]) -> mpf:
+    """Q(u) of the sample with this word and these refinement words."""
+    u = word >> 1
+    for e in extra[:4]:
+        u = u << 64 | e
+    share = mpf(u) / mpf(2) ** 319
+    return mp.sqrt(2) * mp.erfinv(1 - share) if law == "gaussian" else -mp.log(share)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+@pytest.mark.parametrize("about", [1000.0, 2.0**20.5, 2.0**30])
+def test_near_ties_of_the_stream(kernels: Kernels, law: str, about: float) -> None:
+    """Sigma is such that one sample lies within a few units in the last place of a half-integer, on either side.
+
+    The fast step alone, without its margin, would decide about half of these wrongly; random ones hardly ever.
+    """
+    domain, size = {"gaussian": 1, "laplace": 2}[law], 128
+    words = reference.random_words(KEY, size, domain)
+    with mp.workprec(400):
+        for i in range(0, size, 32 if WITHOUT_JIT else 5):
+            q = quantile(law, words[i], reference.refinement(KEY, domain, i))
+            centre = float((mp.floor(q * about) + mpf(1) / 2) / q)
+            if centre < 1:
+                continue
+            for s in (centre, math.nextafter(centre, 0), math.nextafter(centre, math.inf)):
+                out = np.empty(size)
+                getattr(kernels.noise, f"add_{law}")(np.zeros(size), out, s, 1.0, KEY)
+                assert abs(out[i]) == mp.floor(q * mpf(s) + mpf(1) / 2)
+
+
+# Keys (as little-endian numbers) whose first 128 words hold one below 2^44.
+RARE = [("gaussian", 5739), ("gaussian", 13000), ("laplace", 12749), ("laplace", 21251)]
+
+
+@pytest.mark.parametrize(("law", "number"), RARE)
+@pytest.mark.parametrize("s", [1.0, 2.0**20.3, 2.0**30])
+def test_words_outside_the_zone(kernels: Kernels, law: str, number: int, s: float) -> None:
+    """u < 2^-20, which only one sample in a million has."""
+    key = number.to_bytes(32, "little")
+    assert min(reference.random_words(key, 128, {"gaussian": 1, "laplace": 2}[law])) < 2**44
+    for dtype in ("float32", "float64"):
+        x = np.zeros(128, dtype)
+        out = np.empty_like(x)
+        getattr(kernels.noise, f"add_{law}")(x, out, s, 1.0, key)
+        assert bits(out) == bits(getattr(reference, f"add_{law}")(x, s, 1.0, key))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the rounding mode is set on x86 only")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_native_bits_do_not_depend_on_the_rounding_mode(dtype: str, threads) -> None:
+    threads(1)
+    x, libm, upward = values(1000, dtype), ctypes.CDLL(None), 0x800
+    outs = [np.empty_like(x) for _ in range(4)]
+
+    def draw(first: np.ndarray, second: np.ndarray) -> None:
+        _core.add_gaussian(x, first, 1.5, 2.0**-20, KEY)
+        _core.add_float_laplace(x, second, 1.5, KEY)
+
+    draw(*outs[:2])
+    assert libm.fesetround(upward) == 0
+    try:
+        draw(*outs[2:])
+        assert libm.fegetround() == upward  # the caller's mode is put back
+    finally:
+        libm.fesetround(0)
+    assert [bits(out) for out in outs[:2]] == [bits(out) for out in outs[2:]]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

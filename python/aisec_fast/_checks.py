@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 
+import numpy as np
+
 
 def real(value: object, name: str) -> float:
     """A finite real number as a float; TypeError or ValueError otherwise."""
@@ -21,7 +23,7 @@ def real(value: object, name: str) -> float:
 
 def flag(value: object, name: str) -> bool:
     """True or False, Python's or numpy's."""
-    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a bool")
     return bool(value)
 

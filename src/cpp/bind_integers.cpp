@@ -37,10 +37,7 @@ py::list draw(std::size_t size, const py::bytes& key, const std::string& generat
       std::uint32_t open[block];
       for (std::size_t first = begin * block; first < std::min(size, end * block); first += block) {
         const std::size_t count = std::min(block, size - first);
-        // The kernel writes word i to its array's place i: an array whose place each * first is the buffer.
-        const std::uintptr_t start = reinterpret_cast<std::uintptr_t>(words) - each * first * sizeof(std::uint64_t);
-        auto* const array = reinterpret_cast<std::uint64_t*>(start);  // NOLINT(performance-no-int-to-ptr)
-        random_words(array, each * first, each * (first + count), call, 0);
+        random_words(words, each * first, each * (first + count), call, 0);
         const std::size_t opened = decide(words, first, count, open);
         if (opened == 0) continue;
         const std::lock_guard lock(guard);

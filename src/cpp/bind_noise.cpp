@@ -85,7 +85,7 @@ void random_words(const py::object& out_, const py::bytes& key, std::uint32_t do
   const auto kernel = active_kernels().noise.random_words;
   const py::gil_scoped_release unlocked;
   for_groups(out.size(), [&](std::size_t first, std::size_t last) {
-    kernel(out.data<std::uint64_t>(), first, last, call, domain);
+    kernel(out.data<std::uint64_t>() + first, first, last, call, domain);
   });
 }
 

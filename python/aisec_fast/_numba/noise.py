@@ -22,6 +22,7 @@ from aisec_fast._tables import quantiles
 U32: TypeAlias = np.uint32
 U64: TypeAlias = np.uint64
 I64: TypeAlias = np.int64
+F32: TypeAlias = np.float32
 F64: TypeAlias = np.float64
 Block: TypeAlias = tuple[U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32]
 
@@ -45,6 +46,13 @@ ROW_OF_NAN = I64(64 * (1023 + 32 + 12) - 1)
 BEFORE_ROW_0 = I64(64 * (1023 + 32) - 1)
 LOW_46, ONE_BITS = U64(2**46 - 1), U64(0x3FF0000000000000)
 MIDDLE = F64(1.0 + 2.0**-7)  # of a cell moved to [1, 1 + 1/64)
+
+# Of float mode, where the deep rows are used too.
+DEEPEST = U64(2**32)  # words below it count as it
+DEEP_ROWS = I64(768)
+FLOAT_MIDDLE = F32(1.0 + 2.0**-7)
+LOW_17, ONE_FLOAT_BITS = U32(2**17 - 1), U32(0x3F800000)
+BEFORE_FLOAT_ROW_0, FLOAT_ROWS_LEFT_OUT = I64(64 * 127), I64(64)  # the octave below 2^-31
 
 ROUNDER = F64(1.5 * 2.0**52)  # (a + ROUNDER) - ROUNDER rounds a to an integer, ties to even, for |a| < 2^51
 NEAR = F64(2.0**50)  # |q| up to here: q and q + Z are exact in float64, as |Z| < 2^48
@@ -242,13 +250,6 @@ def _first_unfit(x: NDArray[Any], limit: F64) -> int:
 
 
 # --- Float mode -------------------------------------------------------------------------------------------------------
-
-F32: TypeAlias = np.float32
-DEEPEST = U64(2**32)  # words below it count as it
-DEEP_ROWS = I64(768)
-FLOAT_MIDDLE = F32(1.0 + 2.0**-7)
-LOW_17, ONE_FLOAT_BITS = U32(2**17 - 1), U32(0x3F800000)
-BEFORE_FLOAT_ROW_0, FLOAT_ROWS_LEFT_OUT = I64(64 * 127), I64(64)  # the octave below 2^-31
 
 
 @inlined

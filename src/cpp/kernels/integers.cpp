@@ -4,18 +4,12 @@
 #include <cstring>
 
 #include "aisec_fast/kernels.hpp"
+#include "aisec_fast/noise_math.hpp"
 #include "kernels/families.hpp"
 #include "kernels/standard_arithmetic.hpp"
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
-
-__extension__ typedef unsigned __int128 Wide;
-
-std::int64_t with_sign(std::uint64_t magnitude, std::uint64_t word) {
-  const std::uint64_t minus = std::uint64_t{0} - (word & 1);
-  return static_cast<std::int64_t>((magnitude ^ minus) - minus);
-}
 
 // thresholds fall and end with 0; guide[c] of them are above every 63-bit number whose highest bits are c.
 std::size_t signed_by_table(const std::uint64_t* words, std::size_t count, const std::uint64_t* thresholds,
@@ -26,17 +20,11 @@ std::size_t signed_by_table(const std::uint64_t* words, std::size_t count, const
     std::size_t k = guide[u >> shift];
     k += u < thresholds[k];  // few cells hold more than one threshold: without a branch for it
     while (u < thresholds[k]) ++k;
-    out[i] = with_sign(k, words[i]);
+    out[i] = with_sign(static_cast<std::int64_t>(k), words[i]);
     if (u == thresholds[k]) [[unlikely]]
       open[opened++] = static_cast<std::uint32_t>(i);
   }
   return opened;
-}
-
-double as_double(std::uint64_t bits) {
-  double value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 // Four samples at a time, whatever the vector's width: a row of the table is one vector of four.
@@ -51,8 +39,7 @@ std::size_t signed_by_quantile(const std::uint64_t* words, std::size_t count, co
   const StandardArithmetic arithmetic;
   constexpr std::int64_t least = std::int64_t{1} << 43;  // u = 2^-20 in units of 2^-63: the first row after the deep
   constexpr std::uint64_t first_row = ((1023 + 43) << 6) - 769;
-  constexpr double rounder = 0x1.8p52;  // a + rounder rounds to an integer, |a| < 2^51
-  constexpr std::uint64_t rounder_bits = 0x4338000000000000u;
+  constexpr std::uint64_t shift_bits = 0x4338000000000000u;  // of integer_shift
   std::size_t opened = 0;
   for (std::size_t i = 0; i < count; i += 4) {
     const std::size_t lanes = count - i < 4 ? count - i : 4;
@@ -83,8 +70,8 @@ std::size_t signed_by_quantile(const std::uint64_t* words, std::size_t count, co
                   c3 = __builtin_shufflevector(odd01, odd23, 2, 3, 6, 7),
                   c4 = reinterpret_cast<Doubles>(reinterpret_cast<Bits>(c3) << 32);
     const Doubles a = scale * (c0 + delta * (c1 + delta * (c2 + delta * (c3 + delta * c4)))) + offset;
-    const Doubles shifted = a + rounder, distance = a - (shifted - rounder);
-    const Bits minus = -(w & 1), n = ((reinterpret_cast<Bits>(shifted) - rounder_bits) ^ minus) - minus;
+    const Doubles shifted = a + integer_shift, distance = a - (shifted - integer_shift);
+    const Bits minus = -(w & 1), n = ((reinterpret_cast<Bits>(shifted) - shift_bits) ^ minus) - minus;
     if (lanes == 4) [[likely]]
       memcpy(out + i, &n, sizeof n);
     else
@@ -139,7 +126,7 @@ std::size_t signed_by_wide_quantile(const std::uint64_t* words, const std::int64
     const double error = by.scale * (0x1p-61 + width) + 0x1p-40;
     if (!(static_cast<double>(static_cast<std::int64_t>(distance)) * 0x1p-62 > error)) continue;
     --left;
-    out[i] = with_sign(floor + (place >> 62) - 1, words[i]);
+    out[i] = with_sign(static_cast<std::int64_t>(floor + (place >> 62) - 1), words[i]);
   }
   return left;
 }

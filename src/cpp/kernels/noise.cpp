@@ -237,13 +237,13 @@ void random_words(std::uint64_t* out, std::size_t first, std::size_t last, const
                   std::uint32_t domain) {
   Stream stream(call, static_cast<Domain>(domain));
   alignas(64) std::uint64_t group[group_samples];
-  for (std::size_t i = first; i < last; i += group_samples) {
+  for (std::size_t i = first; i < last; i += group_samples, out += group_samples) {
     stream.read(group, i / group_samples);
     const std::size_t count = last - i < group_samples ? last - i : group_samples;
     if (count == group_samples)
-      for (unsigned j = 0; j < group_samples; j += 2) memcpy(out + i + j, group + lane_of(j), 2 * sizeof group[0]);
+      for (unsigned j = 0; j < group_samples; j += 2) memcpy(out + j, group + lane_of(j), 2 * sizeof group[0]);
     else
-      for (unsigned j = 0; j < count; ++j) out[i + j] = group[lane_of(j)];
+      for (unsigned j = 0; j < count; ++j) out[j] = group[lane_of(j)];
   }
 }
 

@@ -25,6 +25,7 @@ using AddNoise = void (*)(const void* x, void* out, std::size_t first, std::size
 using FirstUnfit = std::size_t (*)(const void* x, std::size_t count, double granularity);
 
 struct NoiseKernels {
+  // Words first, ..., last - 1 of the stream; `out` has room for these alone. `first` is a multiple of 128.
   void (*random_words)(std::uint64_t* out, std::size_t first, std::size_t last, const NoiseCall& call,
                        std::uint32_t domain);
   AddNoise gaussian_float32, gaussian_float64;                  // float data
