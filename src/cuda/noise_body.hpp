@@ -34,19 +34,19 @@ __device__ void for_generator_blocks(std::uint64_t count, const std::uint32_t* k
 template <Law law, class X, class Out>
 __device__ void add_noise(const X* x, Out* out, std::uint64_t count, const NoiseCall& call) {
   const QuantileRow* const table = device_quantiles[static_cast<unsigned>(law)];
-  const Domain domain = law == Law::gaussian ? Domain::gaussian : Domain::laplace;
   const double inverse = 1.0 / call.granularity, limit = largest_distance(law, call.scale);
   const auto add_block = [&](const Key& key, std::uint64_t first, const std::uint32_t (&words)[16]) {
     for (unsigned k = 0; k < 8; ++k) {
       const std::uint64_t w = join(words[2 * k], words[2 * k + 1]), i = first + k * group_blocks;
+      if (i >= count) break;
       std::int64_t noise;
       std::uint64_t flagged;
       quantile_sample(table, w, call.scale, limit, noise, flagged);
-      if (flagged) noise = resolve_sample(law, table, w, key, domain, i, call.scale);
-      if (i < count) out[i] = from_lattice<Out>(to_lattice(x[i], inverse) + noise, call.granularity);
+      if (flagged) noise = resolve_sample(law, table, w, key, i, call.scale);
+      out[i] = from_lattice<Out>(to_lattice(x[i], inverse) + noise, call.granularity);
     }
   };
-  for_generator_blocks(count, call.key, domain, add_block);
+  for_generator_blocks(count, call.key, domain_of(law), add_block);
 }
 
 // Float mode. A word is one sample of float64, or two of float32, which then lie side by side.
@@ -59,7 +59,7 @@ __device__ void add_float(const double* x, double* out, std::uint64_t count, con
       if (i < count) out[i] = x[i] + call.scale * float_sample(table, join(words[2 * k], words[2 * k + 1]));
     }
   };
-  for_generator_blocks(count, call.key, law == Law::gaussian ? Domain::gaussian : Domain::laplace, add_block);
+  for_generator_blocks(count, call.key, domain_of(law), add_block);
 }
 
 template <Law law>
@@ -72,8 +72,7 @@ __device__ void add_float(const float* x, float* out, std::uint64_t count, const
       if (i < count) out[i] = x[i] + scale * float_sample(table, words[k]);
     }
   };
-  for_generator_blocks(count / 2 + count % 2, call.key, law == Law::gaussian ? Domain::gaussian : Domain::laplace,
-                       add_block);
+  for_generator_blocks(count / 2 + count % 2, call.key, domain_of(law), add_block);
 }
 
 __device__ inline void random_words(std::uint64_t* out, std::uint64_t count, const NoiseCall& call, Domain domain) {

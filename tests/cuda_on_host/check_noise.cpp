@@ -44,8 +44,7 @@ std::uint64_t plain_word(const NoiseCall& call, std::uint64_t i, Domain domain) 
 
 // Every sample by the resolver.
 std::int64_t plain_sample(Law law, const NoiseCall& call, std::uint64_t i) {
-  const Domain domain = law == Law::gaussian ? Domain::gaussian : Domain::laplace;
-  return resolve_sample(law, tables[static_cast<unsigned>(law)], plain_word(call, i, domain), key_of(call), domain, i,
+  return resolve_sample(law, tables[static_cast<unsigned>(law)], plain_word(call, i, domain_of(law)), key_of(call), i,
                         call.scale);
 }
 

@@ -37,7 +37,6 @@ class Stream {
   }
 
   const Key& key() const { return key_; }
-  Domain domain() const { return domain_; }
 
   void read(std::uint64_t* out, std::uint64_t group) {
 #if defined(AISEC_X86)
@@ -108,8 +107,7 @@ void sample_group(Z* z, std::size_t count, Stream& stream, std::uint64_t group, 
   alignas(64) std::uint64_t w[group_samples];
   stream.read(w, group);
   const auto resolve = [&](unsigned j, std::uint64_t word) {
-    z[j] =
-        static_cast<Z>(resolve_sample(law, table, word, stream.key(), stream.domain(), group * group_samples + j, s));
+    z[j] = static_cast<Z>(resolve_sample(law, table, word, stream.key(), group * group_samples + j, s));
   };
 #if defined(__AVX2__)
   if constexpr (sizeof(Z) == 4) {
@@ -166,8 +164,8 @@ void add_group(const X* x, Out* out, std::size_t count, const Z* z, double granu
 }
 
 template <class X, class Out, Law law, class Z>
-void add_noise_as(const X* x, Out* out, std::size_t first, std::size_t last, const NoiseCall& call, Domain domain) {
-  Stream stream(call, domain);
+void add_noise_as(const X* x, Out* out, std::size_t first, std::size_t last, const NoiseCall& call) {
+  Stream stream(call, domain_of(law));
   const double inverse = 1.0 / call.granularity;
   alignas(64) Z z[group_samples];
   for (std::size_t i = first; i < last; i += group_samples) {
@@ -190,12 +188,11 @@ void add_noise(const void* x_, void* out_, std::size_t first, std::size_t last, 
   const StandardArithmetic arithmetic;
   const X* x = static_cast<const X*>(x_);
   Out* out = static_cast<Out*>(out_);
-  const Domain domain = law == Law::gaussian ? Domain::gaussian : Domain::laplace;
   warm_table(quantile_tables[static_cast<unsigned>(law)]);
   if (call.scale <= narrow_scale)
-    add_noise_as<X, Out, law, std::int32_t>(x, out, first, last, call, domain);
+    add_noise_as<X, Out, law, std::int32_t>(x, out, first, last, call);
   else
-    add_noise_as<X, Out, law, std::int64_t>(x, out, first, last, call, domain);
+    add_noise_as<X, Out, law, std::int64_t>(x, out, first, last, call);
 }
 
 // Float mode; a word is one sample of float64, or two of float32.
@@ -224,7 +221,7 @@ void add_float_noise(const void* x_, void* out_, std::size_t first, std::size_t 
   const StandardArithmetic arithmetic;
   const T* x = static_cast<const T*>(x_);
   T* out = static_cast<T*>(out_);
-  Stream stream(call, law == Law::gaussian ? Domain::gaussian : Domain::laplace);
+  Stream stream(call, domain_of(law));
   constexpr std::size_t group = sizeof(T) == sizeof(float) ? 2 * group_samples : group_samples;
   alignas(64) std::uint64_t w[group_samples];
   for (std::size_t i = first; i < last; i += group) {

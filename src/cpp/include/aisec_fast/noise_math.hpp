@@ -63,6 +63,8 @@ AISEC_HD double quantile(const QuantileRow& row, double delta) {
          as_double(row.c[0]);
 }
 
+AISEC_HD Domain domain_of(Law law) { return law == Law::gaussian ? Domain::gaussian : Domain::laplace; }
+
 // E / s.
 AISEC_HD double quantile_bound(Law law) { return law == Law::gaussian ? 0x1p-42 : 0x1p-40; }
 
@@ -154,9 +156,9 @@ AISEC_HD_COLD std::int64_t decide_magnitude(Law law, const QuantileRow* table, s
 
 // What becomes of a flagged sample.
 AISEC_HD_COLD std::int64_t resolve_sample(Law law, const QuantileRow* table, std::uint64_t w, const Key& key,
-                                          Domain domain, std::uint64_t sample, double s) {
+                                          std::uint64_t sample, double s) {
   std::uint64_t e[8];
-  refinement_words(e, key, domain, sample);
+  refinement_words(e, key, domain_of(law), sample);
   return with_sign(decide_magnitude(law, table, w, e, s), w);
 }
 
