@@ -99,7 +99,7 @@ def test_every_operation_is_plotted_with_its_floor(desktop: Visit) -> None:
     for operation, threads in {(row["operation"], row["threads"]) for row in ROWS if row["gb_per_s"]}:
         names = drawn[f"{operation}-{threads}"]
         assert names[-1] == "floor"
-        assert "numba" in names
+        assert any(name.startswith("numba") for name in names)  # a star follows where a measurement was disturbed
         assert any(name.startswith("native") for name in names)
     kind = "[...document.querySelectorAll('.plot')].map((p) => p._fullLayout.xaxis.type)"
     assert set(desktop.page.evaluate(kind)) == {"log"}
