@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from aisec_fast.privacy import PrivacyEngine, _layers
+from aisec_fast.privacy._clip import MARGIN, Total, Weights
 
 CLIP = 0.7
 LossOf = Callable[[Tensor, Tensor], Tensor]  # (model output, target) -> [B] losses
@@ -28,15 +29,15 @@ LossOf = Callable[[Tensor, Tensor], Tensor]  # (model output, target) -> [B] los
 def private_gradients(
     model: nn.Module, x: Tensor, y: Tensor, loss_of: LossOf, *, reduction: str = "mean", batch_first: bool = True
 ) -> list[Tensor]:
-    """The sum of clipped gradients that one noiseless step puts into ``.grad`` (times the expected batch size)."""
+    """The sum of clipped gradients that one noiseless step puts into ``.grad``, for a mean loss over the expected batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    records = TensorDataset(torch.arange(8))
+    records = TensorDataset(torch.arange(16))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no noise; a batch of our own
         PrivacyEngine().make_private(
             module=model,
             optimizer=optimizer,
-            data_loader=DataLoader(records, batch_size=8),
+            data_loader=DataLoader(records, batch_size=16),
             noise_multiplier=0.0,
             max_grad_norm=CLIP,
             loss_reduction=reduction,
@@ -46,7 +47,8 @@ def private_gradients(
         (losses.mean() if reduction == "mean" else losses.sum()).backward()
         assert all(p.grad is None for p in model.parameters())
         optimizer.step()
-    return [p.grad * 8 for p in model.parameters() if p.requires_grad]
+    factor = 16 if reduction == "mean" else 1
+    return [p.grad * factor for p in model.parameters() if p.requires_grad]
 
 
 def loop_gradients(
@@ -64,7 +66,7 @@ def loop_gradients(
         norms.append(float(torch.sqrt(sum(g.square().sum() for g in gradients))))
         if norms[-1] < float("inf"):
             for total, g in zip(sums, gradients, strict=True):
-                total += g * min(1.0, CLIP / max(norms[-1], 1e-300))
+                total += g * min(1.0, CLIP * (1 - MARGIN) / max(norms[-1], 1e-300))
     return sums, norms
 
 
@@ -134,7 +136,7 @@ def test_layer(name: str, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     """Every rule, also where memory limits make it work a few samples at a time."""
     if chunked:
         monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 1)
-        monkeypatch.setattr(_layers, "KEEP_ELEMENTS", 0)
+        monkeypatch.setattr(_layers, "KEEP_FACTOR", 0)
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     check(make().double(), *data(shape), square_loss)
@@ -168,7 +170,7 @@ def test_gram_norm_is_never_too_small() -> None:
         outputs = torch.cat([outputs, -outputs * (1 + scale)], 1)
         rule = _layers.LinearGradients(nn.Linear(64, 64), inputs, outputs)
         truth = torch.bmm(outputs.double().transpose(1, 2), inputs.double()).square().sum((1, 2))
-        assert (rule.squares("weight") >= truth).all()
+        assert (rule.norms("weight").squares >= truth).all()
 
 
 class LargestTensor(TorchDispatchMode):
@@ -197,8 +199,8 @@ def test_no_matrix_of_all_samples_gradients(case: str, monkeypatch: pytest.Monke
         model, x = nn.Linear(64, 64), torch.randn(batch, length, 64)
         rule = _layers.LinearGradients(model, x, torch.randn(batch, length, 64))
     with LargestTensor() as largest:
-        rule.squares("weight")
-        rule.total("weight", torch.ones(batch, dtype=torch.float64))
+        rule.norms("weight")
+        rule.add_total("weight", Weights(torch.ones(batch, dtype=torch.float64)), Total(model.weight))
     inputs_and_weight = max(batch * length * 64, model.weight.numel(), 3 * 64 * 64)
     assert largest.elements <= inputs_and_weight
     assert case == "long sequences" or inputs_and_weight * 2 < batch * model.weight.numel()
@@ -385,7 +387,7 @@ def test_bad_sample_contributes_zero(name: str, chunked: bool, poison: float, mo
     """A sample with NaN or Inf counts as zero and changes nothing else. The loop leaves it out too."""
     if chunked:
         monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 1)
-        monkeypatch.setattr(_layers, "KEEP_ELEMENTS", 0)
+        monkeypatch.setattr(_layers, "KEEP_FACTOR", 0)
     model, x, y, loss = model_case(name, torch.float64)
     x[4] = poison
     kept = [i for i in range(9) if i != 4]

@@ -15,6 +15,7 @@ from ._backends import get_num_threads, info, set_num_threads, use_backend
 from ._errors import (
     AisecFastError,
     BackendError,
+    BudgetError,
     FileChangedError,
     ManifestError,
     PrivacyError,
@@ -32,6 +33,7 @@ _SUBMODULES = ("accounting", "adversarial", "clipping", "hashing", "integrity", 
 __all__ = [
     "AisecFastError",
     "BackendError",
+    "BudgetError",
     "FileChangedError",
     "ManifestError",
     "PrivacyError",

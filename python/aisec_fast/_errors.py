@@ -13,6 +13,10 @@ class PrivacyError(AisecFastError, ValueError):
     """A training step would not be the mechanism that is accounted for."""
 
 
+class BudgetError(PrivacyError):
+    """A release would cost more than what is left of a privacy budget."""
+
+
 class UnsupportedModuleError(PrivacyError):
     """The model holds a trainable parameter or a layer that cannot be trained privately."""
 

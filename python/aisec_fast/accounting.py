@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from . import _checks
+from ._errors import BudgetError
 
 if TYPE_CHECKING:
     from dp_accounting import PrivacyAccountant
@@ -146,6 +148,109 @@ def epsilon_of(mechanisms: Mapping[tuple[float, float], int], delta: float, acco
             event = dp_accounting.PoissonSampledDpEvent(sample_rate, event)
         ledger.compose(event, times)
     return float(ledger.get_epsilon(delta))
+
+
+class Ledger:
+    """What has been released: ``spent`` maps mechanisms ``(noise_multiplier, sample_rate)`` to how often each ran."""
+
+    def __init__(self) -> None:
+        self.spent: Counter[tuple[float, float]] = Counter()
+
+    def add(self, noise_multiplier: float, sample_rate: float, times: int = 1) -> None:
+        """Book ``times`` runs of a mechanism."""
+        self.spent[noise_multiplier, sample_rate] += times
+
+    def epsilon(self, delta: float, accountant: str = "pld") -> float:
+        """Epsilon at ``delta`` of everything booked."""
+        return epsilon_of(self.spent, delta, accountant)
+
+
+class Budget:
+    """A limit of epsilon at delta, and the account of what was spent of it.
+
+    Give it to :class:`aisec_fast.privacy.PrivacyEngine`, whose loaders then end before the limit would be exceeded; or
+    keep it by hand: ``if budget.allows(noise_multiplier, sample_rate): budget.spend(noise_multiplier, sample_rate)``.
+
+    Args:
+        epsilon: the limit, above 0.
+        delta: in (0, 1).
+        accountant: "pld" (tight) or "rdp" (looser, faster); "prv" means "pld".
+    """
+
+    def __init__(self, epsilon: float, delta: float, *, accountant: str = "pld") -> None:
+        self.limit = _checks.positive(epsilon, "epsilon")
+        self.delta = _checks.probability(delta, "delta")
+        self.accountant = accountant_name(accountant)
+        self.ledger = Ledger()
+        # A mechanism, what was spent otherwise, and the number of its runs up to which the limit is known to hold; the
+        # last number is the first known not to hold, or 0.
+        self._known: tuple[tuple[float, float], Counter[tuple[float, float]], int, int] | None = None
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon spent so far, at ``delta``."""
+        return self.ledger.epsilon(self.delta, self.accountant)
+
+    @property
+    def remaining(self) -> float:
+        """What is left of the limit; epsilons of different mechanisms do not simply add, so this is an upper bound."""
+        return max(0.0, self.limit - self.epsilon)
+
+    def allows(self, noise_multiplier: float, sample_rate: float, times: int = 1) -> bool:
+        """True if ``times`` more runs of a mechanism stay within the limit.
+
+        Args:
+            noise_multiplier: noise standard deviation / clipping norm, >= 0; 0 is never allowed.
+            sample_rate: probability with which each record enters a batch, in (0, 1].
+            times: number of runs, >= 1.
+        """
+        mechanism = _checks.not_negative(noise_multiplier, "noise_multiplier"), _rate(sample_rate)
+        wanted = self.ledger.spent[mechanism] + _checks.whole(times, "times", least=1)
+        others = Counter({key: n for key, n in self.ledger.spent.items() if n and key != mechanism})
+        if self._known is None or self._known[:2] != (mechanism, others):
+            known, broken = 0, 0
+        else:
+            known, broken = self._known[2:]
+            if wanted > known and not broken:  # the same mechanism again: find out once how far it may go
+                known, broken = self._reach(mechanism, others, known, wanted)
+        if not broken and wanted > known:
+            known, broken = (wanted, 0) if self._holds(mechanism, others, wanted) else (known, wanted)
+        self._known = mechanism, others, known, broken
+        return wanted <= known
+
+    def _reach(
+        self, mechanism: tuple[float, float], others: Counter[tuple[float, float]], holds: int, start: int
+    ) -> tuple[int, int]:
+        """The largest number of runs that hold, and the next one; the limit holds for ``holds``."""
+        breaks = start
+        while self._holds(mechanism, others, breaks):
+            holds, breaks = breaks, 4 * breaks
+            if breaks > 2**40:  # so cheap that the end does not matter
+                return holds, 0
+        while breaks > holds + 1:
+            middle = (holds + breaks) // 2
+            holds, breaks = (middle, breaks) if self._holds(mechanism, others, middle) else (holds, middle)
+        return holds, breaks
+
+    def _holds(self, mechanism: tuple[float, float], others: Counter[tuple[float, float]], runs: int) -> bool:
+        return epsilon_of({**others, mechanism: runs}, self.delta, self.accountant) <= self.limit
+
+    def spend(self, noise_multiplier: float, sample_rate: float, times: int = 1) -> None:
+        """Book ``times`` runs of a mechanism.
+
+        Raises:
+            BudgetError: they would exceed the limit; nothing is booked then.
+            TypeError, ValueError: as :meth:`allows`.
+        """
+        if not self.allows(noise_multiplier, sample_rate, times):
+            raise BudgetError(
+                f"{times} more of noise multiplier {noise_multiplier} at sample rate {sample_rate} would exceed the "
+                f"budget of epsilon {self.limit} at delta {self.delta} (spent: {self.epsilon:.4g})"
+            )
+        self.ledger.add(float(noise_multiplier), float(sample_rate), times)
+
+    def __repr__(self) -> str:
+        return f"Budget(epsilon={self.limit}, delta={self.delta}, accountant={self.accountant!r})"
 
 
 def _accountant(method: str) -> PrivacyAccountant:

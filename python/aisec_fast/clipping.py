@@ -141,15 +141,15 @@ def _row_norms(grads: list[Any]) -> Any:
     return _norms(arrays, choose(arrays)).value
 
 
-def _weighted_sum(grads: Any, weights: Any) -> Any:
-    """``sum_i weights[i] * grads[i]`` of one array ``[B, ...]``; weights ``[B]`` float64, finite; 0 selects a row away."""
+def _weighted_sums(grads: list[Any], weights: Any) -> list[Any]:
+    """``sum_i weights[i] * grads[a][i]`` of each array ``[B, ...]``; weights ``[B]`` float64, finite; 0 selects a row away."""
     arrays, _ = _gradients(grads)
     weight = _arrays.describe(weights, "weights")
     _arrays.require_output(weight, arrays[0].shape[:1], "float64")
-    outputs = _outputs(arrays, None, is_list=False)
+    outputs = _outputs(arrays, None, is_list=True)
     backend = choose([*arrays, weight])
     backend.clipping.weighted_sum(backend.operands(arrays), *backend.operands([weight]), backend.operands(outputs))
-    return outputs[0].value
+    return [array.value for array in outputs]
 
 
 def _gradients(grads: Any) -> tuple[list[Array], bool]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,6 +27,7 @@ class CoveredLayer:
     module: nn.Module
     rule: type[LayerGradients]
     parameters: Mapping[str, nn.Parameter]
+    shares: bool = False  # a parameter with another layer
 
 
 @dataclass
@@ -59,6 +62,10 @@ def examine(module: nn.Module) -> Coverage:
                 found.errors.append(UnsupportedModuleError(message))
         if rule is not None:
             found.layers.append(CoveredLayer(name, child, rule, trainable))
+    holders = Counter(id(p) for layer in found.layers for p in layer.parameters.values())
+    for i, layer in enumerate(found.layers):
+        shares = any(holders[id(p)] > 1 for p in layer.parameters.values())
+        found.layers[i] = dataclasses.replace(layer, shares=shares)
     return found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
-from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -14,11 +15,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from .. import _checks, accounting, noise
-from .._errors import UnsupportedModuleError
+from .._errors import PrivacyError, UnsupportedModuleError
 from .._sources import Source, chosen
-from . import _recording, _sampling
+from . import _charges, _recording, _sampling
+from ._clip import CLIPPINGS
 from ._coverage import CoveredLayer, examine
-from ._step import PrivateStep, Release, trainable
+from ._step import Mechanism, PrivateStep, trainable
 
 _REDUCTIONS = ("mean", "sum")
 
@@ -28,18 +30,29 @@ class PrivacyEngine:
 
     One engine keeps the account of everything it made private. Neighbouring data sets differ by one record replaced
     by a zero contribution; epsilon is computed for the nominal noise multiplier, while the noise that is really drawn
-    also pays for rounding to the lattice (docs/noise.md, section 1). Rounding in the float sum over samples is not
-    charged.
+    also pays for rounding: of norms, of the float sum over samples and to the lattice (docs/privacy.md).
 
     Args:
         accountant: "pld" (tight) or "rdp" (looser, faster); "prv", Opacus's, means "pld".
         secure_mode: accepted as in Opacus; noise is always exact and from a cryptographic generator.
+        budget: an :class:`aisec_fast.accounting.Budget` to keep. The returned loaders then end when the next step would
+            exceed it, and a step beyond it raises. Engines that share a budget share its account.
     """
 
-    def __init__(self, *, accountant: str = "pld", secure_mode: bool = True) -> None:  # noqa: ARG002
+    def __init__(
+        self,
+        *,
+        accountant: str = "pld",
+        secure_mode: bool = True,  # noqa: ARG002
+        budget: accounting.Budget | None = None,
+    ) -> None:
         self.accountant = accounting.accountant_name(accountant)
+        if budget is not None and not isinstance(budget, accounting.Budget):
+            raise TypeError(f"budget must be an aisec_fast.accounting.Budget, got {type(budget).__name__}")
+        self.budget = budget
         self.noise_multiplier: float | None = None  # of the latest make_private
-        self._spent: Counter[tuple[float, float]] = Counter()  # (noise multiplier, sample rate) -> steps
+        self._ledger = accounting.Ledger() if budget is None else budget.ledger
+        self._steps: list[PrivateStep] = []
 
     def make_private(
         self,
@@ -48,11 +61,12 @@ class PrivacyEngine:
         optimizer: Optimizer,
         data_loader: DataLoader[Any],
         noise_multiplier: float,
-        max_grad_norm: float,
+        max_grad_norm: float | Sequence[float],
         poisson_sampling: bool = True,
         clipping: str = "flat",
         loss_reduction: str = "mean",
         batch_first: bool = True,
+        max_physical_batch_size: int | None = None,
         source: Source | None = None,
         criterion: Any = None,
         grad_sample_mode: str = "hooks",
@@ -63,20 +77,27 @@ class PrivacyEngine:
 
         ``module`` and ``optimizer`` are the very objects passed, now with hooks; the loader is new. Row i of every
         layer's input must belong to record i of the batch, in every forward pass of a step, and samples must not be
-        mixed: no in-batch negatives, no loss divided by the number of tokens in the batch. One backward pass a step.
+        mixed: no in-batch negatives, no loss divided by the number of tokens in the batch, no padding to the longest
+        record of the batch. One backward pass a step.
 
         Args:
             module: model of covered layers, trainable parameters float32 or float64 on one device.
             optimizer: any torch optimizer over the module's trainable parameters, stepped without a closure.
             data_loader: loader over a data set with length and indexing.
             noise_multiplier: noise standard deviation / max_grad_norm, >= 0; 0 only clips (epsilon is infinite).
-            max_grad_norm: L2 norm to which each sample's gradient over all parameters is clipped, > 0.
+            max_grad_norm: L2 norm to which each sample's gradient over all parameters is clipped, > 0. With
+                ``clipping="per_layer"`` also a list, one for each trainable parameter in the order of
+                ``module.named_parameters()``; a number there gives each of k parameters max_grad_norm / sqrt(k).
             poisson_sampling: if True, each record enters a batch with probability 1/len(data_loader). If False, the
                 batches are those of ``data_loader``, accounted without amplification: one Gaussian mechanism for each
                 pass over the returned loader, booked at the next step. So evaluate on a loader of your own.
-            clipping: "flat", the only kind: one norm over all parameters.
-            loss_reduction: "mean" or "sum" over the batch, whichever the loss does.
+            clipping: "flat": one norm over all parameters. "per_layer": each parameter by its own norm. "automatic":
+                every gradient scaled to max_grad_norm times norm / (norm + 0.01) (Bu et al. 2023).
+            loss_reduction: "mean" or "sum" over the batch, whichever the loss does. ``.grad`` then is the noisy mean
+                over the expected batch, or the noisy sum.
             batch_first: False if the sequences that Linear, LayerNorm and Embedding see are [T, B, ...].
+            max_physical_batch_size: if given, the loader hands out a batch in parts of at most so many records; each
+                part has its backward pass and ``optimizer.step()``, and the last one's step updates the parameters.
             source: randomness of noise and sampling. Default: a new SecureSource. SeededSource is for tests only.
             criterion: accepted as in Opacus; only its ``reduction`` is compared with loss_reduction.
             grad_sample_mode: accepted as in Opacus; "hooks", "functorch" and "ew" mean the same here.
@@ -91,29 +112,37 @@ class PrivacyEngine:
             UnsupportedModuleError: a layer that cannot be covered, with its name, or the parameter's.
             TypeError, ValueError: another argument, with its name. Nothing has been changed then.
         """
-        release_noise = _checks.not_negative(noise_multiplier, "noise_multiplier")
-        clip = _checks.positive(max_grad_norm, "max_grad_norm")
+        multiplier = _checks.not_negative(noise_multiplier, "noise_multiplier")
         _check_options(clipping, loss_reduction, criterion, grad_sample_mode, noise_generator)
         layers = _check_model(module, optimizer)
+        clip, shares = _clipping_norms(max_grad_norm, clipping, trainable(module))
+        if max_physical_batch_size is not None:
+            max_physical_batch_size = _checks.whole(max_physical_batch_size, "max_physical_batch_size", least=1)
         source = noise.SecureSource() if source is None else chosen(source)
         if poisson_sampling:
-            loader = _sampling.poisson_loader(data_loader, source)
-            expected = len(data_loader.dataset) / len(data_loader)  # type: ignore[arg-type]
+            loader = _sampling.poisson_loader(data_loader, source, max_physical_batch_size)
+            records = len(data_loader.dataset)  # type: ignore[arg-type]
+            rate = 1 / len(loader)
+            expected, most = records * rate, _charges.largest_batch(records, rate)
         else:
-            loader = _sampling.plain_loader(data_loader)
-            expected = float(_sampling.batch_size_of(data_loader))
-        if release_noise == 0:
+            loader = _sampling.plain_loader(data_loader, max_physical_batch_size)
+            most = _sampling.batch_size_of(data_loader)
+            expected, rate = float(most), None
+        if multiplier == 0:
             warnings.warn(
                 "noise_multiplier is 0: gradients are clipped but not private (epsilon is infinite)", stacklevel=2
             )
-        release = Release(release_noise, clip, expected, loss_reduction == "mean", batch_first)
-        recorder = _recording.Recorder()
-        account = _Account(self._spent, release_noise, loader.tally, 1 / len(loader) if poisson_sampling else None)
-        step = PrivateStep(module, recorder, release, source, account.book)
+        mean = loss_reduction == "mean"
+        mechanism = Mechanism(multiplier, clip, shares, clipping, expected if mean else 1.0, most, mean)
+        recorder = _recording.Recorder(batch_first)
+        account = _Account(self._ledger, self.budget, mechanism, loader.tally, rate)
+        loader.may_go_on = account.affords
+        step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)
         _recording.attach(layers, recorder)
         optimizer.register_step_pre_hook(step)
         _drop_on_zero_grad(optimizer, recorder)
-        self.noise_multiplier = release_noise
+        self.noise_multiplier = multiplier
+        self._steps.append(step)
         return module, optimizer, loader
 
     def make_private_with_epsilon(
@@ -125,7 +154,7 @@ class PrivacyEngine:
         target_epsilon: float,
         target_delta: float,
         epochs: int,
-        max_grad_norm: float,
+        max_grad_norm: float | Sequence[float],
         poisson_sampling: bool = True,
         **options: Any,
     ) -> tuple[nn.Module, Optimizer, DataLoader[Any]]:
@@ -143,7 +172,7 @@ class PrivacyEngine:
         Raises:
             ValueError: also if this engine has spent budget already.
         """
-        if self._spent:
+        if self._ledger.spent:
             raise ValueError(
                 "target_epsilon is for a whole run, but this engine has already spent budget; use a new engine"
             )
@@ -168,7 +197,16 @@ class PrivacyEngine:
 
     def get_epsilon(self, delta: float) -> float:
         """Return epsilon at ``delta``, in (0, 1), of all steps so far; 0 before the first, infinite without noise."""
-        return accounting.epsilon_of(self._spent, delta, self.accountant)
+        return self._ledger.epsilon(delta, self.accountant)
+
+    def info(self) -> list[dict[str, Any]]:
+        """What each make_private of this engine releases, as plain values.
+
+        ``noise_multiplier``, ``max_grad_norm``, ``clipping``; ``sigma``, the standard deviation really drawn, and
+        ``charges``, the parts of max_grad_norm that it pays for ("float": rounding of the sum; "lattice": rounding to the
+        lattice), both of the latest step, 0 before the first; ``update``, which code updates the parameters.
+        """
+        return [step.info() for step in self._steps]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -180,16 +218,29 @@ class _Account:
     """Books the steps of one make_private."""
 
     def __init__(
-        self, spent: Counter[tuple[float, float]], noise_multiplier: float, tally: _sampling.Tally, rate: float | None
+        self,
+        ledger: accounting.Ledger,
+        budget: accounting.Budget | None,
+        mechanism: Mechanism,
+        tally: _sampling.Tally,
+        rate: float | None,
     ) -> None:
-        self.spent, self.noise_multiplier, self.tally, self.rate = spent, noise_multiplier, tally, rate
+        self.ledger, self.budget, self.mechanism, self.tally, self.rate = ledger, budget, mechanism, tally, rate
         self.passes_booked = 0
+        self.pass_noise = 0.0  # of the newest pass that is booked
         self.warned = False
 
-    def book(self) -> None:
-        """Book one step, before its result exists."""
-        if not self.tally.use():
-            self.spent[self.noise_multiplier, 1.0] += 1
+    def affords(self, new_pass: bool) -> bool:
+        """True if the budget, if there is one, allows the step on the loader's next batch."""
+        if self.budget is None or (self.rate is None and not new_pass):
+            return True
+        return self.budget.allows(self.mechanism.noise_multiplier, self.rate or 1.0)
+
+    def book(self, from_loader: bool) -> None:
+        """Book one step, before its result exists; raises BudgetError if the budget does not allow it."""
+        noise_multiplier = self.mechanism.noise_multiplier
+        if not from_loader:
+            self._spend(1.0, 1)
             if not self.warned:
                 self.warned = True
                 warnings.warn(
@@ -198,12 +249,24 @@ class _Account:
                     stacklevel=2,
                 )
         elif self.rate is not None:
-            self.spent[self.noise_multiplier, self.rate] += 1
+            self._spend(self.rate, 1)
+        elif self.tally.passes == self.passes_booked:
+            if noise_multiplier != self.pass_noise:
+                raise PrivacyError(
+                    f"noise_multiplier changed from {self.pass_noise} to {noise_multiplier} inside a pass: with "
+                    "poisson_sampling=False a pass is one mechanism, so change it between passes only"
+                )
         else:
             # A record takes part at most once in each pass, so a pass is one Gaussian mechanism. All passes begun are
             # booked, also one that another overtook: batches of both may be in this step and later ones.
-            self.spent[self.noise_multiplier, 1.0] += self.tally.passes - self.passes_booked
-            self.passes_booked = self.tally.passes
+            self._spend(1.0, self.tally.passes - self.passes_booked)
+            self.passes_booked, self.pass_noise = self.tally.passes, noise_multiplier
+
+    def _spend(self, rate: float, times: int) -> None:
+        if self.budget is None:
+            self.ledger.add(self.mechanism.noise_multiplier, rate, times)
+        else:
+            self.budget.spend(self.mechanism.noise_multiplier, rate, times)
 
 
 def _drop_on_zero_grad(optimizer: Optimizer, recorder: _recording.Recorder) -> None:
@@ -221,8 +284,8 @@ def _drop_on_zero_grad(optimizer: Optimizer, recorder: _recording.Recorder) -> N
 def _check_options(
     clipping: str, loss_reduction: str, criterion: Any, grad_sample_mode: str, noise_generator: Any
 ) -> None:
-    if clipping != "flat":
-        raise ValueError(f"clipping must be 'flat' (one norm over all parameters), got {clipping!r}")
+    if clipping not in CLIPPINGS:
+        raise ValueError(f"clipping must be one of {', '.join(map(repr, CLIPPINGS))}, got {clipping!r}")
     if loss_reduction not in _REDUCTIONS:
         raise ValueError(f"loss_reduction must be 'mean' or 'sum', got {loss_reduction!r}")
     reduction = getattr(criterion, "reduction", loss_reduction)
@@ -237,6 +300,25 @@ def _check_options(
         raise ValueError(
             "noise_generator would not be used: noise is exact and does not come from a torch generator; see `source`"
         )
+
+
+def _clipping_norms(
+    max_grad_norm: float | Sequence[float], clipping: str, parameters: dict[str, nn.Parameter]
+) -> tuple[float, dict[str, float]]:
+    """The norm over all parameters, and for per_layer the part of it that each parameter has."""
+    if isinstance(max_grad_norm, (list, tuple)):
+        if clipping != "per_layer":
+            raise TypeError(f"max_grad_norm is a list, expected a number with clipping={clipping!r}")
+        bounds = [_checks.positive(bound, f"max_grad_norm[{i}]") for i, bound in enumerate(max_grad_norm)]
+        if len(bounds) != len(parameters):
+            raise ValueError(
+                f"max_grad_norm has {len(bounds)} entries, expected {len(parameters)}, one for each trainable parameter"
+            )
+        whole = math.hypot(*bounds)
+        return whole, {name: bound / whole for name, bound in zip(parameters, bounds, strict=True)}
+    whole = _checks.positive(max_grad_norm, "max_grad_norm")
+    share = 1.0 / math.sqrt(len(parameters))
+    return whole, dict.fromkeys(parameters, share) if clipping == "per_layer" else {}
 
 
 def _check_model(module: nn.Module, optimizer: Optimizer) -> list[CoveredLayer]:

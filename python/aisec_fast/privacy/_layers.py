@@ -1,15 +1,17 @@
 """One rule per layer type: per-sample gradient norms and clipped sums from (activation, output gradient).
 
-A rule is made for one use of a layer and answers for each of its trainable parameters, by name:
+A rule is made for one use of a layer, in the backward pass, and answers for each of its trainable parameters, by name:
 
-    squares(name)             [B] float64, squared norm of each sample's gradient
-    rows(name, start, stop)   [stop - start, *shape], the gradients of some samples, where nothing else will do
-    total(name, weights)      [*shape], sum over samples of weight times gradient; a sample of weight 0 is selected
-                              away, never multiplied, so that its NaN or Inf stays out
+    kept(name)                 [B, *shape], the samples' gradients where they are small enough to be made and kept, or None
+    norms(name)                Norms of each sample's gradient
+    rows(name, start, stop)    [stop - start, *shape], the gradients of some samples, where nothing else will do
+    add_total(name, weights, total)    adds the sum over samples of weight times gradient; a sample of weight 0 is
+                               selected away, never multiplied, so that its NaN or Inf stays out
+    terms(name)                how many products of one sample a float sum of ``add_total`` adds up; 0: none
 
 ``activation`` and ``gradient`` have the batch in dimension 0. Sources: Goodfellow 2015 (norms of a Linear layer from
 its input and output gradient), Li et al. 2022 (Gram matrices for sequences), Rochette et al. 2019 (grouped
-convolutions).
+convolutions). Error bounds: docs/privacy.md.
 """
 
 from __future__ import annotations
@@ -23,11 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import clipping
+from ._charges import block_size, gamma, least
+from ._clip import Norms, Total, Weights
 
 # Elements that one temporary of a rule may hold (64 MiB of float32): larger work is done a few samples at a time.
 CHUNK_ELEMENTS = 2**24
-# Elements of per-sample convolution gradients kept from the norms to the sum, for one layer (128 MiB of float32).
-KEEP_ELEMENTS = 2**25
+# Per-sample gradients of a weight are kept from the norms to the sum if they are at most so many times as large as what
+# they are made of. This must not depend on the size of the batch: the charge for rounding does depend on it, and a
+# batch's size is as secret as its members.
+KEEP_FACTOR = 4
 
 
 class LayerGradients:
@@ -39,19 +45,63 @@ class LayerGradients:
 
     def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
         self.layer, self.activation, self.gradient = layer, activation, gradient
-        self.batch = gradient.shape[0]
+        self.batch, self.dtype = gradient.shape[0], gradient.dtype
+        self._kept: dict[str, Tensor] = {}
 
-    def squares(self, name: str) -> Tensor:
-        """[B] float64: squared norms of the samples' gradients of parameter ``name``."""
-        return row_squares(self.rows(name, 0, self.batch))
+    def keeps(self, name: str) -> bool:  # noqa: ARG002
+        """True if the samples' gradients of parameter ``name`` are small enough to be made and kept."""
+        return True
+
+    def kept(self, name: str) -> Tensor | None:
+        """[B, *shape]: the samples' gradients of parameter ``name``, or None."""
+        if name not in self._kept and self.keeps(name):
+            self._kept[name] = self._rows(name, 0, self.batch)
+        return self._kept.get(name)
+
+    def forget(self) -> None:
+        """Drop what all kept gradients were made from."""
+        del self.activation, self.gradient
+
+    def norms(self, name: str) -> Norms:
+        """The norms of the samples' gradients of parameter ``name``."""
+        rows = self.kept(name)
+        if rows is None:
+            return self._norms(name)
+        squares = row_squares(rows)
+        return Norms(squares, squares)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """[stop - start, *shape]: the gradients of samples ``start`` to ``stop``."""
+        rows = self.kept(name)
+        return self._rows(name, start, stop) if rows is None else rows[start:stop]
+
+    def terms(self, name: str) -> int:
+        """Products of one sample in a float sum of ``add_total``; 0 if gradients are kept and summed in float64."""
+        return 0 if name in self._kept or self.keeps(name) else self._terms()
+
+    def add_total(self, name: str, weights: Weights, total: Total) -> None:
+        """Add the sum over samples of ``weights[i]`` times sample i's gradient to ``total``."""
+        rows = self.kept(name)
+        if rows is not None:
+            total.add(weighted_sums([rows], weights)[0])
+            return
+        size = block_size(self._terms(), self.dtype)
+        for start in range(0, self.batch, size):
+            stop = min(self.batch, start + size)
+            total.add(self._product(start, stop, weights.part(start, stop)))
+
+    def _rows(self, name: str, start: int, stop: int) -> Tensor:
         raise NotImplementedError
 
-    def total(self, name: str, weights: Tensor) -> Tensor:
-        """[*shape]: sum over samples of ``weights[i]`` (float64, finite) times sample i's gradient."""
-        return weighted_sum(self.rows(name, 0, self.batch), weights)
+    def _norms(self, name: str) -> Norms:
+        raise NotImplementedError
+
+    def _terms(self) -> int:
+        raise NotImplementedError
+
+    def _product(self, start: int, stop: int, weights: Weights) -> Tensor:
+        """The weighted sum over samples ``start`` to ``stop`` of the weight's gradient, in one product."""
+        raise NotImplementedError
 
 
 class LinearGradients(LayerGradients):
@@ -64,45 +114,61 @@ class LinearGradients(LayerGradients):
         super().__init__(layer, activation, gradient)
         self.inputs = activation.flatten(1, -2) if activation.dim() > 2 else activation.unsqueeze(1)  # [B, T, d]
         self.outputs = gradient.flatten(1, -2) if gradient.dim() > 2 else gradient.unsqueeze(1)  # [B, T, p]
+        self.length = self.inputs.shape[1]
 
-    def squares(self, name: str) -> Tensor:
-        if name == "bias":
-            return super().squares(name)
-        length, d, p = self.inputs.shape[1], self.inputs.shape[2], self.outputs.shape[2]
-        if length == 1:  # the gradient is an outer product
-            return row_squares(self.inputs) * row_squares(self.outputs)
-        if 2 * length * length <= d * p:
-            return _in_chunks(self.batch, 2 * length * length, self._gram_squares, self.gradient)
-        return _in_chunks(self.batch, d * p, lambda lo, hi: row_squares(self.rows("weight", lo, hi)), self.gradient)
+    def forget(self) -> None:
+        super().forget()
+        del self.inputs, self.outputs
+
+    def keeps(self, name: str) -> bool:
+        return name == "bias" or (self.length > 1 and not self._short() and _worth_keeping(self))
+
+    def _short(self) -> bool:
+        """True where Gram matrices cost less than the gradients."""
+        return 2 * self.length**2 <= self.layer.weight.numel()
+
+    def _norms(self, name: str) -> Norms:
+        if self.length == 1:  # the gradient is an outer product
+            squares = row_squares(self.inputs) * row_squares(self.outputs)
+            return Norms(squares, squares)
+        size = self.layer.weight.numel()
+        a, g = _vector_norms(self.inputs), _vector_norms(self.outputs)
+        lengths = (a * g).sum(1)
+        if not self._short():
+            squares = _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
+            return _with_error(squares, lengths, self.length, size, self.dtype)
+        squares = _in_chunks(self.batch, 2 * self.length**2, self._gram_squares, self.gradient)
+        d, p = self.inputs.shape[2], self.outputs.shape[2]
+        error = gamma(d + p + 4, self.dtype) * lengths.square()
+        error += least(self.dtype) * (p * a.sum(1).square() + d * g.sum(1).square() + self.length**2)
+        # A sum that lost all its digits may be negative; the truth is within the error all the same.
+        upper = torch.where(squares.isfinite(), squares.clamp(min=0.0) + error, torch.inf)
+        return Norms(upper, torch.maximum(lengths.square(), upper))
 
     def _gram_squares(self, start: int, stop: int) -> Tensor:
-        """Squared norms from the T x T Gram matrices, as upper bounds.
-
-        |sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t). Where tokens cancel the sum is small against its terms
-        and rounding could make it far too small, even negative, and a sample would escape clipping. Each product of
-        two rounded dot products is within gamma |a_s||a_t||g_s||g_t| of the truth, gamma = (d + p + 4) unit roundoffs
-        to first order, so the sum is within gamma A^2, A = sum_t |a_t||g_t|: add that.
-        """
+        """|sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t), from the T x T Gram matrices."""
         inputs, outputs = self.inputs[start:stop], self.outputs[start:stop]
         gram = torch.bmm(inputs, inputs.transpose(1, 2))
         other = torch.bmm(outputs, outputs.transpose(1, 2))
-        lengths = gram.diagonal(dim1=1, dim2=2).double() * other.diagonal(dim1=1, dim2=2).double()
-        gamma = (inputs.shape[2] + outputs.shape[2] + 4) * torch.finfo(gram.dtype).eps / 2
-        squares = gram.mul_(other).sum((1, 2), dtype=torch.float64)
-        return squares.clamp_(min=0.0) + gamma * lengths.sqrt().sum(1).square()
+        return gram.mul_(other).sum((1, 2), dtype=torch.float64)
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def _rows(self, name: str, start: int, stop: int) -> Tensor:
         if name == "bias":
             outputs = self.outputs[start:stop]
-            return outputs[:, 0] if outputs.shape[1] == 1 else outputs.sum(1)
+            return outputs[:, 0] if self.length == 1 else outputs.sum(1)
         return torch.bmm(self.outputs[start:stop].transpose(1, 2), self.inputs[start:stop])
 
-    def total(self, name: str, weights: Tensor) -> Tensor:
-        if name == "bias":
-            return super().total(name, weights)
-        # [p, B T] times [B T, d]: the one GEMM that a plain backward would do, with the factors folded in.
-        scaled = select_scale(self.outputs, weights).flatten(0, 1)
-        return scaled.t() @ select(self.inputs, weights).flatten(0, 1)
+    def _terms(self) -> int:
+        return self.length
+
+    def _product(self, start: int, stop: int, weights: Weights) -> Tensor:
+        # [p, m T] times [m T, d]: the one product that a plain backward would do, the weights in the smaller factor.
+        inputs, outputs = self.inputs[start:stop], self.outputs[start:stop]
+        if inputs.shape[2] <= outputs.shape[2]:
+            inputs, outputs = weights.scale(inputs), weights.keep(outputs)
+        else:
+            inputs, outputs = weights.keep(inputs), weights.scale(outputs)
+        return outputs.flatten(0, 1).t() @ inputs.flatten(0, 1)
 
 
 class ConvGradients(LayerGradients):
@@ -111,18 +177,19 @@ class ConvGradients(LayerGradients):
     def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
         super().__init__(layer, activation, gradient)
         self.activation, self.padding = _padded(layer, activation)
-        self.kept: Tensor | None = None
 
-    def squares(self, name: str) -> Tensor:
-        if name == "bias":
-            return super().squares(name)
+    def keeps(self, name: str) -> bool:
+        return name == "bias" or _worth_keeping(self)
+
+    def _norms(self, name: str) -> Norms:
         size = self.layer.weight.numel()
-        if self.batch * size <= KEEP_ELEMENTS:
-            self.kept = self.rows("weight", 0, self.batch)
-            return row_squares(self.kept)
-        return _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows("weight", lo, hi)), self.gradient)
+        squares = _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
+        # sum_t |g_t||a_t| by Cauchy and Schwarz; a pixel is in at most as many patches as the kernel has places.
+        places = math.prod(self.layer.kernel_size)
+        lengths = (row_squares(self.activation) * row_squares(self.gradient) * places).sqrt()
+        return _with_error(squares, lengths, self._terms(), size, self.dtype)
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
+    def _rows(self, name: str, start: int, stop: int) -> Tensor:
         gradient = self.gradient[start:stop]
         if name == "bias":
             return gradient.flatten(2).sum(2)
@@ -136,15 +203,12 @@ class ConvGradients(LayerGradients):
         gradients = self._backward(gradient.flatten(0, 1).unsqueeze(0), one_image, stacked, batch * self.layer.groups)
         return gradients.view(batch, *weight.shape)
 
-    def total(self, name: str, weights: Tensor) -> Tensor:
-        if name == "bias":
-            return super().total(name, weights)
-        if self.kept is not None:
-            return weighted_sum(self.kept, weights)
-        if self.batch == 0:
-            return torch.zeros_like(self.layer.weight)
-        scaled, activation = select_scale(self.gradient, weights), select(self.activation, weights)
-        return self._backward(scaled, activation, self.layer.weight, self.layer.groups)
+    def _terms(self) -> int:
+        return self.gradient.shape[2:].numel()
+
+    def _product(self, start: int, stop: int, weights: Weights) -> Tensor:
+        gradient, activation = self.gradient[start:stop], self.activation[start:stop]
+        return self._backward(weights.scale(gradient), weights.keep(activation), self.layer.weight, self.layer.groups)
 
     def _backward(self, gradient: Tensor, activation: Tensor, weight: Tensor, groups: int) -> Tensor:
         layer = self.layer
@@ -189,38 +253,44 @@ class EmbeddingGradients(LayerGradients):
         if layer.padding_idx is not None:
             used = tokens != layer.padding_idx  # the padding row is never trained
             tokens, samples, vectors = tokens[used], samples[used], vectors[used]
-        self.tokens, self.samples, self.vectors = tokens, samples, vectors
+        pairs, place = torch.unique(samples * layer.num_embeddings + tokens, return_inverse=True)
+        # In float64: on a GPU the order of these sums is open, and so it does not show in float32.
+        sums = vectors.new_zeros((pairs.shape[0], layer.embedding_dim), dtype=torch.float64)
+        self.vectors = sums.index_add_(0, place, vectors.double()).to(vectors.dtype)
+        self.samples = pairs.div(layer.num_embeddings, rounding_mode="floor")
+        self.tokens = pairs - self.samples * layer.num_embeddings
 
-    def squares(self, _name: str) -> Tensor:
-        pairs, place = torch.unique(self.samples * self.layer.num_embeddings + self.tokens, return_inverse=True)
-        sums = self.vectors.new_zeros((pairs.shape[0], self.layer.embedding_dim)).index_add_(0, place, self.vectors)
-        owner = pairs.div(self.layer.num_embeddings, rounding_mode="floor")
-        result = torch.zeros(self.batch, dtype=torch.float64, device=self.vectors.device)
-        return result.index_add_(0, owner, row_squares(sums))
+    def keeps(self, _name: str) -> bool:
+        return False
 
-    def rows(self, _name: str, start: int, stop: int) -> Tensor:
+    def terms(self, _name: str) -> int:
+        return 0
+
+    def norms(self, _name: str) -> Norms:
+        squares = torch.zeros(self.batch, dtype=torch.float64, device=self.vectors.device)
+        squares.index_add_(0, self.samples, row_squares(self.vectors))
+        return Norms(squares, squares)
+
+    def _rows(self, _name: str, start: int, stop: int) -> Tensor:
         inside = (self.samples >= start) & (self.samples < stop)
-        place = (self.samples[inside] - start) * self.layer.num_embeddings + self.tokens[inside]
-        size = (stop - start) * self.layer.num_embeddings
-        dense = self.vectors.new_zeros((size, self.layer.embedding_dim)).index_add_(0, place, self.vectors[inside])
-        return dense.view(stop - start, *self.layer.weight.shape)
+        dense = self.vectors.new_zeros((stop - start, *self.layer.weight.shape))
+        dense[self.samples[inside] - start, self.tokens[inside]] = self.vectors[inside]
+        return dense
 
-    def total(self, _name: str, weights: Tensor) -> Tensor:
-        scaled = select_scale(self.vectors, weights[self.samples])
-        return self.vectors.new_zeros(self.layer.weight.shape).index_add_(0, self.tokens, scaled)
+    def add_total(self, _name: str, weights: Weights, total: Total) -> None:
+        words, place = torch.unique(self.tokens, return_inverse=True)
+        scaled = weights.at(self.samples).scale(self.vectors.double())
+        sums = scaled.new_zeros((words.shape[0], scaled.shape[1])).index_add_(0, place, scaled)
+        dense = self.vectors.new_zeros(self.layer.weight.shape)
+        dense[words] = sums.to(dense.dtype)
+        total.add(dense)
 
 
 class _NormGradients(LayerGradients):
     """Scale and shift of a normalisation: their per-sample gradients are as small as one activation vector."""
 
-    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
-        super().__init__(layer, activation, gradient)
-        self._rows: dict[str, Tensor] = {}
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        if name not in self._rows:
-            self._rows[name] = self._reduce(self.gradient if name == "bias" else self.gradient * self._normalised())
-        return self._rows[name][start:stop]
+    def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
+        return self._reduce(self.gradient if name == "bias" else self.gradient * self._normalised())
 
     def _normalised(self) -> Tensor:
         """The activation, normalised, before scale and shift."""
@@ -307,29 +377,55 @@ def supported_names() -> str:
 
 def row_squares(rows: Tensor) -> Tensor:
     """[B, ...] -> [B] float64: squared norm of each row, NaN or Inf where a row holds one."""
-    norms = clipping._row_norms([rows.reshape(rows.shape[0], rows.shape[1:].numel()).contiguous()])
-    return torch.as_tensor(norms, dtype=torch.float64, device=rows.device).square()
+    return kept_squares([rows])
 
 
-def weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
-    """[B, ...], [B] float64 -> [...]: rows of weight 0 are selected away; accumulated in float64."""
-    if rows.shape[0] == 0:
-        return rows.new_zeros(rows.shape[1:])
-    return torch.as_tensor(clipping._weighted_sum(rows.contiguous(), weights), dtype=rows.dtype, device=rows.device)
+def kept_squares(kept: list[Tensor]) -> Tensor:
+    """Arrays [B, ...] -> [B] float64: squared norms of the rows of all of them together."""
+    device = kept[0].device
+    squares = torch.zeros(kept[0].shape[0], dtype=torch.float64, device=device)
+    for group in _by_dtype(kept):
+        norms = clipping._row_norms([_matrix(kept[i]) for i in group])
+        squares += torch.as_tensor(norms, device=device).square()
+    return squares
 
 
-def select(values: Tensor, weights: Tensor) -> Tensor:
-    """``values`` [B, ...] with the rows of weight 0 replaced by zeros, whatever they hold."""
-    return torch.where(_column(weights != 0, values), values, torch.zeros((), dtype=values.dtype, device=values.device))
+def weighted_sums(kept: list[Tensor], weights: Weights) -> list[Tensor]:
+    """Of each [B, ...] the sum over samples [...]: rows of weight 0 are selected away; accumulated in float64."""
+    sums = [one.new_zeros(one.shape[1:]) for one in kept] if not kept[0].shape[0] else [one[0] for one in kept]
+    for group in _by_dtype(kept) if kept[0].shape[0] else ():
+        found = clipping._weighted_sums([_matrix(kept[i]) for i in group], weights.values)
+        for i, total in zip(group, found, strict=True):
+            sums[i] = torch.as_tensor(total, device=kept[i].device).view(kept[i].shape[1:])
+    return sums
 
 
-def select_scale(values: Tensor, weights: Tensor) -> Tensor:
-    """``values`` [B, ...] with row i multiplied by weights[i]; rows of weight 0 are zeros, whatever they hold."""
-    return select(values, weights).mul_(_column(weights.to(values.dtype), values))
+def _by_dtype(tensors: list[Tensor]) -> list[list[int]]:
+    """The places of the tensors of each dtype."""
+    groups: dict[torch.dtype, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        groups.setdefault(tensor.dtype, []).append(i)
+    return list(groups.values())
 
 
-def _column(vector: Tensor, like: Tensor) -> Tensor:
-    return vector.view(-1, *[1] * (like.dim() - 1))
+def _matrix(rows: Tensor) -> Tensor:
+    return rows.reshape(rows.shape[0], rows.shape[1:].numel()).contiguous()
+
+
+def _vector_norms(vectors: Tensor) -> Tensor:
+    """[B, T, d] -> [B, T] float64: the norm of each vector."""
+    return row_squares(vectors.flatten(0, 1)).sqrt().view(vectors.shape[:2])
+
+
+def _worth_keeping(rule: LayerGradients) -> bool:
+    made_of = rule.activation.shape[1:].numel() + rule.gradient.shape[1:].numel()
+    return bool(rule.layer.weight.numel() <= KEEP_FACTOR * made_of)
+
+
+def _with_error(squares: Tensor, lengths: Tensor, terms: int, size: int, dtype: torch.dtype) -> Norms:
+    """Norms from the squares of ``size`` rounded sums of ``terms`` products each; ``lengths`` is A."""
+    upper = (squares.sqrt() + gamma(terms, dtype) * lengths + terms * math.sqrt(size) * least(dtype)).square()
+    return Norms(upper, torch.maximum(lengths.square(), upper))
 
 
 def _in_chunks(batch: int, elements: int, part: Callable[[int, int], Tensor], like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Record what each covered layer saw and what gradient came back, in one backward pass.
+"""Record what each covered layer saw and what gradient came back, in one backward pass, and measure it there.
 
 During its forward a covered layer's own parameters do not require grad, so autograd builds no weight-gradient nodes.
 Its output then goes through a *tap*, an identity whose backward records (activation, output gradient) and passes the
@@ -7,7 +7,7 @@ gradient on. The sums over the batch that a plain backward would leave in ``.gra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
 import torch
@@ -15,30 +15,46 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .._errors import PrivacyError
+from ._clip import Norms
 from ._coverage import CoveredLayer
+from ._layers import LayerGradients, position_rank
 
 
-@dataclass(frozen=True)
-class Record:
-    """One use of a layer: its input and the gradient of the loss with respect to its output, both with all samples."""
+class Use:
+    """One use of a layer in a step: its rule, and what has been measured of it."""
 
-    layer: CoveredLayer
-    activation: Tensor
-    gradient: Tensor
+    def __init__(self, layer: CoveredLayer, rule: LayerGradients) -> None:
+        self.layer, self.rule = layer, rule
+        self.norms: dict[str, Norms] = {}  # of the parameters whose gradients are not kept
+
+    def measure(self) -> None:
+        """Take norms, and keep small gradients in place of what they are made of."""
+        names = self.layer.parameters
+        for name in names:
+            if self.rule.kept(name) is None:
+                self.norms[name] = self.rule.norms(name)
+        if not self.norms:
+            self.rule.forget()
 
 
 class Recorder:
-    """The records of one backward pass. A second pass before they are taken is an error that stays until ``drop``."""
+    """The uses in one backward pass. A second pass before they are taken is an error that stays until ``drop``."""
 
-    def __init__(self) -> None:
-        self._records: list[Record] = []
+    def __init__(self, batch_first: bool = True) -> None:
+        self.batch_first = batch_first
+        self._uses: list[Use] = []
+        self._forwards: Counter[int] = Counter()  # calls of each layer since the last ``drop``
         self._pass: int | None = None
         self._failure: str | None = None
         # An input of the tap that requires grad: a first layer, whose own input requires none, is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
 
-    def add(self, record: Record) -> None:
-        """Keep ``record``, which was made during a backward pass."""
+    def called(self, layer: CoveredLayer) -> None:
+        """A training forward of ``layer`` happened."""
+        self._forwards[id(layer)] += 1
+
+    def add(self, layer: CoveredLayer, activation: Tensor, gradient: Tensor) -> None:
+        """Keep one use, during a backward pass. What only this use needs is measured while it is in cache."""
         number = torch._C._current_graph_task_id()
         if self._pass is not None and number != self._pass:
             self.fail(
@@ -47,27 +63,43 @@ class Recorder:
                 "(reentrant checkpointing also makes several passes: use_reentrant=False)"
             )
         self._pass = number
-        self._records.append(record)
+        with torch.no_grad():
+            use = Use(layer, self._rule(layer, activation, gradient))
+            if not layer.shares and self._forwards[id(layer)] == 1:
+                use.measure()
+        self._uses.append(use)
+
+    def _rule(self, layer: CoveredLayer, activation: Tensor, gradient: Tensor) -> LayerGradients:
+        inner = position_rank(layer.module)
+        if activation.dim() <= inner:
+            self.fail(f"module {layer.name!r} got an input of shape {tuple(activation.shape)}: it has no batch dimension")
+        if not self.batch_first and layer.rule.takes_sequences and activation.dim() > inner + 1:
+            activation, gradient = activation.transpose(0, 1), gradient.transpose(0, 1)
+        dtype = next(iter(layer.parameters.values())).dtype
+        if activation.is_floating_point():
+            activation = activation.to(dtype)
+        return layer.rule(layer.module, activation, gradient.to(dtype))
 
     def fail(self, message: str) -> None:
         """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""
-        self._records.clear()
+        self._uses.clear()
         self._failure = message
         raise PrivacyError(message)
 
-    def take(self) -> list[Record]:
-        """Return the records and forget them."""
+    def take(self) -> list[Use]:
+        """Return the uses and forget them."""
         if self._failure is not None:
             raise PrivacyError(
                 f"this step cannot be private ({self._failure}); call optimizer.zero_grad() and start it again"
             )
-        records = self._records
+        uses = self._uses
         self.drop()
-        return records
+        return uses
 
     def drop(self) -> None:
         """Forget everything, also a failure."""
-        self._records, self._pass, self._failure = [], None, None
+        self._uses, self._pass, self._failure = [], None, None
+        self._forwards.clear()
 
 
 class _Tap(torch.autograd.Function):
@@ -86,7 +118,7 @@ class _Tap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (activation,) = ctx.saved_tensors
-        ctx.recorder.add(Record(ctx.layer, activation, gradient))
+        ctx.recorder.add(ctx.layer, activation, gradient)
         return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
@@ -124,6 +156,7 @@ class _Thaw:
             parameter.requires_grad_(True)
         if output is None:  # the forward raised
             return None
+        self.recorder.called(self.freeze.layer)
         activation: Tensor = args[0] if args else kwargs["input"]
         tapped: Tensor = _Tap.apply(  # type: ignore[no-untyped-call]
             output, self.recorder.anchor, activation.detach(), self.freeze.layer, self.recorder

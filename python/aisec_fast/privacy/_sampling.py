@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,33 +66,79 @@ class OnceBatchSampler(Sampler[list[int]]):
             yield batch
 
 
+class Part(NamedTuple):
+    """What one step works on: a logical batch, or one of the parts into which it was split."""
+
+    first: bool
+    last: bool
+    from_loader: bool = True
+
+    @property
+    def whole(self) -> bool:
+        return self.first and self.last
+
+
 class Tally:
-    """Counts what a loader handed out, so that each step can be booked for what it was."""
+    """Knows what a loader handed out, so that each step can be booked for what it was."""
 
     def __init__(self) -> None:
         self.passes = 0  # iterations of the loader that handed out at least one batch
-        self._waiting = 0  # batches of the newest pass that no step has used
+        self._waiting: deque[Part] = deque()  # of the newest pass, not yet used by a step
 
-    def handed_out(self, first: bool) -> None:
-        """A batch left the loader, ``first`` of its pass or not; what is left of an older pass no longer counts."""
-        self.passes += first
-        self._waiting = 1 if first else self._waiting + 1
+    def handed_out(self, part: Part, *, new_pass: bool) -> None:
+        """A batch left the loader; what is left of an older pass no longer counts."""
+        if new_pass:
+            self.passes += 1
+            self._waiting.clear()
+        elif self._waiting and not (part.whole and all(waiting.whole for waiting in self._waiting)):
+            raise PrivacyError(
+                "the loader was asked for a batch before the last one had its optimizer.step(): with "
+                "max_physical_batch_size every batch needs its backward pass and step, also an empty one, and the "
+                "loader cannot be read ahead"
+            )
+        self._waiting.append(part)
 
-    def use(self) -> bool:
-        """A step happens: True if a batch of the loader was waiting for it."""
-        if self._waiting == 0:
-            return False
-        self._waiting -= 1
-        return True
+    def next(self) -> Part:
+        """A step happens: what it works on. Without a waiting batch of the loader it is one from elsewhere."""
+        return self._waiting.popleft() if self._waiting else Part(first=True, last=True, from_loader=False)
+
+
+class PartSampler(Sampler[list[int]]):
+    """The batches of another batch sampler, split into parts of at most ``max_physical_batch_size`` records."""
+
+    def __init__(self, batches: Sampler[list[int]], max_physical_batch_size: int | None) -> None:
+        self.batches, self.max_physical_batch_size = batches, max_physical_batch_size
+        self.made: deque[Part] = deque()  # of the newest pass, in the order in which batches come out of the loader
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.made = deque()
+        return self._parts(self.made)
+
+    def _parts(self, made: deque[Part]) -> Iterator[list[int]]:
+        for batch in self.batches:
+            size = self.max_physical_batch_size or max(1, len(batch))
+            starts = range(0, max(1, len(batch)), size)
+            for start in starts:
+                made.append(Part(first=start == 0, last=start == starts[-1]))
+                yield batch[start : start + size]
 
 
 class PrivateLoader(DataLoader[Any]):
-    """A DataLoader over ``loader``'s data set with another batch sampler, which counts the batches it hands out."""
+    """A DataLoader over ``loader``'s data set with another batch sampler, which tells what it hands out.
 
-    def __init__(self, loader: DataLoader[Any], batches: Sampler[list[int]]) -> None:
+    Its length is that of a pass in logical batches, also where they come in parts.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Any], batches: Sampler[list[int]], max_physical_batch_size: int | None
+    ) -> None:
+        self.parts = PartSampler(batches, max_physical_batch_size)
         super().__init__(
             loader.dataset,
-            batch_sampler=batches,
+            batch_sampler=self.parts,
             num_workers=loader.num_workers,
             collate_fn=EmptyCollate(loader.collate_fn, loader.dataset),
             pin_memory=loader.pin_memory,
@@ -103,12 +150,18 @@ class PrivateLoader(DataLoader[Any]):
             persistent_workers=loader.persistent_workers,
         )
         self.tally = Tally()
+        self.may_go_on: Callable[[bool], bool] = lambda _new_pass: True  # asked before each logical batch
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        first = True
-        for batch in super().__iter__():
-            self.tally.handed_out(first)
-            first = False
+        batches = super().__iter__()
+        made = self.parts.made
+        new_pass = True
+        for batch in batches:
+            part = made.popleft()
+            if part.first and not self.may_go_on(new_pass):
+                return
+            self.tally.handed_out(part, new_pass=new_pass)
+            new_pass = False
             yield batch
 
 
@@ -145,7 +198,9 @@ def _emptied(one: Any, two: Any) -> Any:
     raise TypeError(f"cannot make an empty batch of a {type(one).__name__}: the collate function must return tensors")
 
 
-def poisson_loader(loader: DataLoader[Any], source: Source) -> PrivateLoader:
+def poisson_loader(
+    loader: DataLoader[Any], source: Source, max_physical_batch_size: int | None = None
+) -> PrivateLoader:
     """A loader whose batches are Poisson samples at rate 1/len(loader), over the whole data set of ``loader``."""
     check_loader(loader)
     batches = loader.batch_sampler
@@ -156,13 +211,14 @@ def poisson_loader(loader: DataLoader[Any], source: Source) -> PrivateLoader:
             "sampling of its whole data set; pass a loader with plain shuffling (for a part of the data: "
             "torch.utils.data.Subset)"
         )
-    return PrivateLoader(loader, PoissonBatchSampler(len(loader.dataset), len(loader), source))  # type: ignore[arg-type]
+    drawn = PoissonBatchSampler(len(loader.dataset), len(loader), source)  # type: ignore[arg-type]
+    return PrivateLoader(loader, drawn, max_physical_batch_size)
 
 
-def plain_loader(loader: DataLoader[Any]) -> PrivateLoader:
+def plain_loader(loader: DataLoader[Any], max_physical_batch_size: int | None = None) -> PrivateLoader:
     """A loader with the batches of ``loader``, each record at most once a pass."""
     check_loader(loader)
-    return PrivateLoader(loader, OnceBatchSampler(loader.batch_sampler))
+    return PrivateLoader(loader, OnceBatchSampler(loader.batch_sampler), max_physical_batch_size)
 
 
 def batch_size_of(loader: DataLoader[Any]) -> int:

@@ -1,11 +1,13 @@
-"""The private step: a hook that runs before the user's optimizer and puts noisy clipped means into ``.grad``."""
+"""The private step: hooks around the user's ``optimizer.step`` that clip, sum, book, add noise and update."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,37 +17,58 @@ from torch.optim import Optimizer
 from .. import noise
 from .._errors import PrivacyError
 from .._sources import Source
-from ._layers import LayerGradients, chunks, position_rank, row_squares
-from ._recording import Record, Recorder
+from . import _charges
+from ._clip import Norms, Total, Weights, weights_of
+from ._layers import chunks, kept_squares, row_squares, weighted_sums
+from ._precision import full_precision
+from ._recording import Recorder, Use
+from ._sampling import Tally
 
 
-@dataclass(frozen=True)
-class Release:
-    """What a step releases: the noisy sum of clipped gradients, over the expected batch size."""
+@dataclass
+class Mechanism:
+    """What a step releases: the noisy sum of clipped gradients, over the divisor. Schedulers change the numbers."""
 
     noise_multiplier: float
-    max_grad_norm: float
-    expected_batch: float
+    max_grad_norm: float  # over all parameters
+    shares: dict[str, float]  # per_layer: of each parameter in max_grad_norm; else empty
+    clipping: str
+    divisor: float
+    most_samples: int  # in one logical batch
     mean_loss: bool
-    batch_first: bool
 
 
 class PrivateStep:
-    """Optimizer step pre-hook: clip and sum the records, book the step, add noise, set ``.grad``."""
+    """Optimizer step pre-hook: clip and sum the samples; at the last part of a batch book the step, add noise, set ``.grad``."""
 
     def __init__(
         self,
         module: nn.Module,
         recorder: Recorder,
-        release: Release,
+        mechanism: Mechanism,
         source: Source,
-        book: Callable[[], None],
+        tally: Tally,
+        book: Callable[[bool], None],
     ) -> None:
-        self.module, self.recorder, self.release, self.source, self.book = module, recorder, release, source, book
+        self.module, self.recorder, self.mechanism, self.source = module, recorder, mechanism, source
+        self.tally, self.book = tally, book
         self.trainable = trainable(module)
+        self.size = sum(p.numel() for p in self.trainable.values())
+        self.float_charge = 0.0  # the largest so far, as a part of max_grad_norm
+        self.sums: Sums | None = None  # of a logical batch whose last part has not come
         self.sigma, self.granularity = 0.0, None
-        if release.noise_multiplier > 0:
-            self.sigma, self.granularity = charged_noise(release, sum(p.numel() for p in self.trainable.values()))
+
+    def info(self) -> dict[str, Any]:
+        """See :meth:`PrivacyEngine.info`."""
+        mechanism = self.mechanism
+        lattice = (self.granularity or 0.0) * math.sqrt(self.size) / mechanism.max_grad_norm
+        return {
+            "noise_multiplier": mechanism.noise_multiplier,
+            "max_grad_norm": mechanism.max_grad_norm,
+            "clipping": mechanism.clipping,
+            "sigma": self.sigma,
+            "charges": {"float": self.float_charge, "lattice": lattice},
+        }
 
     def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(value is not None and value is not optimizer for value in (*args, *kwargs.values())):
@@ -54,20 +77,35 @@ class PrivateStep:
                 "call loss.backward() and then optimizer.step() without arguments"
             )
         check_same(trainable(self.module), self.trainable, optimizer)
-        with torch.no_grad():
-            sums = clipped_sums(self.recorder.take(), self.trainable, self.release)
-            self.book()  # before anything of this step can be seen
-            if self.sigma:
-                add_noise(sums, self.sigma, self.granularity, self.source)
-            for parameter, total in zip(self.trainable.values(), sums, strict=True):
-                parameter.grad = total.div_(self.release.expected_batch)
+        uses = self.recorder.take()
+        part = self.tally.next()
+        with torch.no_grad(), full_precision():
+            if part.first:
+                self.sums = Sums(self.trainable, self.mechanism)
+            elif self.sums is None:
+                raise PrivacyError("an earlier part of this batch failed, so it cannot be finished; go on with the next batch")
+            sums, self.sums = self.sums, None
+            sums.add(uses)
+            if part.last:
+                self.release(sums, part.from_loader)
+            else:
+                self.sums = sums
+                for parameter in self.trainable.values():
+                    parameter.grad = None  # so that the optimizer changes nothing
 
-
-def charged_noise(release: Release, size: int) -> tuple[float, float]:
-    """Return (sigma, granularity) for ``size`` coordinates: sigma pays for rounding to the lattice."""
-    granularity = noise.default_granularity(release.noise_multiplier * release.max_grad_norm)
-    sensitivity = noise.charged_sensitivity(release.max_grad_norm, size, granularity)
-    return math.nextafter(release.noise_multiplier * sensitivity, math.inf), granularity
+    def release(self, sums: Sums, from_loader: bool) -> None:
+        """Book the step and put the noisy mean into ``.grad``."""
+        mechanism = self.mechanism
+        self.float_charge = max(self.float_charge, sums.float_charge())
+        self.book(from_loader)  # before anything of this step can be seen
+        totals = sums.take()
+        if mechanism.noise_multiplier > 0:
+            self.sigma, self.granularity = _charges.noise_scale(
+                mechanism.noise_multiplier, mechanism.max_grad_norm, self.float_charge, self.size
+            )
+            add_noise(totals, self.sigma, self.granularity, self.source)
+        for parameter, total in zip(self.trainable.values(), totals, strict=True):
+            parameter.grad = total.div_(mechanism.divisor)
 
 
 def add_noise(sums: list[Tensor], sigma: float, granularity: float | None, source: Source) -> None:
@@ -77,77 +115,125 @@ def add_noise(sums: list[Tensor], sigma: float, granularity: float | None, sourc
         noise.add_gaussian(group, sigma, granularity=granularity, source=source, out=group, check=False)
 
 
-def clipped_sums(records: Iterable[Record], parameters: dict[str, nn.Parameter], release: Release) -> list[Tensor]:
-    """Return, for each parameter, the sum over samples of their gradients, each clipped to norm ``max_grad_norm``.
+class Sums:
+    """The clipped sum of one logical batch, parameter by parameter; its parts may come one after the other."""
 
-    The norm is over all parameters. A sample whose norm is NaN or infinite contributes zero. A parameter without
-    records gets zeros. Raises PrivacyError if records disagree on the batch size.
-    """
-    uses: dict[int, list[tuple[str, LayerGradients]]] = {id(p): [] for p in parameters.values()}
-    batch: int | None = None
-    first = ""
-    for record in records:
-        rule = _rule(record, release.batch_first)
-        name = record.layer.name or type(record.layer.module).__name__
-        if batch is None:
-            batch, first = rule.batch, name
-        elif rule.batch != batch:
+    def __init__(self, parameters: dict[str, nn.Parameter], mechanism: Mechanism) -> None:
+        self.parameters, self.mechanism = parameters, mechanism
+        self.totals = {id(p): Total(p) for p in parameters.values()}
+        self.samples = 0
+        self.parts = 0
+        self._terms: dict[int, list[int]] = {id(p): [] for p in parameters.values()}
+
+    def add(self, found: list[Use]) -> None:
+        """Clip the samples of one backward pass and add them. Raises PrivacyError if uses disagree on the batch size."""
+        batch = batch_of(found)
+        uses: dict[int, list[tuple[str, Use]]] = {id(p): [] for p in self.parameters.values()}
+        for use in found:
+            for name, parameter in use.layer.parameters.items():
+                uses[id(parameter)].append((name, use))
+        for key, of_parameter in uses.items():
+            terms = [use.rule.terms(name) for name, use in of_parameter]
+            self._terms[key] = [max(pair) for pair in zip_longest(self._terms[key], terms, fillvalue=0)]
+        self.parts += 1
+        self.samples += batch
+        if self.samples > self.mechanism.most_samples:
             raise PrivacyError(
-                f"modules see different batch sizes: {first!r} {batch}, {name!r} {rule.batch}. Every covered layer "
-                "must have the samples in its batch dimension (an embedding of positions: a row of positions a sample)"
+                f"a batch of {self.samples} samples, where at most {self.mechanism.most_samples} were declared: the mean "
+                "is over the expected batch of the data_loader given to make_private, so pass it one with larger batches"
             )
-        for key, parameter in record.layer.parameters.items():
-            uses[id(parameter)].append((key, rule))
-    if not batch:  # an empty batch, or no backward at all
-        return [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in parameters.values()]
-    device = next(iter(parameters.values())).device
-    squares = torch.zeros(batch, dtype=torch.float64, device=device)
-    for parameter in parameters.values():
-        squares += _squares(uses[id(parameter)], batch, parameter)
-    # A mean loss has divided each sample's gradient by the batch size.
-    scale = float(batch) if release.mean_loss else 1.0
-    norms = squares.sqrt() * scale
-    factors = (release.max_grad_norm / norms).clamp(max=1.0)
-    weights = torch.where(norms.isfinite(), factors, 0.0) * scale
-    return [_total(uses[id(p)], weights, p) for p in parameters.values()]
+        if not batch:  # an empty batch, or no backward at all
+            return
+        # A mean loss has divided each sample's gradient by the size of the batch.
+        scale = float(batch) if self.mechanism.mean_loss else 1.0
+        if self.mechanism.clipping == "per_layer":
+            bounds = self.mechanism.shares
+            for name, parameter in self.parameters.items():
+                bound = self.mechanism.max_grad_norm * bounds[name]
+                self._add_clipped({id(parameter): uses[id(parameter)]}, batch, bound, scale)
+        else:
+            self._add_clipped(uses, batch, self.mechanism.max_grad_norm, scale)
+
+    def _add_clipped(
+        self, uses: dict[int, list[tuple[str, Use]]], batch: int, max_norm: float, scale: float
+    ) -> None:
+        """Clip over the parameters of ``uses`` together."""
+        kept: dict[int, Tensor] = {}
+        for key, of_parameter in uses.items():
+            if len(of_parameter) == 1:
+                name, use = of_parameter[0]
+                rows = use.rule.kept(name)
+                if rows is not None:
+                    kept[key] = rows
+        parts = [measured(of_parameter, batch, self.totals[key].parameter)
+                 for key, of_parameter in uses.items() if of_parameter and key not in kept]  # fmt: skip
+        if kept:
+            squares = kept_squares(list(kept.values()))
+            parts.append(Norms(squares, squares))
+        if not parts:
+            return
+        norms = Norms(*(functools.reduce(operator.add, column) for column in zip(*parts, strict=True)))
+        weights = Weights(weights_of(norms.scaled(scale), max_norm, self.mechanism.clipping) * scale)
+        if kept:
+            for key, total in zip(kept, weighted_sums(list(kept.values()), weights), strict=True):
+                self.totals[key].add(total)
+        for key, of_parameter in uses.items():
+            if key not in kept:
+                for name, use in of_parameter:
+                    use.rule.add_total(name, weights, self.totals[key])
+
+    def float_charge(self) -> float:
+        """How far rounding can move the sum when one sample does, as a part of max_grad_norm (docs/privacy.md)."""
+        most = self.mechanism.most_samples
+        single = several = adding = 0.0
+        for parameter in self.parameters.values():
+            additions = 0
+            for terms in self._terms[id(parameter)]:
+                block = _charges.block_size(terms, parameter.dtype) if terms else most
+                additions += math.ceil(most / block) + self.parts
+                charge = _charges.block_charge(block, terms, parameter.dtype) if terms else 0.0
+                if terms == 1 and len(self._terms[id(parameter)]) == 1:
+                    single = max(single, charge)
+                else:
+                    several = max(several, charge)
+            adding = max(adding, _charges.adding_charge(most, additions, parameter.dtype))
+        return math.hypot(single, several) + adding
+
+    def take(self) -> list[Tensor]:
+        """The sums, in the order of the parameters."""
+        return [self.totals[id(p)].take() for p in self.parameters.values()]
 
 
-def _rule(record: Record, batch_first: bool) -> LayerGradients:
-    layer, rule = record.layer.module, record.layer.rule
-    activation, gradient = record.activation, record.gradient
-    inner = position_rank(layer)
-    if activation.dim() <= inner:
-        raise PrivacyError(
-            f"module {record.layer.name!r} got an input of shape {tuple(activation.shape)}: it has no batch dimension"
-        )
-    if not batch_first and rule.takes_sequences and activation.dim() > inner + 1:
-        activation, gradient = activation.transpose(0, 1), gradient.transpose(0, 1)
-    dtype = next(iter(record.layer.parameters.values())).dtype
-    if activation.is_floating_point():
-        activation = activation.to(dtype)
-    return rule(layer, activation, gradient.to(dtype))
+def batch_of(uses: list[Use]) -> int:
+    """The number of samples that all uses agree on; 0 without uses."""
+    for use in uses:
+        if use.rule.batch != uses[0].rule.batch:
+            first, other = (u.layer.name or type(u.layer.module).__name__ for u in (uses[0], use))
+            raise PrivacyError(
+                f"modules see different batch sizes: {first!r} {uses[0].rule.batch}, {other!r} {use.rule.batch}. Every "
+                "covered layer must have the samples in its batch dimension (an embedding of positions: a row of "
+                "positions a sample)"
+            )
+    return uses[0].rule.batch if uses else 0
 
 
-def _squares(uses: list[tuple[str, LayerGradients]], batch: int, parameter: nn.Parameter) -> Tensor | float:
-    """[B] squared norms of the samples' gradients of one parameter."""
-    if not uses:
-        return 0.0
+def measured(uses: list[tuple[str, Use]], batch: int, parameter: Tensor) -> Norms:
+    """Norms of the samples' gradients of one parameter."""
     if len(uses) == 1:
-        name, rule = uses[0]
-        return rule.squares(name)
+        name, use = uses[0]
+        return use.norms[name] if name in use.norms else use.rule.norms(name)
     # Used several times (tied weights, a module called twice): the norm of the sum needs the gradients themselves.
     parts = []
     for start, stop in chunks(batch, parameter.numel()):
-        gradients = [rule.rows(name, start, stop) for name, rule in uses]
-        parts.append(row_squares(functools.reduce(torch.add, gradients)))
-    return torch.cat(parts)
-
-
-def _total(uses: list[tuple[str, LayerGradients]], weights: Tensor, parameter: nn.Parameter) -> Tensor:
-    totals = [rule.total(name, weights) for name, rule in uses]
-    if not totals:
-        return torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-    return functools.reduce(torch.add, totals).contiguous()
+        parts.append(row_squares(functools.reduce(torch.add, (use.rule.rows(n, start, stop) for n, use in uses))))
+    squares = torch.cat(parts)
+    lengths, error = torch.zeros_like(squares), torch.zeros_like(squares)
+    for name, use in uses:
+        length = use.rule.norms(name).spreads.sqrt()
+        lengths += length
+        error += _charges.gamma(use.rule.terms(name) + len(uses), parameter.dtype) * length
+    upper = (squares.sqrt() + error).square()
+    return Norms(upper, torch.maximum(lengths.square(), upper))
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

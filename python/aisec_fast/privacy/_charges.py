@@ -1,0 +1,70 @@
+"""What rounding costs: how far float sums can move when one record does, and the noise that pays for it.
+
+Derived in docs/privacy.md. A float sum of weighted gradients is made in blocks of ``m`` samples with ``terms`` products
+each in one matrix product, in an order that belongs to the library; blocks are then added one by one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+from .. import noise
+from ._clip import KAPPA
+
+_BLOCK_CHARGE = 2.0**-8  # largest charge for the products of a block, as a part of the clipping norm
+_TAIL = 64 * math.log(2.0)  # a Poisson batch is larger than its cap with probability below 2^-64
+_EXTRA = 4  # roundings of a term beside those of the sum: weight, scaling, product, block
+
+
+def gamma(roundings: int, dtype: torch.dtype) -> float:
+    """Higham's ``n u / (1 - n u)``: relative error of ``n`` roundings of ``dtype``; infinite where it has no bound."""
+    loss = roundings * torch.finfo(dtype).eps / 2
+    return loss / (1.0 - loss) if loss < 1.0 else math.inf
+
+
+def least(dtype: torch.dtype) -> float:
+    """The smallest positive number of ``dtype``: what a product that underflows loses at most."""
+    info = torch.finfo(dtype)
+    return info.tiny * info.eps
+
+
+@functools.cache
+def block_size(terms: int, dtype: torch.dtype) -> int:
+    """The largest number of samples, at least 1, whose products may be summed at once within the charge."""
+    low, high = 1, 2**24
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if block_charge(middle, terms, dtype) <= _BLOCK_CHARGE else (low, middle - 1)
+    return low
+
+
+def block_charge(samples: int, terms: int, dtype: torch.dtype) -> float:
+    """How far the products of one block can move beyond its exact sum, as a part of the clipping norm.
+
+    A sample of one term has a gradient no smaller than the sum of its terms' norms, so its KAPPA is 1.
+    """
+    kappa = 1.0 if terms == 1 else KAPPA
+    return (2 * samples - 1) * kappa * gamma(samples * terms + _EXTRA, dtype)
+
+
+def adding_charge(most_samples: int, additions: int, dtype: torch.dtype) -> float:
+    """The same for adding ``additions`` blocks of at most ``most_samples`` samples in all, and for one more rounding."""
+    return 2.0 * most_samples * gamma(additions + 1, dtype) * (1.0 + 2.0**-7)
+
+
+def largest_batch(records: int, rate: float) -> int:
+    """A size that a Poisson batch exceeds with probability below 2^-64 (Bernstein's inequality)."""
+    mean = records * rate
+    excess = _TAIL / 3 + math.sqrt((_TAIL / 3) ** 2 + 2 * _TAIL * mean)
+    return min(records, math.ceil(mean + excess))
+
+
+def noise_scale(noise_multiplier: float, max_grad_norm: float, float_charge: float, size: int) -> tuple[float, float]:
+    """(sigma, granularity) of the noise on the sum of ``size`` coordinates, all charges paid, sigma rounded up."""
+    granularity = noise.default_granularity(noise_multiplier * max_grad_norm)
+    bound = math.nextafter(max_grad_norm * math.nextafter(1.0 + float_charge, math.inf), math.inf)
+    sensitivity = noise.charged_sensitivity(bound, size, granularity)
+    return math.nextafter(noise_multiplier * sensitivity, math.inf), granularity

@@ -1,0 +1,100 @@
+"""How much of each sample's gradient enters the sum: weights from norms, and the products that apply them.
+
+Symbols are those of docs/privacy.md: ``n`` an upper bound of a sample's norm, ``A`` of the sum over its terms of the
+terms' norms (which bounds the rounding of float sums), ``C`` the clipping norm, ``w`` the weight.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CLIPPINGS = ("flat", "per_layer", "automatic")
+KAPPA = 16.0  # w A is at most KAPPA C, so that a sample's rounding is bounded by C too
+MARGIN = 2.0**-30  # part of C that pays for the rounding of norms and weights in float64
+LEAST_WEIGHT = 2.0**-40  # a sample that would need a smaller weight is left out
+STABILITY = 0.01  # added to the norm by automatic clipping (Bu et al. 2023)
+
+
+class Norms(NamedTuple):
+    """Of each sample, over some of the parameters: [B] float64 each."""
+
+    squares: Tensor  # upper bounds of n^2
+    spreads: Tensor  # upper bounds of A^2, never below squares
+
+    def scaled(self, scale: float) -> Norms:
+        """The norms of gradients multiplied by ``scale``."""
+        return Norms(self.squares * scale**2, self.spreads * scale**2)
+
+
+def weights_of(norms: Norms, max_norm: float, clipping: str) -> Tensor:
+    """[B] float64: ``min(1, C / n, KAPPA C / A)`` for each sample; 0 where a norm is not finite or too large.
+
+    Automatic clipping normalises: ``min(C / (n + STABILITY), KAPPA C / A)``.
+    """
+    bound = max_norm * (1.0 - MARGIN)
+    norm, spread = norms.squares.sqrt(), norms.spreads.sqrt()
+    weights = torch.minimum(bound / (norm + STABILITY), KAPPA * bound / spread)
+    if clipping != "automatic":
+        weights = torch.minimum(bound / norm, KAPPA * bound / spread).clamp(max=1.0)
+    usable = norm.isfinite() & spread.isfinite() & (weights >= LEAST_WEIGHT)
+    return torch.where(usable, weights, 0.0)
+
+
+class Weights:
+    """The weights of a batch, ready to multiply rows: a row of weight 0 is selected away, whatever it holds.
+
+    On the CPU a batch without such rows skips the selection; on a GPU looking would cost more than selecting.
+    """
+
+    def __init__(self, values: Tensor, dropped: bool | None = None) -> None:
+        self.values = values
+        self.dropped = bool((values == 0).any()) if dropped is None and not values.is_cuda else dropped is not False
+
+    def part(self, start: int, stop: int) -> Weights:
+        """The weights of samples ``start`` to ``stop``."""
+        return Weights(self.values[start:stop], self.dropped)
+
+    def at(self, samples: Tensor) -> Weights:
+        """The weights of the samples with these numbers, one for each."""
+        return Weights(self.values[samples], self.dropped)
+
+    def keep(self, rows: Tensor) -> Tensor:
+        """``rows`` [B, ...] where the weight is not 0, else zeros."""
+        return torch.where(_column(self.values != 0, rows), rows, _zero(rows)) if self.dropped else rows
+
+    def scale(self, rows: Tensor) -> Tensor:
+        """``rows`` [B, ...], each multiplied by its weight in the dtype of ``rows``."""
+        product = rows * _column(self.values.to(rows.dtype), rows)
+        return torch.where(_column(self.values != 0, rows), product, _zero(rows)) if self.dropped else product
+
+
+class Total:
+    """The sum over samples of one parameter's weighted gradients: parts are added as they come."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self.value: Tensor | None = None
+
+    def add(self, part: Tensor) -> None:
+        """Add ``part``, which nobody else uses, in the parameter's shape and dtype."""
+        if self.value is None:
+            self.value = part.contiguous()
+        else:
+            self.value.add_(part)
+
+    def take(self) -> Tensor:
+        """The sum; zeros if nothing was added."""
+        if self.value is None:
+            self.value = torch.zeros_like(self.parameter, memory_format=torch.contiguous_format)
+        return self.value
+
+
+def _column(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.view(-1, *[1] * (like.dim() - 1))
+
+
+def _zero(like: Tensor) -> Tensor:
+    return torch.zeros((), dtype=like.dtype, device=like.device)

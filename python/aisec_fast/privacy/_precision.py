@@ -1,0 +1,45 @@
+"""Full float32 precision for the engine's own products: the bounds of docs/privacy.md hold for no less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, no product or convolution of float32 is made in TF32 or bfloat16, whatever the user has allowed."""
+    before = [(place, name, getattr(place, name)) for place, name, _ in _SWITCHES]
+    try:
+        for place, name, exact in _SWITCHES:
+            setattr(place, name, exact)
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    backends = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
+        places = (backends.mkldnn.matmul, backends.mkldnn.conv, backends.cuda.matmul, backends.cudnn.conv)  # type: ignore[attr-defined]
+        return [(place, "fp32_precision", "ieee") for place in places]
+    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False), (_LegacyPrecision(), "matmul", "highest")]
+
+
+class _LegacyPrecision:
+    """What older versions keep behind two functions, as an attribute."""
+
+    @property
+    def matmul(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @matmul.setter
+    def matmul(self, value: str) -> None:
+        torch.set_float32_matmul_precision(value)
+
+
+_SWITCHES = _switches()
