@@ -232,11 +232,26 @@ def outputs(out: Any, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], 
     described = [describe(value, f"out[{i}]" if is_list else "out") for i, value in enumerate(values)]
     for i, (output, shape, dtype) in enumerate(zip(described, shapes, dtypes, strict=True)):
         require_output(output, shape, dtype)
-        for j, array in enumerate(like):
-            require_apart(output, array, same_is_fine=in_place and i == j)
-        for other in described[:i]:
-            require_apart(output, other, same_is_fine=False)
+    _require_all_apart(described, like, in_place=in_place)
     return described
+
+
+def _require_all_apart(outs: Sequence[Array], inputs: Sequence[Array], *, in_place: bool) -> None:
+    """ValueError if an output shares memory with another one or with an input, its own input aside if ``in_place``.
+
+    Arrays are visited in the order of their addresses, beside those that reach beyond the address.
+    """
+    everything = [(array.extent(), i, array, True) for i, array in enumerate(outs)]
+    everything += [(array.extent(), i, array, False) for i, array in enumerate(inputs)]
+    near: list[tuple[int, int, Array, bool]] = []
+    for (start, end), i, array, is_out in sorted(everything, key=lambda entry: entry[0]):
+        near = [entry for entry in near if entry[0] > start]
+        for _, j, other, other_is_out in near:
+            if is_out:
+                require_apart(array, other, same_is_fine=in_place and i == j and not other_is_out)
+            elif other_is_out:
+                require_apart(other, array, same_is_fine=in_place and i == j)
+        near.append((end, i, array, is_out))
 
 
 def empty_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:

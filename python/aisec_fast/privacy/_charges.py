@@ -14,7 +14,7 @@ import torch
 from .. import noise
 from ._clip import KAPPA
 
-_BLOCK_CHARGE = 2.0**-8  # largest charge for the products of a block, as a part of the clipping norm
+_BLOCK_CHARGE = 0.008  # largest charge for the products of a block, as a part of the clipping norm
 _TAIL = 64 * math.log(2.0)  # a Poisson batch is larger than its cap with probability below 2^-64
 _EXTRA = 4  # roundings of a term beside those of the sum: weight, scaling, product, block
 

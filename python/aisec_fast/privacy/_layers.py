@@ -36,6 +36,10 @@ CHUNK_ELEMENTS = 2**24
 KEEP_FACTOR = 4
 
 
+# What a normalisation's forward has computed: mean and 1 / deviation of each group of values.
+Statistics = tuple[Tensor, Tensor]
+
+
 class LayerGradients:
     """Base of the rules; see the module's docstring."""
 
@@ -43,8 +47,8 @@ class LayerGradients:
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     takes_sequences: ClassVar[bool] = False  # and may therefore have time before the batch
 
-    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
-        self.layer, self.activation, self.gradient = layer, activation, gradient
+    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor, statistics: Statistics | None = None) -> None:
+        self.layer, self.activation, self.gradient, self.statistics = layer, activation, gradient, statistics
         self.batch, self.dtype = gradient.shape[0], gradient.dtype
         self._kept: dict[str, Tensor] = {}
 
@@ -110,8 +114,10 @@ class LinearGradients(LayerGradients):
     layer_type = nn.Linear
     takes_sequences = True
 
-    def __init__(self, layer: nn.Linear, activation: Tensor, gradient: Tensor) -> None:
-        super().__init__(layer, activation, gradient)
+    def __init__(self, layer: nn.Linear, activation: Tensor, gradient: Tensor, _statistics: None = None) -> None:
+        # A gradient that came through a transposition is laid out anew once, as a plain backward would do.
+        super().__init__(layer, activation, gradient.contiguous())
+        gradient = self.gradient
         self.inputs = activation.flatten(1, -2) if activation.dim() > 2 else activation.unsqueeze(1)  # [B, T, d]
         self.outputs = gradient.flatten(1, -2) if gradient.dim() > 2 else gradient.unsqueeze(1)  # [B, T, p]
         self.length = self.inputs.shape[1]
@@ -174,7 +180,7 @@ class LinearGradients(LayerGradients):
 class ConvGradients(LayerGradients):
     """Convolutions: per-sample gradients by one convolution_backward with the batch folded into the groups."""
 
-    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor) -> None:
+    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor, _statistics: None = None) -> None:
         super().__init__(layer, activation, gradient)
         self.activation, self.padding = _padded(layer, activation)
 
@@ -244,7 +250,7 @@ class EmbeddingGradients(LayerGradients):
     takes_sequences = True
     parameter_names = ("weight",)
 
-    def __init__(self, layer: nn.Embedding, activation: Tensor, gradient: Tensor) -> None:
+    def __init__(self, layer: nn.Embedding, activation: Tensor, gradient: Tensor, _statistics: None = None) -> None:
         super().__init__(layer, activation, gradient)
         tokens = activation.reshape(-1).long()
         per_sample = activation.shape[1:].numel()
@@ -286,45 +292,41 @@ class EmbeddingGradients(LayerGradients):
         total.add(dense)
 
 
-class _NormGradients(LayerGradients):
-    """Scale and shift of a normalisation: their per-sample gradients are as small as one activation vector."""
-
-    def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
-        return self._reduce(self.gradient if name == "bias" else self.gradient * self._normalised())
-
-    def _normalised(self) -> Tensor:
-        """The activation, normalised, before scale and shift."""
-        raise NotImplementedError
-
-    def _reduce(self, values: Tensor) -> Tensor:
-        """[B, ...] -> [B, *shape of the parameter]."""
-        raise NotImplementedError
-
-
-class LayerNormGradients(_NormGradients):
-    """LayerNorm over the last dimensions."""
+class LayerNormGradients(LayerGradients):
+    """LayerNorm over the last dimensions: its samples' gradients are as small as one activation vector."""
 
     layer_type = nn.LayerNorm
     takes_sequences = True
 
-    def _normalised(self) -> Tensor:
-        return functional.layer_norm(self.activation, self.layer.normalized_shape, None, None, self.layer.eps)
-
-    def _reduce(self, values: Tensor) -> Tensor:
+    def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         shape = self.layer.normalized_shape
+        values = self.gradient
+        if name == "weight":
+            if self.statistics is None:
+                normalised = functional.layer_norm(self.activation, shape, None, None, self.layer.eps)
+            else:
+                normalised = (self.activation - self.statistics[0]) * self.statistics[1]
+            values = values * normalised
         return values.reshape(self.batch, values.shape[1:].numel() // math.prod(shape), *shape).sum(1)
 
 
-class GroupNormGradients(_NormGradients):
-    """GroupNorm over [B, C, ...]."""
+class GroupNormGradients(LayerGradients):
+    """GroupNorm over [B, C, ...]: its samples' gradients have one value for each channel."""
 
     layer_type = nn.GroupNorm
 
-    def _normalised(self) -> Tensor:
-        return functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
-
-    def _reduce(self, values: Tensor) -> Tensor:
-        return values.flatten(2).sum(2) if values.dim() > 2 else values
+    def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
+        channels = self.gradient.shape[1]
+        sums = self.gradient.reshape(self.batch, channels, -1).sum(2)
+        if name == "bias":
+            return sums
+        if self.statistics is None:
+            normalised = functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
+            return (self.gradient * normalised).reshape(self.batch, channels, -1).sum(2)
+        # sum of g (x - mean) / deviation, as torch's own backward has it: without the normalised activation
+        each = channels // self.layer.num_groups
+        mean, scale = (s.view(self.batch, -1).repeat_interleave(each, 1) for s in self.statistics)
+        return ((self.gradient * self.activation).reshape(self.batch, channels, -1).sum(2) - mean * sums) * scale
 
 
 RULES: tuple[type[LayerGradients], ...] = (

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from .._errors import PrivacyError
 from ._clip import Norms
 from ._coverage import CoveredLayer
-from ._layers import LayerGradients, position_rank
+from ._layers import LayerGradients, Statistics, position_rank
 
 
 class Use:
@@ -53,7 +53,7 @@ class Recorder:
         """A training forward of ``layer`` happened."""
         self._forwards[id(layer)] += 1
 
-    def add(self, layer: CoveredLayer, activation: Tensor, gradient: Tensor) -> None:
+    def add(self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None) -> None:
         """Keep one use, during a backward pass. What only this use needs is measured while it is in cache."""
         number = torch._C._current_graph_task_id()
         if self._pass is not None and number != self._pass:
@@ -64,21 +64,23 @@ class Recorder:
             )
         self._pass = number
         with torch.no_grad():
-            use = Use(layer, self._rule(layer, activation, gradient))
+            use = Use(layer, self._rule(layer, activation, gradient, statistics))
             if not layer.shares and self._forwards[id(layer)] == 1:
                 use.measure()
         self._uses.append(use)
 
-    def _rule(self, layer: CoveredLayer, activation: Tensor, gradient: Tensor) -> LayerGradients:
+    def _rule(
+        self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None
+    ) -> LayerGradients:
         inner = position_rank(layer.module)
         if activation.dim() <= inner:
             self.fail(f"module {layer.name!r} got an input of shape {tuple(activation.shape)}: it has no batch dimension")
         if not self.batch_first and layer.rule.takes_sequences and activation.dim() > inner + 1:
-            activation, gradient = activation.transpose(0, 1), gradient.transpose(0, 1)
+            activation, gradient, statistics = activation.transpose(0, 1), gradient.transpose(0, 1), None
         dtype = next(iter(layer.parameters.values())).dtype
-        if activation.is_floating_point():
-            activation = activation.to(dtype)
-        return layer.rule(layer.module, activation, gradient.to(dtype))
+        if activation.is_floating_point() and activation.dtype != dtype:
+            activation, statistics = activation.to(dtype), None
+        return layer.rule(layer.module, activation, gradient.to(dtype), statistics)
 
     def fail(self, message: str) -> None:
         """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""
@@ -107,19 +109,25 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, _anchor: Tensor, activation: Tensor, layer: CoveredLayer, recorder: Recorder
+        ctx: Any,
+        output: Tensor,
+        _anchor: Tensor,
+        activation: Tensor,
+        layer: CoveredLayer,
+        recorder: Recorder,
+        statistics: Statistics | None,
     ) -> Tensor:
         ctx.mark_dirty(output)
         ctx.save_for_backward(activation)  # torch then notices if somebody changes the activation in place
-        ctx.layer, ctx.recorder = layer, recorder
+        ctx.layer, ctx.recorder, ctx.statistics = layer, recorder, statistics
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         (activation,) = ctx.saved_tensors
-        ctx.recorder.add(ctx.layer, activation, gradient)
-        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
+        ctx.recorder.add(ctx.layer, activation, gradient, ctx.statistics)
+        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None, None
 
 
 class _Freeze:
@@ -159,12 +167,19 @@ class _Thaw:
         self.recorder.called(self.freeze.layer)
         activation: Tensor = args[0] if args else kwargs["input"]
         tapped: Tensor = _Tap.apply(  # type: ignore[no-untyped-call]
-            output, self.recorder.anchor, activation.detach(), self.freeze.layer, self.recorder
+            output, self.recorder.anchor, activation.detach(), self.freeze.layer, self.recorder, _statistics(output)
         )
         return tapped
 
     def __reduce__(self) -> tuple[type[_CopiedThaw], tuple[()]]:
         return _CopiedThaw, ()
+
+
+def _statistics(output: Tensor) -> Statistics | None:
+    """Mean and 1 / deviation that the forward of a normalisation has kept for its backward, or None."""
+    if type(output.grad_fn).__name__ not in ("NativeGroupNormBackward0", "NativeLayerNormBackward0"):
+        return None
+    return output.grad_fn._saved_result1, output.grad_fn._saved_result2  # type: ignore[union-attr]
 
 
 class _CopiedFreeze:
