@@ -198,7 +198,7 @@ class ConvGradients(LayerGradients):
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         gradient = self.gradient[start:stop]
         if name == "bias":
-            return gradient.flatten(2).sum(2)
+            return _over_space(gradient)
         batch = stop - start
         weight: Tensor = self.layer.weight
         if batch == 0:
@@ -316,17 +316,21 @@ class GroupNormGradients(LayerGradients):
     layer_type = nn.GroupNorm
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
-        channels = self.gradient.shape[1]
-        sums = self.gradient.reshape(self.batch, channels, -1).sum(2)
+        sums = _over_space(self.gradient)
         if name == "bias":
             return sums
         if self.statistics is None:
             normalised = functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
-            return (self.gradient * normalised).reshape(self.batch, channels, -1).sum(2)
+            return _over_space(self.gradient * normalised)
         # sum of g (x - mean) / deviation, as torch's own backward has it: without the normalised activation
-        each = channels // self.layer.num_groups
-        mean, scale = (s.view(self.batch, -1).repeat_interleave(each, 1) for s in self.statistics)
-        return ((self.gradient * self.activation).reshape(self.batch, channels, -1).sum(2) - mean * sums) * scale
+        each = self.layer.num_channels // self.layer.num_groups
+        mean, scale = (s.repeat_interleave(each, 1) for s in self.statistics)
+        return (_over_space(self.gradient * self.activation) - mean * sums) * scale
+
+
+def _over_space(values: Tensor) -> Tensor:
+    """[B, C, ...] -> [B, C]"""
+    return values.flatten(2).sum(2) if values.dim() > 2 else values
 
 
 RULES: tuple[type[LayerGradients], ...] = (
