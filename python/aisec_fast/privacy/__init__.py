@@ -3,15 +3,21 @@
     model, optimizer, loader = PrivacyEngine().make_private(
         module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0)
 
-_layers     how each layer type gives per-sample gradient norms and clipped sums
-_coverage   which layers of a model are covered, and why the rest is refused; ``ModuleValidator``
-_recording  hooks that record (activation, output gradient) of each covered layer during the one backward pass
-_sampling   Poisson sampling of batches, and the count of what the loader handed out
-_step       clip, sum, book, add noise, hand ``.grad`` to the user's optimizer
-_engine     the public class that puts them together
+_layers        how each layer type gives per-sample gradient norms and clipped sums
+_clip          the weight of each sample, from norms that are upper bounds
+_charges       what rounding costs, and the noise that pays for it (docs/privacy.md)
+_precision     no TF32 or bfloat16 in the engine's own products
+_coverage      which layers of a model are covered, and why the rest is refused; ``ModuleValidator``
+_recording     hooks that record and measure each covered layer during the one backward pass
+_sampling      Poisson sampling of batches, their parts, and the count of what the loader handed out
+_batch_memory  ``BatchMemoryManager``
+_step          clip, sum, book, add noise, hand ``.grad`` to the user's optimizer
+_engine        the public class that puts them together
+schedulers     noise and clipping norm that change with the epochs
 """
 
+from ._batch_memory import BatchMemoryManager
 from ._coverage import ModuleValidator
 from ._engine import PrivacyEngine
 
-__all__ = ["ModuleValidator", "PrivacyEngine"]
+__all__ = ["BatchMemoryManager", "ModuleValidator", "PrivacyEngine"]

@@ -140,6 +140,7 @@ class PrivacyEngine:
         step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)
         _recording.attach(layers, recorder)
         optimizer.register_step_pre_hook(step)
+        optimizer.register_step_post_hook(step.after)
         _drop_on_zero_grad(optimizer, recorder)
         self.noise_multiplier = multiplier
         self._steps.append(step)

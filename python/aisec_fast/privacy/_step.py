@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .. import noise
 from .._errors import PrivacyError
 from .._sources import Source
-from . import _charges
+from .._update import Noise
+from . import _charges, _optimizers
 from ._clip import Norms, Total, Weights, weights_of
 from ._layers import chunks, kept_squares, row_squares, weighted_sums
 from ._precision import full_precision
@@ -39,7 +39,11 @@ class Mechanism:
 
 
 class PrivateStep:
-    """Optimizer step pre-hook: clip and sum the samples; at the last part of a batch book the step, add noise, set ``.grad``."""
+    """Optimizer step pre-hook: clip and sum the samples; at the last part of a batch book the step and release the noisy mean.
+
+    The mean becomes ``.grad``, for the optimizer to use; or, where a kernel takes the optimizer's step together with the
+    noise, the optimizer finds no gradients, does nothing, and the post-hook ``after`` shows the mean.
+    """
 
     def __init__(
         self,
@@ -56,7 +60,10 @@ class PrivateStep:
         self.size = sum(p.numel() for p in self.trainable.values())
         self.float_charge = 0.0  # the largest so far, as a part of max_grad_norm
         self.sums: Sums | None = None  # of a logical batch whose last part has not come
-        self.sigma, self.granularity = 0.0, None
+        self.sigma: float = 0.0
+        self.granularity: float | None = None
+        self.not_fused: str | None = None  # why the latest step was torch's own
+        self._means: dict[nn.Parameter, Tensor] = {}
 
     def info(self) -> dict[str, Any]:
         """See :meth:`PrivacyEngine.info`."""
@@ -68,6 +75,7 @@ class PrivateStep:
             "clipping": mechanism.clipping,
             "sigma": self.sigma,
             "charges": {"float": self.float_charge, "lattice": lattice},
+            "update": "fused" if self.not_fused is None else f"torch: {self.not_fused}",
         }
 
     def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -86,33 +94,40 @@ class PrivateStep:
                 raise PrivacyError("an earlier part of this batch failed, so it cannot be finished; go on with the next batch")
             sums, self.sums = self.sums, None
             sums.add(uses)
+            for parameter in self.trainable.values():
+                parameter.grad = None  # so that the optimizer changes nothing, unless a release sets it
             if part.last:
-                self.release(sums, part.from_loader)
+                self._release(optimizer, sums, part.from_loader)
             else:
                 self.sums = sums
-                for parameter in self.trainable.values():
-                    parameter.grad = None  # so that the optimizer changes nothing
 
-    def release(self, sums: Sums, from_loader: bool) -> None:
-        """Book the step and put the noisy mean into ``.grad``."""
+    def _release(self, optimizer: Optimizer, sums: Sums, from_loader: bool) -> None:
+        """Book the step, add the noise and take the mean; take the optimizer's step too where a kernel does it all."""
         mechanism = self.mechanism
         self.float_charge = max(self.float_charge, sums.float_charge())
         self.book(from_loader)  # before anything of this step can be seen
-        totals = sums.take()
+        self.sigma, self.granularity = 0.0, None
         if mechanism.noise_multiplier > 0:
             self.sigma, self.granularity = _charges.noise_scale(
                 mechanism.noise_multiplier, mechanism.max_grad_norm, self.float_charge, self.size
             )
-            add_noise(totals, self.sigma, self.granularity, self.source)
-        for parameter, total in zip(self.trainable.values(), totals, strict=True):
-            parameter.grad = total.div_(mechanism.divisor)
+        # Values that do not fit the lattice saturate: raising would tell about the data.
+        noise = Noise(self.sigma, self.granularity, self.source)
+        totals = dict(zip(self.trainable.values(), sums.take(), strict=True))
+        self.not_fused = _optimizers.why_not_fused(optimizer, self)
+        if self.not_fused is None:
+            _optimizers.step(optimizer, totals, noise, mechanism.divisor)
+            self._means = totals
+        else:
+            _optimizers.noisy_means(totals.values(), noise, mechanism.divisor)
+            for parameter, mean in totals.items():
+                parameter.grad = mean
 
-
-def add_noise(sums: list[Tensor], sigma: float, granularity: float | None, source: Source) -> None:
-    """Add Gaussian noise to ``sums`` in place. Values that do not fit saturate: raising would tell about the data."""
-    for dtype in {total.dtype for total in sums}:
-        group = [total for total in sums if total.dtype == dtype]
-        noise.add_gaussian(group, sigma, granularity=granularity, source=source, out=group, check=False)
+    def after(self, _optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        """Post-hook: show the noisy means that a fused step has used."""
+        for parameter, mean in self._means.items():
+            parameter.grad = mean
+        self._means = {}
 
 
 class Sums:

@@ -1,0 +1,119 @@
+"""Schedules for the noise and the clipping norm of a private optimizer, with Opacus's names.
+
+Make one after ``make_private`` and call its ``step()`` once an epoch, like a learning-rate scheduler of torch. The account
+books each step with the noise multiplier that it really has. With ``poisson_sampling=False`` a pass over the loader is one
+mechanism, so change the noise between passes only.
+
+    optimizer's step  ->  noise_multiplier or max_grad_norm = base value * factor(epoch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+from .. import _checks
+from ._step import Mechanism, PrivateStep
+
+__all__ = ["ExponentialGradClip", "ExponentialNoise", "LambdaGradClip", "LambdaNoise", "StepGradClip", "StepNoise"]
+
+
+class _Scheduler:
+    """Sets ``attribute`` of the optimizer's mechanism to its base value times a factor of the epoch."""
+
+    attribute = ""
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], last_epoch: int = -1) -> None:
+        self.mechanism = _mechanism_of(optimizer)
+        self.factor = factor
+        self.base = float(getattr(self.mechanism, self.attribute))
+        self.last_epoch = last_epoch
+        self.step()
+
+    def step(self) -> None:
+        """Go on to the next epoch."""
+        value = self.base * self.factor(self.last_epoch + 1)
+        check = _checks.not_negative if self.attribute == "noise_multiplier" else _checks.positive
+        setattr(self.mechanism, self.attribute, check(value, self.attribute))
+        self.last_epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a restart needs: the base value and the epoch."""
+        return {"base": self.base, "last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.base, self.last_epoch = float(state_dict["base"]), int(state_dict["last_epoch"]) - 1
+        self.step()
+
+
+class _Noise(_Scheduler):
+    attribute = "noise_multiplier"
+
+
+class _GradClip(_Scheduler):
+    attribute = "max_grad_norm"
+
+
+class ExponentialNoise(_Noise):
+    """noise_multiplier = base * gamma^epoch."""
+
+    def __init__(self, optimizer: Optimizer, *, gamma: float, last_epoch: int = -1) -> None:
+        super().__init__(optimizer, _exponential(gamma), last_epoch)
+
+
+class LambdaNoise(_Noise):
+    """noise_multiplier = base * noise_lambda(epoch)."""
+
+    def __init__(self, optimizer: Optimizer, *, noise_lambda: Callable[[int], float], last_epoch: int = -1) -> None:
+        super().__init__(optimizer, noise_lambda, last_epoch)
+
+
+class StepNoise(_Noise):
+    """noise_multiplier = base * gamma^(epoch // step_size)."""
+
+    def __init__(self, optimizer: Optimizer, *, step_size: int, gamma: float, last_epoch: int = -1) -> None:
+        super().__init__(optimizer, _stepwise(step_size, gamma), last_epoch)
+
+
+class ExponentialGradClip(_GradClip):
+    """max_grad_norm = base * gamma^epoch."""
+
+    def __init__(self, optimizer: Optimizer, *, gamma: float, last_epoch: int = -1) -> None:
+        super().__init__(optimizer, _exponential(gamma), last_epoch)
+
+
+class LambdaGradClip(_GradClip):
+    """max_grad_norm = base * scheduler_function(epoch)."""
+
+    def __init__(
+        self, optimizer: Optimizer, *, scheduler_function: Callable[[int], float], last_epoch: int = -1
+    ) -> None:
+        super().__init__(optimizer, scheduler_function, last_epoch)
+
+
+class StepGradClip(_GradClip):
+    """max_grad_norm = base * gamma^(epoch // step_size)."""
+
+    def __init__(self, optimizer: Optimizer, *, step_size: int, gamma: float, last_epoch: int = -1) -> None:
+        super().__init__(optimizer, _stepwise(step_size, gamma), last_epoch)
+
+
+def _exponential(gamma: float) -> Callable[[int], float]:
+    factor = _checks.positive(gamma, "gamma")
+    return lambda epoch: factor**epoch
+
+
+def _stepwise(step_size: int, gamma: float) -> Callable[[int], float]:
+    factor, size = _checks.positive(gamma, "gamma"), _checks.whole(step_size, "step_size", least=1)
+    return lambda epoch: factor ** (epoch // size)
+
+
+def _mechanism_of(optimizer: Optimizer) -> Mechanism:
+    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
+    for hook in hooks:
+        if isinstance(hook, PrivateStep):
+            return hook.mechanism
+    raise ValueError("optimizer is not private; pass the one that PrivacyEngine.make_private has returned")

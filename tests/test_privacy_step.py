@@ -1,0 +1,466 @@
+"""How samples are weighted and summed, what rounding is charged, parts of a batch, schedules and budgets."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("dp_accounting")
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from aisec_fast import BudgetError, PrivacyError, accounting, noise
+from aisec_fast.privacy import BatchMemoryManager, PrivacyEngine, _charges, _clip, _precision, schedulers
+from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, MARGIN, STABILITY, Norms, Weights, weights_of
+
+from .test_privacy import private, small_loader, small_model, train
+from .test_privacy_layers import MODELS, loop_gradients, model_case, square_loss
+
+DELTA = 1e-5
+
+
+def step_of(optimizer: Any) -> Any:
+    return next(iter(optimizer._optimizer_step_pre_hooks.values()))
+
+
+def one_step(model: nn.Module, x: Tensor, y: Tensor, loss_of: Any, **options: Any) -> tuple[list[Tensor], Any]:
+    """What a step without noise puts into ``.grad`` for a sum of losses, and the step itself."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    arguments = {"noise_multiplier": 0.0, "max_grad_norm": 0.7, "loss_reduction": "sum", **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no noise; a batch of our own
+        loader = DataLoader(TensorDataset(torch.arange(16)), batch_size=16)
+        PrivacyEngine().make_private(module=model, optimizer=optimizer, data_loader=loader, **arguments)
+        loss_of(model(x), y).sum().backward()
+        optimizer.step()
+    return [p.grad for p in model.parameters() if p.requires_grad], step_of(optimizer)
+
+
+# ------------------------------------------------------------------------------------------------------- weights
+
+
+def norms(squares: list[float], spreads: list[float]) -> Norms:
+    return Norms(torch.tensor(squares, dtype=torch.float64), torch.tensor(spreads, dtype=torch.float64))
+
+
+def test_weights() -> None:
+    """Below the bound, at it, above it, zero, one held back by its spread, one too large, and what is not finite."""
+    inf, nan = math.inf, math.nan
+    squares = [0.25, 1.0, 16.0, 0.0, 1.0, 2.0**90, inf, nan, 1.0]
+    spreads = [0.25, 1.0, 16.0, 0.0, (4 * KAPPA) ** 2, 2.0**90, inf, 1.0, inf]
+    bound = 2.0 * (1 - MARGIN)
+    assert weights_of(norms(squares, spreads), 2.0, "flat").tolist() == [1, 1, bound / 4, 1, bound / 4, 0, 0, 0, 0]
+    automatic = weights_of(norms(squares, spreads), 2.0, "automatic").tolist()
+    assert automatic == [
+        bound / (0.5 + STABILITY), bound / (1 + STABILITY), bound / (4 + STABILITY), bound / STABILITY, bound / 4, 0, 0, 0, 0
+    ]  # fmt: skip
+    least = bound / LEAST_WEIGHT
+    assert weights_of(norms([least**2, (2 * least) ** 2], [0.0, 0.0]), 2.0, "flat").tolist() == [LEAST_WEIGHT, 0]
+
+
+def test_rows_of_weight_zero_are_selected_away() -> None:
+    rows = torch.tensor([[1.0, 2.0], [math.nan, math.inf], [3.0, 4.0]])
+    weights = Weights(torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64))
+    assert weights.scale(rows).tolist() == [[0.5, 1.0], [0.0, 0.0], [3.0, 4.0]]
+    assert weights.keep(rows).tolist() == [[1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]
+    assert weights.part(1, 3).scale(rows[1:]).tolist() == [[0.0, 0.0], [3.0, 4.0]]
+    assert weights.at(torch.tensor([2, 1])).keep(rows[:2]).tolist() == [[1.0, 2.0], [0.0, 0.0]]
+
+
+def loop_sums(model: nn.Module, x: Tensor, y: Tensor, loss_of: Any, weigh: Any) -> list[Tensor]:
+    """The sum over samples of gradients weighted by ``weigh(gradients)``, a weight for each parameter."""
+    model = copy.deepcopy(model)
+    parameters = list(model.parameters())
+    sums = [torch.zeros_like(p) for p in parameters]
+    for i in range(len(x)):
+        gradients = torch.autograd.grad(loss_of(model(x[i : i + 1]), y[i : i + 1]).sum(), parameters)
+        for total, gradient, weight in zip(sums, gradients, weigh(gradients), strict=True):
+            total += weight * gradient
+    return sums
+
+
+def whole_norm(gradients: Any) -> float:
+    return math.sqrt(sum(float(g.square().sum()) for g in gradients))
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "transformer"])
+def test_automatic_clipping(name: str) -> None:
+    model, x, y, loss_of = model_case(name, torch.float64)
+    expected = loop_sums(
+        model, x, y, loss_of, lambda g: [0.7 * (1 - MARGIN) / (whole_norm(g) + STABILITY)] * len(g)
+    )
+    for got, want in zip(one_step(model, x, y, loss_of, clipping="automatic")[0], expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0.0, atol=1e-11)
+
+
+@pytest.mark.parametrize("given", ["number", "list"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "transformer"])
+def test_per_layer_clipping(name: str, given: str) -> None:
+    """Each parameter by its own norm; the bounds of a number are equal and add up to it."""
+    model, x, y, loss_of = model_case(name, torch.float64)
+    count = len(list(model.parameters()))
+    bounds = [0.7 / math.sqrt(count)] * count if given == "number" else [0.1 * (i % 5 + 1) for i in range(count)]
+
+    def weigh(gradients: Any) -> list[float]:
+        return [min(1.0, b * (1 - MARGIN) / max(whole_norm([g]), 1e-300)) for b, g in zip(bounds, gradients, strict=True)]
+
+    expected = loop_sums(model, x, y, loss_of, weigh)
+    options = {"clipping": "per_layer", "max_grad_norm": 0.7 if given == "number" else bounds}
+    sums, step = one_step(model, x, y, loss_of, **options)
+    assert step.mechanism.max_grad_norm == pytest.approx(math.hypot(*bounds), rel=1e-12)
+    for got, want in zip(sums, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0.0, atol=1e-11)
+
+
+# ------------------------------------------------------------------------------------------------------- charges
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "automatic"])
+@pytest.mark.parametrize("name", MODELS)
+def test_one_sample_moves_the_sum_by_no_more_than_is_charged(name: str, clipping: str) -> None:
+    """In float32: each sample in turn is made unusable, so that it contributes zero, in the same batch."""
+    model, x, y, loss_of = model_case(name, torch.float32)
+    on_loss = name.endswith("transformer")  # tokens cannot be NaN, the loss can
+    y = y.clone()
+    if on_loss:
+        y[:, 5] *= 100
+    else:
+        y += 4
+    everything, step = one_step(copy.deepcopy(model), x, y, loss_of, clipping=clipping)
+    moved = []
+    for i in range(len(x)):
+        x_without, y_without = x.clone(), y.clone()
+        if on_loss:
+            y_without[i, 5] = math.nan
+        else:
+            x_without[i] = math.nan
+        without, _ = one_step(copy.deepcopy(model), x_without, y_without, loss_of, clipping=clipping)
+        moved.append(whole_norm([(a.double() - b.double()) for a, b in zip(everything, without, strict=True)]))
+    charge = step.sums_charge if hasattr(step, "sums_charge") else step.float_charge
+    assert 0 < charge < 0.02
+    assert max(moved) <= 0.7 * (1 + charge)
+    assert max(moved) >= 0.7 * 0.9  # some sample is clipped, by a norm that is nearly its own
+
+
+def test_float_sum_is_within_its_charge() -> None:
+    """Products of whole blocks against float64: the error is within half of what is charged for it."""
+    torch.manual_seed(0)
+    for terms, samples in itertools.product((1, 3, 64), (1, 7, 40)):
+        a, g = torch.randn(samples * terms, 30) + 3, torch.randn(samples * terms, 20) + 3
+        exact = g.double().t() @ a.double()
+        error = float(((g.t() @ a).double() - exact).norm())
+        lengths = float((a.double().norm(dim=1) * g.double().norm(dim=1)).sum())  # at most samples * KAPPA * C
+        bound = _charges.block_charge(samples, terms, torch.float32) * lengths / samples
+        assert error <= (bound if terms == 1 else bound / KAPPA)
+
+
+def test_blocks_keep_their_charge_small() -> None:
+    for terms in (1, 2, 64, 1024, 2**20):
+        size = _charges.block_size(terms, torch.float32)
+        assert size == 1 or _charges.block_charge(size, terms, torch.float32) <= 0.008
+        assert _charges.block_charge(size + 1, terms, torch.float32) > 0.008
+    assert _charges.block_size(1, torch.float32) >= 256
+    assert _charges.block_size(64, torch.float32) >= 8
+    assert _charges.block_charge(2**15, 64, torch.float64) < 1e-3
+    assert math.isinf(_charges.gamma(2**24, torch.float32))
+
+
+def test_largest_batch() -> None:
+    """The cap is exceeded with probability below 2^-64, by the exact binomial tail."""
+    from scipy import stats
+
+    for records, rate in ((50_000, 0.005), (1000, 0.3), (100, 0.01), (10**7, 1e-5), (8, 1.0)):
+        cap = _charges.largest_batch(records, rate)
+        assert cap == records or stats.binom.sf(cap, records, rate) < 2.0**-64
+        assert cap <= min(records, records * rate + 70 + 14 * math.sqrt(records * rate))
+
+
+def test_noise_pays_for_everything() -> None:
+    sigma, granularity = _charges.noise_scale(1.5, 2.0, 0.01, 10**6)
+    assert granularity == 2.0**-19
+    exact = 1.5 * (2.0 * 1.01 + 2.0**-19 * 1000)
+    assert exact < sigma < exact * (1 + 1e-15)
+
+
+def test_a_batch_larger_than_declared() -> None:
+    engine, model, optimizer, _ = private(loader=small_loader(size=8, batch=8))
+    nn.functional.cross_entropy(model(torch.zeros(9, 1, 6, 6)), torch.zeros(9, dtype=torch.int64)).backward()
+    with pytest.raises(PrivacyError, match="a batch of 9 samples, where at most 8 were declared"):
+        optimizer.step()
+    assert engine.get_epsilon(DELTA) == 0.0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_products_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's choice of TF32 or bfloat16 for the forward pass does not reach the engine's sums."""
+    seen = []
+    real = torch.Tensor.__matmul__
+
+    def spy(a: Tensor, b: Tensor) -> Tensor:
+        seen.append(_precision._SWITCHES[0][0].fp32_precision)
+        return real(a, b)
+
+    _, model, optimizer, loader = private(nn.Sequential(nn.Flatten(), nn.Linear(36, 4)))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
+        train(model, optimizer, [next(iter(loader))])
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen
+    assert set(seen) == {"ieee"}
+
+
+def test_info_says_what_is_released() -> None:
+    engine, model, optimizer, loader = private(noise_multiplier=1.5, max_grad_norm=0.5)
+    assert engine.info()[0]["sigma"] == 0.0
+    train(model, optimizer, loader)
+    (said,) = engine.info()
+    assert (said["noise_multiplier"], said["max_grad_norm"], said["clipping"]) == (1.5, 0.5, "flat")
+    assert said["sigma"] == pytest.approx(0.75 * (1 + sum(said["charges"].values())), rel=1e-12)
+    assert 0 < said["charges"]["lattice"] < said["charges"]["float"] < 0.01
+
+
+# ------------------------------------------------------------------------------------------------ parts of a batch
+
+
+@pytest.mark.parametrize("way", ["make_private", "BatchMemoryManager"])
+@pytest.mark.parametrize("poisson", [True, False])
+def test_parts_are_one_step(way: str, poisson: bool) -> None:
+    """Parts give the sum of the whole batch, one update, one booked step."""
+    results = []
+    for size in (None, 3):
+        options = {"max_physical_batch_size": size} if way == "make_private" else {}
+        engine, model, optimizer, loader = private(
+            noise_multiplier=0.0,
+            optimizer=None,
+            poisson_sampling=poisson,
+            source=noise.SeededSource(3),
+            **options,
+        )
+        gradients, sizes = [], []
+
+        def run(batches: Any, gradients: Any = gradients, sizes: Any = sizes, m: Any = model, o: Any = optimizer) -> None:
+            for x, y in batches:
+                before = [p.detach().clone() for p in m.parameters()]
+                train(m, o, [(x, y)])
+                sizes.append(len(x))
+                if m[4].weight.grad is None:
+                    assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+                else:
+                    gradients.append([p.grad.clone() for p in m.parameters()])
+
+        if way == "BatchMemoryManager" and size:
+            with BatchMemoryManager(data_loader=loader, max_physical_batch_size=size, optimizer=optimizer) as parts:
+                run(parts)
+            assert loader.parts.max_physical_batch_size is None
+        else:
+            run(loader)
+        assert len(gradients) == 5
+        assert sum(engine._ledger.spent.values()) == (5 if poisson else 1)
+        assert size is None or max(sizes) == 3
+        results.append(gradients)
+    for whole, parts in zip(*results, strict=True):
+        for a, b in zip(whole, parts, strict=True):
+            torch.testing.assert_close(a, b, rtol=0.0, atol=1e-6)
+
+
+def test_adam_counts_logical_steps() -> None:
+    model = small_model()
+    optimizer = torch.optim.Adam(model.parameters())
+    _, _, _, loader = private(model, optimizer=optimizer, max_physical_batch_size=2)
+    assert train(model, optimizer, loader) > 5
+    assert {int(state["step"]) for state in optimizer.state.values()} == {5}
+
+
+def test_parts_cannot_be_skipped_or_read_ahead() -> None:
+    _, model, optimizer, loader = private(max_physical_batch_size=2)
+    batches = iter(loader)
+    train(model, optimizer, [next(batches)])
+    next(batches)
+    with pytest.raises(PrivacyError, match="every batch needs its backward pass and step"):
+        next(batches)
+
+
+def test_a_pass_left_in_the_middle_of_a_batch() -> None:
+    """Its parts are forgotten: a record must not enter one release twice."""
+    engine, model, optimizer, loader = private(noise_multiplier=0.0, poisson_sampling=False, max_physical_batch_size=3)
+    train(model, optimizer, [next(iter(loader))])
+    assert engine.get_epsilon(DELTA) == 0.0
+    before = engine._ledger.spent.total()
+    steps = train(model, optimizer, loader)
+    assert (steps, engine._ledger.spent.total() - before) == (15, 2)  # of both passes, as either may be in a step
+    norm = whole_norm([p.grad for p in model.parameters()]) * 8
+    assert norm <= 8
+
+
+def test_a_part_that_fails_spoils_its_batch() -> None:
+    engine, model, optimizer, loader = private(poisson_sampling=False, max_physical_batch_size=3)
+    batches = iter(loader)
+    x, y = next(batches)
+    (model(x).sum() + model[4](torch.zeros(5, 48)).sum()).backward()
+    with pytest.raises(PrivacyError, match="different batch sizes"):
+        optimizer.step()
+    with pytest.raises(PrivacyError, match="an earlier part of this batch failed"):
+        train(model, optimizer, batches)
+    assert engine.get_epsilon(DELTA) == 0.0
+
+
+def test_memory_manager_wants_a_private_loader() -> None:
+    with pytest.raises(TypeError, match="data_loader must be the loader that make_private has returned"):
+        BatchMemoryManager(data_loader=small_loader(), max_physical_batch_size=2)
+    _, _, _, loader = private()
+    with pytest.raises(ValueError, match="max_physical_batch_size"):
+        BatchMemoryManager(data_loader=loader, max_physical_batch_size=0)
+
+
+# ------------------------------------------------------------------------------------------------------ schedules
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        (lambda o: schedulers.ExponentialNoise(o, gamma=0.5), [2.0, 1.0, 0.5]),
+        (lambda o: schedulers.StepNoise(o, step_size=2, gamma=0.5), [2.0, 2.0, 1.0]),
+        (lambda o: schedulers.LambdaNoise(o, noise_lambda=lambda epoch: 1 + epoch), [2.0, 4.0, 6.0]),
+    ],
+)
+def test_noise_schedules_are_booked(make: Any, values: list[float]) -> None:
+    engine, model, optimizer, loader = private(noise_multiplier=2.0)
+    schedule = make(optimizer)
+    for value in values:
+        assert step_of(optimizer).mechanism.noise_multiplier == value
+        train(model, optimizer, loader)
+        assert step_of(optimizer).sigma == pytest.approx(value, rel=0.01)
+        schedule.step()
+    assert engine._ledger.spent == {(v, 0.2): 5 * values.count(v) for v in values}
+    saved = schedule.state_dict()
+    fresh = make(private(noise_multiplier=7.0)[2])
+    fresh.load_state_dict(saved)
+    assert fresh.mechanism.noise_multiplier == schedule.mechanism.noise_multiplier
+    assert fresh.last_epoch == schedule.last_epoch == 3
+
+
+def test_clip_schedules() -> None:
+    _, model, optimizer, loader = private(noise_multiplier=1.0, max_grad_norm=4.0)
+    for make, values in (
+        (lambda: schedulers.ExponentialGradClip(optimizer, gamma=0.5), [4.0, 2.0]),
+        (lambda: schedulers.StepGradClip(optimizer, step_size=1, gamma=0.25), [2.0, 0.5]),
+        (lambda: schedulers.LambdaGradClip(optimizer, scheduler_function=lambda e: e + 1.0), [0.5, 1.0]),
+    ):
+        schedule = make()
+        for value in values:
+            assert step_of(optimizer).mechanism.max_grad_norm == value
+            train(model, optimizer, [next(iter(loader))])
+            assert step_of(optimizer).sigma == pytest.approx(value, rel=0.01)
+            if value != values[-1]:
+                schedule.step()
+
+
+def test_schedules_refuse_what_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match="optimizer is not private"):
+        schedulers.ExponentialNoise(torch.optim.SGD(small_model().parameters(), lr=0.1), gamma=0.9)
+    _, _, optimizer, _ = private()
+    with pytest.raises(ValueError, match="gamma"):
+        schedulers.StepNoise(optimizer, step_size=1, gamma=0.0)
+    with pytest.raises(ValueError, match="step_size"):
+        schedulers.StepGradClip(optimizer, step_size=0, gamma=0.5)
+    with pytest.raises(ValueError, match="noise_multiplier"):
+        schedulers.LambdaNoise(optimizer, noise_lambda=lambda _epoch: -1.0)
+
+
+def test_noise_does_not_change_inside_an_unamplified_pass() -> None:
+    _, model, optimizer, loader = private(poisson_sampling=False)
+    batches = iter(loader)
+    train(model, optimizer, [next(batches)])
+    schedulers.LambdaNoise(optimizer, noise_lambda=lambda _epoch: 0.5)
+    with pytest.raises(PrivacyError, match="noise_multiplier changed from 1.0 to 0.5 inside a pass"):
+        train(model, optimizer, [next(batches)])
+    assert train(model, optimizer, loader) == 5
+
+
+# -------------------------------------------------------------------------------------------------------- budgets
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_budget_allows_as_many_runs_as_the_limit(accountant: str) -> None:
+    budget = accounting.Budget(2.0, DELTA, accountant=accountant)
+    budget.spend(3.0, 0.5, 2)
+
+    def cost(times: int) -> float:
+        return accounting.epsilon_of({(3.0, 0.5): 2, (1.0, 0.01): times}, DELTA, accountant)
+
+    done = 0
+    while budget.allows(1.0, 0.01):
+        budget.spend(1.0, 0.01)
+        done += 1
+    assert cost(done) <= 2.0 < cost(done + 1)
+    assert budget.epsilon == cost(done)
+    assert budget.remaining == 2.0 - cost(done)
+    assert not budget.allows(1.0, 0.01)
+    assert not budget.allows(0.0, 0.01)
+    with pytest.raises(BudgetError, match=r"1 more of noise multiplier 1.0 at sample rate 0.01 would exceed"):
+        budget.spend(1.0, 0.01)
+    assert budget.allows(50.0, 0.001)  # something far cheaper still fits
+
+
+def test_budget_with_changing_mechanisms() -> None:
+    budget = accounting.Budget(1.0, DELTA, accountant="rdp")
+    spent: dict[tuple[float, float], int] = {}
+    for i in itertools.count():
+        mechanism = (2.0 + i % 3, 0.05)
+        if not budget.allows(*mechanism):
+            break
+        budget.spend(*mechanism)
+        spent[mechanism] = spent.get(mechanism, 0) + 1
+    assert accounting.epsilon_of(spent, DELTA, "rdp") <= 1.0
+    assert accounting.epsilon_of({**spent, mechanism: spent[mechanism] + 1}, DELTA, "rdp") > 1.0
+    assert "Budget(epsilon=1.0" in repr(budget)
+
+
+def test_training_ends_within_its_budget() -> None:
+    """The loader ends; a later pass is empty; a batch from elsewhere raises and changes nothing."""
+    limit = accounting.get_epsilon(noise_multiplier=1.0, sample_rate=0.2, steps=7, delta=DELTA, accountant="rdp") * 1.001
+    budget = accounting.Budget(limit, DELTA, accountant="rdp")
+    engine = PrivacyEngine(accountant="rdp", budget=budget)
+    _, model, optimizer, loader = private(engine=engine)
+    assert [train(model, optimizer, loader) for _ in range(3)] == [5, 2, 0]
+    assert engine.get_epsilon(DELTA) == budget.epsilon <= limit
+    before = copy.deepcopy(model.state_dict())
+    optimizer.zero_grad()
+    model(torch.zeros(3, 1, 6, 6)).sum().backward()
+    with pytest.raises(BudgetError, match="at sample rate 1.0 would exceed the budget"):
+        optimizer.step()
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_budget_of_passes_and_of_parts() -> None:
+    limit = accounting.get_epsilon(noise_multiplier=4.0, sample_rate=1.0, steps=2, delta=DELTA, accountant="rdp") * 1.001
+    engine = PrivacyEngine(accountant="rdp", budget=accounting.Budget(limit, DELTA, accountant="rdp"))
+    _, model, optimizer, loader = private(
+        engine=engine, noise_multiplier=4.0, poisson_sampling=False, max_physical_batch_size=4
+    )
+    assert [train(model, optimizer, loader) for _ in range(3)] == [10, 10, 0]
+    with pytest.raises(TypeError, match="budget must be an aisec_fast.accounting.Budget"):
+        PrivacyEngine(budget=3.0)  # type: ignore[arg-type]
+    for bad in ((0.0, DELTA), (1.0, 0.0), (1.0, 1.0)):
+        with pytest.raises(ValueError, match="epsilon|delta"):
+            accounting.Budget(*bad)
+
+
+def test_loop_gradients_agree_with_the_step() -> None:
+    """The helpers of two test files mean the same thing."""
+    model, x, y, _ = model_case("mlp", torch.float64)
+    expected, _ = loop_gradients(model, x, y, square_loss)
+    for got, want in zip(one_step(model, x, y, square_loss)[0], expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0.0, atol=1e-10)
+    assert _clip.CLIPPINGS == ("flat", "per_layer", "automatic")
