@@ -113,7 +113,7 @@ def adam(
     divisor: float,
     *,
     lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
+    betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     decoupled: bool = False,

@@ -10,7 +10,8 @@
 namespace aisec_fast {
 namespace {
 
-constexpr std::size_t span_groups = 32;   // values that noise and step pass over while they are in the cache: 8192
+// Values that noise and step pass over while they are in the second-level cache: 64 KiB of each array.
+constexpr std::size_t span_bytes = 1 << 16;
 constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread
 
 class Call {
@@ -36,22 +37,32 @@ class Call {
     std::vector<std::size_t> ends;  // of each array, in groups
     for (const UpdateItem& item : items_)
       ends.push_back((ends.empty() ? 0 : ends.back()) + item.size / noise_group + (item.size % noise_group != 0));
-    parallel_for(ends.back(), least_groups, [&](std::size_t begin, std::size_t end) {
-      auto a = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), begin) - ends.begin());
-      while (begin < end) {
-        const std::size_t start = a == 0 ? 0 : ends[a - 1], stop = std::min({end, ends[a], begin + span_groups});
-        const UpdateItem& item = items_[a];
+    const std::size_t span = span_bytes / noise_group / (wide ? sizeof(double) : sizeof(float));
+    parallel_chunks(ends.back(), least_groups, span, [&](std::size_t begin, std::size_t end) {
+      for (auto a = std::upper_bound(ends.begin(), ends.end(), begin); begin < end; ++a) {
+        const UpdateItem& item = items_[static_cast<std::size_t>(a - ends.begin())];
+        const std::size_t start = a == ends.begin() ? 0 : *(a - 1), stop = std::min(end, *a);
         const std::size_t first = (begin - start) * noise_group;
         const std::size_t last = std::min(item.size, (stop - start) * noise_group);
-        if (item.noise.scale != 0.0) add_noise(item.arrays.sums, item.arrays.sums, first, last, item.noise);
-        use(kernels, item.arrays, first, last);
+        if (first < last) {
+          if (item.noise.scale != 0.0) add(add_noise, item, first, last);
+          use(kernels, item.arrays, first, last);
+        }
         begin = stop;
-        while (a + 1 < ends.size() && ends[a] <= begin) ++a;
       }
     });
   }
 
  private:
+  static void add(AddNoise kernel, const UpdateItem& item, std::size_t first, std::size_t last) {
+    const UpdateArrays& arrays = item.arrays;
+    const void* soon[5] = {};
+    std::size_t count = 0;
+    for (const void* array : {arrays.params, arrays.state[0], arrays.state[1], arrays.state[2]})
+      if (array != nullptr) soon[count++] = array;
+    kernel(arrays.sums, arrays.sums, first, last, item.noise, soon);
+  }
+
   std::vector<ArrayView> views_;
   std::vector<UpdateItem> items_;
 };

@@ -19,8 +19,11 @@ struct NoiseCall {
   Generator generator;
 };
 
-// x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of 256.
-using AddNoise = void (*)(const void* x, void* out, std::size_t first, std::size_t last, const NoiseCall& call);
+// x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of 256. `soon`: arrays of
+// x's type, closed by a null pointer, that the caller reads next at these places: they come into the cache meanwhile.
+using AddNoise = void (*)(const void* x, void* out, std::size_t first, std::size_t last, const NoiseCall& call,
+                          const void* const* soon);
+constexpr const void* nothing_soon[] = {nullptr};
 // Index of the first x[i], i < count, that is not finite or has |x / granularity| > 2^62; count if there is none.
 using FirstUnfit = std::size_t (*)(const void* x, std::size_t count, double granularity);
 
