@@ -27,6 +27,7 @@ class Kernels(NamedTuple):
     clipping: ModuleType
     adversarial: ModuleType
     hashing: ModuleType
+    update: ModuleType
 
 
 NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]

@@ -37,7 +37,7 @@ def test_every_kernel_is_checked_and_timed(operation: str) -> None:
         assert row["ns"] > 0
         assert row["floor_ns"] > 0
         assert row["quartiles"][0] <= row["ns"] <= row["quartiles"][1]
-    noisy = small_case(operation).family == "noise" or operation == "private_sum"
+    noisy = small_case(operation).family in ("noise", "update") or operation == "private_sum"
     assert all(row["private_safe"] != noisy for row in rows if row["backend"] in ("torch", "numpy"))
     assert (_core.instruction_set(), get_num_threads()) == before
 

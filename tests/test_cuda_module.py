@@ -84,6 +84,19 @@ def test_every_function_computes(cuda: ModuleType, array: Any) -> None:
         getattr(cuda, step)(array(adv), array(center), array(gradient), *numbers, array(result))
         assert bits(result) == bits(wanted)
 
+    release = (64.0, 1.5, 2.0**-20, [KEY], "chacha")
+    for step, used, more in (
+        ("noisy_mean", 1, ()),
+        ("sgd_step", 3, (0.1, 0.9, 0.1, 0.01, False, True, False)),
+        ("adam_step", 4, ([], 0.9, 0.99, 0.1, 0.5, 1e-8, 0.0, 0.99, False)),
+    ):
+        given, wanted = ([np.abs(values(300)) * (k + 1) for k in range(used)] for _ in range(2))
+        between, numbers = (more[:1], more[1:]) if used == 4 else ((), more)
+        getattr(_core, step)(*([a] for a in wanted), *between, *release, *numbers)
+        getattr(cuda, step)(*([array(a)] for a in given), *between, *release, *numbers)
+        assert [bits(a) for a in given] == [bits(a) for a in wanted]
+    cuda.noisy_mean([], *release[:3], [], "chacha")
+
 
 def blake3_state() -> np.ndarray:
     state = np.zeros(700, np.uint32)

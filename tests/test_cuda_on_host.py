@@ -17,7 +17,7 @@ import pytest
 
 from aisec_fast import _core
 from tests.conftest import bits
-from tests.cuda_on_host import adversarial, build, clipping, hashing, noise
+from tests.cuda_on_host import adversarial, build, clipping, hashing, noise, update
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=f"no C++ compiler: {build.COMPILER} is not on the path")
 
@@ -99,6 +99,25 @@ def test_adversarial_steps_of_large_arrays(shape: tuple[int, int], dtype: str, o
         assert bits(out) == bits(expected)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("sigma", [0.0, 1.7])
+def test_steps_of_long_arrays(sigma: float, order: int) -> None:
+    def lists() -> list[list[np.ndarray]]:
+        rng = np.random.default_rng(6)
+        return [[np.abs(rng.standard_normal(size)).astype("f4") for size in (MANY, 5)] for _ in range(5)]
+
+    release = (64.0, sigma, 2.0**-20, [KEY, KEY[::-1]] if sigma else [], "chacha")
+    for step, used, numbers in (
+        ("noisy_mean", 1, ()),
+        ("sgd_step", 3, (0.1, 0.9, 0.1, 0.01, False, True, False)),
+        ("adam_step", 5, (0.9, 0.99, 0.1, 0.5, 1e-8, 0.0, 0.99, False)),
+    ):
+        arrays, expected = lists(), lists()
+        getattr(_core, step)(*expected[:used], *release, *numbers)
+        getattr(update, step)(*arrays[:used], *release, *numbers, order=order)
+        assert [bits(a) for row in arrays for a in row] == [bits(a) for row in expected for a in row]
+
+
 def test_rows_more_than_2_to_31_values_apart() -> None:
     stride = 2**31 + 5
     reserve_nothing = 0x4000  # Linux's MAP_NORESERVE: 4 GiB of addresses, of which two pages are touched
@@ -171,7 +190,7 @@ def test_blake3_of_more_than_one_slice(tmp_path: Path, monkeypatch: pytest.Monke
 # ------------------------------------------------------------------------------------------------ under the sanitizers
 
 
-@pytest.mark.parametrize("family", ["noise", "clipping", "hashing", "adversarial"])
+@pytest.mark.parametrize("family", ["noise", "clipping", "hashing", "adversarial", "update"])
 def test_exact_buffers_under_the_sanitizers(family: str) -> None:
     run = build.run_check(build.sanitized_check(family))
     assert (run.returncode, run.stdout) == (0, f"{family}: every result as expected\n"), run.stderr
@@ -243,6 +262,7 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("hashing", "hashing_body.hpp", "chunk < count;", "chunk <= count;"),
         ("clipping", "row_norms_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
         ("clipping", "row_norms.hpp", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),
+        ("update", "update_body.hpp", "i < item.size;", "i <= item.size;"),
         ("adversarial", "adversarial_body.hpp", "i < count;", "i <= count;"),
         ("adversarial", "adversarial_body.hpp", "c < width;", "c <= width;"),
     ],

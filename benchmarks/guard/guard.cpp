@@ -48,7 +48,11 @@ struct Inputs {
   std::vector<unsigned char> bytes = std::vector<unsigned char>(chunks * 1024, 7);
   std::vector<std::uint32_t> hashes = std::vector<std::uint32_t>(chunks * 8);
   std::vector<float> adv = x, gradient = values<float>(rows * columns);
+  std::vector<float> lengths = std::vector<float>(rows * columns, 1.0f);
   AdversarialStep step{adv.data(), x.data(), gradient.data(), out.data(), columns, 0.01, 0.03, -10.0, 10.0};
+  UpdateArrays update{out.data(), adv.data(), {gradient.data(), lengths.data(), nullptr}};
+  SgdStep sgd{256.0, 0.1, 0.9, 0.0, 0.01, true, false, false};
+  AdamStep adam{256.0, 0.9, 0.999, 0.01, 0.5, 1e-8, 0.0, 0.999, false};
   Batch batch{DType::float32, rows, {{x.data(), static_cast<std::ptrdiff_t>(columns), columns}}};
 };
 
@@ -58,11 +62,19 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
   return {
       {"random_words", [&](const Kernels& k) { k.noise.random_words(in.words.data(), 0, samples, in.noise, 0); }},
       {"gaussian_float32",
-       [&](const Kernels& k) { k.noise.gaussian_float32(in.x.data(), in.out.data(), 0, samples, in.noise); }},
+       [&](const Kernels& k) {
+         k.noise.gaussian_float32(in.x.data(), in.out.data(), 0, samples, in.noise, nothing_soon);
+       }},
       {"gaussian_float64",
-       [&](const Kernels& k) { k.noise.gaussian_float64(in.wide.data(), in.wide_out.data(), 0, samples, in.noise); }},
+       [&](const Kernels& k) {
+         k.noise.gaussian_float64(in.wide.data(), in.wide_out.data(), 0, samples, in.noise, nothing_soon);
+       }},
       {"laplace_float32",
-       [&](const Kernels& k) { k.noise.laplace_float32(in.x.data(), in.out.data(), 0, samples, in.noise); }},
+       [&](const Kernels& k) {
+         k.noise.laplace_float32(in.x.data(), in.out.data(), 0, samples, in.noise, nothing_soon);
+       }},
+      {"sgd_float32", [&](const Kernels& k) { k.update_float32.sgd(in.update, in.sgd, 0, samples); }},
+      {"adam_float32", [&](const Kernels& k) { k.update_float32.adam(in.update, in.adam, 0, samples); }},
       {"row_norms", [&](const Kernels&) { row_norms(in.batch, in.norms.data()); }},
       {"clip_and_sum", [&](const Kernels&) { clip_and_sum(in.batch, 30.0, {in.out.data()}, in.norms.data()); }},
       {"lattice_sum",

@@ -5,6 +5,7 @@ Nothing is copied and no framework is imported: an array of torch can only exist
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -201,6 +202,14 @@ def require_apart(out: Array, x: Array, *, same_is_fine: bool) -> None:
     if out_start < x_end and x_start < out_end:
         expected = "the same memory or none in common" if same_is_fine else "memory of its own"
         raise ValueError(f"{out.name} overlaps {x.name} in memory, expected {expected}")
+
+
+def require_all_apart(arrays: Sequence[Array]) -> None:
+    """ValueError if any two of these contiguous arrays share memory."""
+    ordered = sorted((array for array in arrays if array.size), key=lambda array: array.address)
+    for before, after in itertools.pairwise(ordered):
+        if before.address + before.size * before.itemsize > after.address:
+            raise ValueError(f"{after.name} overlaps {before.name} in memory, expected memory of its own")
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any, name: str) -> npt.NDArray[Any]:

@@ -25,7 +25,7 @@ class Backend(NamedTuple):
     """One backend: a module of kernels for each family, all with the same functions (docs/<family>.md).
 
     CUDA has no SHA-256: one stream of it is sequential (docs/hashing.md). ``integers`` are those of the noise family,
-    which are made on the CPU (docs/noise-integers.md).
+    which are made on the CPU (docs/noise-integers.md); ``update`` is noise and an optimizer's step in one.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Backend(NamedTuple):
     adversarial: ModuleType
     hashing: ModuleType
     integers: ModuleType
+    update: ModuleType
 
     def operands(self, arrays: Sequence[Array]) -> list[Any]:
         """The arrays as this backend's kernels take them."""

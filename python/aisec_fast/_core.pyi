@@ -49,3 +49,43 @@ def bounded_integers(
     out: Any, key: bytes, low: int, bound: int, growth: int, wide: bool, generator: str = "chacha"
 ) -> list[tuple[int, ...]]: ...
 def shuffle(places: Any, first: int, last: int) -> None: ...
+def noisy_mean(
+    sums: list[Any], divisor: float, sigma: float, granularity: float, keys: list[bytes], generator: str
+) -> None: ...
+def sgd_step(
+    sums: list[Any],
+    params: list[Any],
+    buffers: list[Any],
+    divisor: float,
+    sigma: float,
+    granularity: float,
+    keys: list[bytes],
+    generator: str,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+) -> None: ...
+def adam_step(
+    sums: list[Any],
+    params: list[Any],
+    exp_avgs: list[Any],
+    exp_avg_sqs: list[Any],
+    max_exp_avg_sqs: list[Any],
+    divisor: float,
+    sigma: float,
+    granularity: float,
+    keys: list[bytes],
+    generator: str,
+    beta1: float,
+    beta2: float,
+    step_size: float,
+    root_correction: float,
+    eps: float,
+    weight_decay: float,
+    decay: float,
+    maximize: bool,
+) -> None: ...

@@ -167,7 +167,7 @@ def _add(
     if check is not None:
         _checks.flag(check, "check")
     if exact:
-        parameters.append(_lattice(scale, scale_name, granularity))
+        parameters.append(lattice_spacing(scale, scale_name, granularity))
     else:
         _require_float_mode(granularity, check)
         kernel = f"add_float_{law}"
@@ -196,7 +196,8 @@ def _input(value: Any, name: str) -> Array:
     return array
 
 
-def _lattice(scale: float, name: str, granularity: float | None) -> float:
+def lattice_spacing(scale: float, name: str, granularity: float | None) -> float:
+    """``granularity``, or the default for this scale; ValueError unless the kernels take it."""
     spacing = default_granularity(scale) if granularity is None else _power_of_two(granularity)
     if not 2.0**-_LARGEST_EXPONENT <= spacing <= 2.0**_LARGEST_EXPONENT:
         raise ValueError(

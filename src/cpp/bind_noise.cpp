@@ -9,13 +9,14 @@
 namespace aisec_fast {
 namespace {
 
+constexpr std::size_t chunk_groups = 64;  // 16384 samples: a chunk's start costs a hundredth of it
 constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread: about 4096 samples
 
 // Samples of one array in whole groups, over the threads.
 template <class Use>
 void for_groups(std::size_t size, const Use& use) {
   const std::size_t groups = size / noise_group + (size % noise_group != 0);
-  parallel_for(groups, least_groups, [&](std::size_t begin, std::size_t end) {
+  parallel_chunks(groups, least_groups, chunk_groups, [&](std::size_t begin, std::size_t end) {
     use(begin * noise_group, std::min(size, end * noise_group));
   });
 }
@@ -32,7 +33,7 @@ struct Pair {
 void add_noise(AddNoise kernel, const Pair& arrays, const NoiseCall& call) {
   const py::gil_scoped_release unlocked;
   for_groups(arrays.x.size(), [&](std::size_t first, std::size_t last) {
-    kernel(arrays.x.data<const void>(), arrays.out.data<void>(), first, last, call);
+    kernel(arrays.x.data<const void>(), arrays.out.data<void>(), first, last, call, nothing_soon);
   });
 }
 

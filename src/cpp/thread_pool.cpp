@@ -125,4 +125,15 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   if (join.error) std::rethrow_exception(join.error);
 }
 
+void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, const Range& range) {
+  std::atomic<std::size_t> taken{0};
+  parallel_for(count, least, [&](std::size_t, std::size_t) {
+    for (;;) {
+      const std::size_t begin = taken.fetch_add(chunk, std::memory_order_relaxed);
+      if (begin >= count) return;
+      range(begin, std::min(count, begin + chunk));
+    }
+  });
+}
+
 }  // namespace aisec_fast

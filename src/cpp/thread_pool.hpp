@@ -13,6 +13,10 @@ using Range = std::function<void(std::size_t begin, std::size_t end)>;
 // split.
 void parallel_for(std::size_t count, std::size_t least, const Range& range);
 
+// The same, but each thread takes the next `chunk` of the range when it is done with one: for long work, where a thread
+// that has to share its core must not hold up the rest.
+void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, const Range& range);
+
 std::size_t thread_count();
 void set_thread_count(std::size_t threads);
 

@@ -29,11 +29,6 @@ __global__ void __launch_bounds__(block_threads)
   first_unfit(x, count, granularity, first);
 }
 
-// One thread a generator block.
-std::uint64_t noise_threads(std::size_t count) {
-  return (count / group_samples + (count % group_samples != 0)) * group_blocks;
-}
-
 template <Law law, class X, class Out>
 cudaError_t run_noise(const void* x, void* out, std::size_t count, const NoiseCall& call, cudaStream_t stream) {
   Queue queue(stream);

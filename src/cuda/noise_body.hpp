@@ -15,6 +15,11 @@ alignas(64) __device__ const QuantileRow device_quantiles[2][quantile_rows] = {
 #include "quantiles.inc"
 };
 
+// One thread a generator block.
+inline std::uint64_t noise_threads(std::uint64_t count) {
+  return (count / group_samples + (count % group_samples != 0)) * group_blocks;
+}
+
 // Calls use(first, words) for each generator block of `count` samples: its own samples are first, first + 16, ...
 template <class Use>
 __device__ void for_generator_blocks(std::uint64_t count, const std::uint32_t* key_words, Domain domain,
@@ -30,9 +35,9 @@ __device__ void for_generator_blocks(std::uint64_t count, const std::uint32_t* k
   }
 }
 
-// out = g (rint(x / g) + Z); the last group may be longer than the array.
-template <Law law, class X, class Out>
-__device__ void add_noise(const X* x, Out* out, std::uint64_t count, const NoiseCall& call) {
+// Calls use(i, g (rint(x[i] / g) + Z)) for each sample; the last group may be longer than the array.
+template <Law law, class Out, class X, class Use>
+__device__ void for_noisy_values(const X* x, std::uint64_t count, const NoiseCall& call, const Use& use) {
   const QuantileRow* const table = device_quantiles[static_cast<unsigned>(law)];
   const double inverse = 1.0 / call.granularity, limit = largest_distance(law, call.scale);
   const auto add_block = [&](const Key& key, std::uint64_t first, const std::uint32_t (&words)[16]) {
@@ -43,10 +48,15 @@ __device__ void add_noise(const X* x, Out* out, std::uint64_t count, const Noise
       std::uint64_t flagged;
       quantile_sample(table, w, call.scale, limit, noise, flagged);
       if (flagged) noise = resolve_sample(law, table, w, key, i, call.scale);
-      out[i] = from_lattice<Out>(to_lattice(x[i], inverse) + noise, call.granularity);
+      use(i, from_lattice<Out>(to_lattice(x[i], inverse) + noise, call.granularity));
     }
   };
   for_generator_blocks(count, call.key, domain_of(law), add_block);
+}
+
+template <Law law, class X, class Out>
+__device__ void add_noise(const X* x, Out* out, std::uint64_t count, const NoiseCall& call) {
+  for_noisy_values<law, Out>(x, count, call, [&](std::uint64_t i, Out value) { out[i] = value; });
 }
 
 // Float mode. A word is one sample of float64, or two of float32, which then lie side by side.

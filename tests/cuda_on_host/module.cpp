@@ -5,11 +5,13 @@
 #include "../../src/cuda/bind_clipping.cpp"
 #include "../../src/cuda/bind_hashing.cpp"
 #include "../../src/cuda/bind_noise.cpp"
+#include "../../src/cuda/bind_update.cpp"
 
 #include "adversarial.cu"
 #include "clipping.cu"
 #include "hashing.cu"
 #include "noise.cu"
+#include "update.cu"
 
 extern "C" {
 __attribute__((visibility("default"))) int current_device() { return host_cuda::device; }

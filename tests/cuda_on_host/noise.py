@@ -26,17 +26,21 @@ def library() -> ctypes.CDLL:
     return build.library("noise")
 
 
-def _call_of(scale: float, granularity: float, key: bytes, generator: str) -> ctypes.c_void_p:
+def _call_of(scale: float, granularity: float, key: bytes, generator: str) -> NoiseCall:
     if generator != "chacha":
         raise ValueError(f"generator is {generator!r}, expected 'chacha'")
     words = (ctypes.c_uint32 * 8)(*struct.unpack("<8I", key))
-    return ctypes.byref(NoiseCall(words, scale, granularity, 0))
+    return NoiseCall(words, scale, granularity, 0)
 
 
-def _noise_call(sigma: float, granularity: float, key: bytes, generator: str) -> ctypes.c_void_p:
+def noise_call(sigma: float, granularity: float, key: bytes, generator: str) -> NoiseCall:
     if not 1.0 <= sigma / granularity <= 2.0**40:
         raise ValueError(f"sigma / granularity is {sigma / granularity}, expected 1 to 2^40")
     return _call_of(sigma / granularity, granularity, key, generator)
+
+
+def _noise_call(sigma: float, granularity: float, key: bytes, generator: str) -> ctypes.c_void_p:
+    return ctypes.byref(noise_call(sigma, granularity, key, generator))
 
 
 def add_gaussian(
@@ -56,7 +60,7 @@ def add_laplace(
 
 def _add_float(law: int, x: Array, out: Array, scale: float, key: bytes, generator: str, order: int) -> None:
     arguments = [ctypes.c_int(law), dtype_number(x), pointer(x), output(out, x.dtype), ctypes.c_size_t(x.size)]
-    call(library(), "add_float", *arguments, _call_of(scale, 1.0, key, generator), order=order)
+    call(library(), "add_float", *arguments, ctypes.byref(_call_of(scale, 1.0, key, generator)), order=order)
 
 
 def add_float_gaussian(

@@ -15,6 +15,8 @@ Kernels kernels() {
       hashing_kernels(),
       adversarial_kernels(),
       integer_kernels(),
+      update_kernels(DType::float32),
+      update_kernels(DType::float64),
   };
 }
 }  // namespace aisec_fast::AISEC_ISA

@@ -19,8 +19,11 @@ struct NoiseCall {
   Generator generator;
 };
 
-// x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of 256.
-using AddNoise = void (*)(const void* x, void* out, std::size_t first, std::size_t last, const NoiseCall& call);
+// x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of 256. `soon`: arrays of
+// x's type, closed by a null pointer, that the caller reads next at these places: they come into the cache meanwhile.
+using AddNoise = void (*)(const void* x, void* out, std::size_t first, std::size_t last, const NoiseCall& call,
+                          const void* const* soon);
+constexpr const void* nothing_soon[] = {nullptr};
 // Index of the first x[i], i < count, that is not finite or has |x / granularity| > 2^62; count if there is none.
 using FirstUnfit = std::size_t (*)(const void* x, std::size_t count, double granularity);
 
@@ -108,6 +111,37 @@ struct IntegerKernels {
                               std::int64_t* out, std::uint32_t* open);
 };
 
+// One parameter of a step (docs/update.md): arrays of one dtype and size. `sums` becomes the mean gradient.
+struct UpdateArrays {
+  void *sums, *params;
+  void* state[3];  // sgd: the momentum buffer; adam: exp_avg, exp_avg_sq, max_exp_avg_sq; nullptr for what is not used
+};
+
+// One parameter with its own key; `noise.scale` is 0 where no noise is added.
+struct UpdateItem {
+  UpdateArrays arrays;
+  std::size_t size;
+  NoiseCall noise;
+};
+
+struct SgdStep {
+  double divisor, lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize, first;
+};
+
+// `decay` multiplies the parameters (AdamW), `weight_decay` is added to the gradient (Adam).
+struct AdamStep {
+  double divisor, beta1, beta2, step_size, root_correction, eps, weight_decay, decay;
+  bool maximize;
+};
+
+// Values first, ..., last - 1 of whole arrays.
+struct UpdateKernels {
+  void (*mean)(const UpdateArrays& arrays, double divisor, std::size_t first, std::size_t last);
+  void (*sgd)(const UpdateArrays& arrays, const SgdStep& step, std::size_t first, std::size_t last);
+  void (*adam)(const UpdateArrays& arrays, const AdamStep& step, std::size_t first, std::size_t last);
+};
+
 struct Kernels {
   const char* name;
   NoiseKernels noise;
@@ -115,6 +149,7 @@ struct Kernels {
   HashingKernels hashing;
   AdversarialKernels adversarial;
   IntegerKernels integers;
+  UpdateKernels update_float32, update_float64;
 };
 
 constexpr std::size_t noise_group = 256;  // samples that no two threads share

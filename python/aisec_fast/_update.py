@@ -1,0 +1,224 @@
+"""Exact noise, the division by the expected batch and the optimizer's step, over all parameters in one pass.
+
+``sums`` is a list with one array for each parameter: the sum of the clipped gradients on entry, the noisy mean gradient
+on return. Parameters and state are updated in place. All arrays of a call are float32 or all float64, C-contiguous, on
+one device, and share no memory; numpy, torch (without requires_grad: pass ``p.detach()``), cupy or any DLPack producer.
+Nothing is copied, and nothing is written before all checks have passed. The same bits on every backend, instruction set
+and thread count; docs/update.md has every operation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from . import _arrays, _checks
+from ._arrays import Array
+from ._backends import Backend, choose
+from ._sources import Source, chosen
+from .noise import lattice_spacing
+
+
+class Noise(NamedTuple):
+    """What is added to the sums: :func:`noise.add_gaussian` with ``check=False``, one key of the source for each array.
+
+    sigma: standard deviation, 0 for no noise (then there is no lattice either, and NaN and infinities are passed on).
+    granularity: lattice spacing; None for :func:`noise.default_granularity`. Values that do not fit it saturate.
+    source: where the randomness comes from; None for this process's SecureSource.
+    """
+
+    sigma: float
+    granularity: float | None = None
+    source: Source | None = None
+
+
+def noisy_mean(sums: Sequence[Any], noise: Noise, divisor: float) -> None:
+    """``sums[i] = add_gaussian(sums[i]) / divisor``, in place: the gradients for an optimizer that has no fused step.
+
+    Args:
+        sums: see the module's text.
+        noise: what is added.
+        divisor: the expected batch size, above 0.
+
+    Raises:
+        TypeError: something that is no array, or another dtype.
+        ValueError: a number out of range, shapes, devices, contiguity, read-only or overlapping arrays.
+        BackendError: the forced backend is missing or cannot reach the arrays.
+    """
+    release = _Release(noise, divisor)
+    lists = _lists({"sums": sums})
+    if lists["sums"]:
+        backend = _backend(lists)
+        backend.update.noisy_mean(backend.operands(lists["sums"]), *release.arguments(backend, len(sums)))
+
+
+def sgd(
+    params: Sequence[Any],
+    sums: Sequence[Any],
+    noise: Noise,
+    divisor: float,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    buffers: Sequence[Any] | None = None,
+    first: bool = False,
+) -> None:
+    """:func:`noisy_mean` and one step of ``torch.optim.SGD`` with the noisy mean as the gradient.
+
+    Args:
+        params: one array for each parameter, updated in place.
+        sums: of the same shapes; see the module's text.
+        noise: what is added.
+        divisor: the expected batch size, above 0.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: those of ``torch.optim.SGD``; numbers are rounded to
+            the arrays' dtype.
+        buffers: momentum buffers, of the same shapes, if ``momentum`` is not 0.
+        first: whether this is the first step of these parameters: buffers become the gradient and are not read.
+
+    Raises:
+        TypeError, ValueError, BackendError: see :func:`noisy_mean`; or Nesterov momentum with dampening or without
+            momentum, or buffers missing or not used.
+    """
+    numbers = [
+        _checks.not_negative(lr, "lr"),
+        _checks.not_negative(momentum, "momentum"),
+        _checks.real(dampening, "dampening"),
+        _checks.not_negative(weight_decay, "weight_decay"),
+    ]
+    flags = [_checks.flag(nesterov, "nesterov"), _checks.flag(maximize, "maximize"), _checks.flag(first, "first")]
+    if flags[0] and not (numbers[1] > 0 and numbers[2] == 0):
+        raise ValueError(
+            f"nesterov is True with momentum {momentum} and dampening {dampening}, expected a momentum and no dampening"
+        )
+    if (buffers is None) == (numbers[1] > 0):
+        raise ValueError(f"buffers is {_length(buffers)}, expected {'a list' if momentum else 'None'} with {momentum=}")
+    release = _Release(noise, divisor)
+    lists = _lists({"sums": sums, "params": params, "buffers": buffers})
+    if lists["sums"]:
+        backend = _backend(lists)
+        operands = [backend.operands(arrays) for arrays in lists.values()]
+        backend.update.sgd_step(*operands, *release.arguments(backend, len(sums)), *numbers, *flags)
+        _mark_changed(lists["params"])
+
+
+def adam(
+    params: Sequence[Any],
+    sums: Sequence[Any],
+    noise: Noise,
+    divisor: float,
+    *,
+    lr: float,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+    exp_avg: Sequence[Any],
+    exp_avg_sq: Sequence[Any],
+    max_exp_avg_sq: Sequence[Any] | None = None,
+    step: int,
+) -> None:
+    """:func:`noisy_mean` and one step of ``torch.optim.Adam``, or of ``AdamW``, with the noisy mean as the gradient.
+
+    Args:
+        params: one array for each parameter, updated in place.
+        sums: of the same shapes; see the module's text.
+        noise: what is added.
+        divisor: the expected batch size, above 0.
+        lr, betas, eps, weight_decay, maximize: those of ``torch.optim.Adam``; numbers are rounded to the arrays' dtype,
+            the bias corrections are computed in float64 first.
+        decoupled: True for AdamW: weight decay acts on the parameters and not on the gradient.
+        exp_avg, exp_avg_sq: the averages, of the same shapes, updated in place; zeros before the first step.
+        max_exp_avg_sq: the same for AMSGrad's maxima; None without AMSGrad.
+        step: number of this step, 1 for the first.
+
+    Raises:
+        TypeError, ValueError, BackendError: see :func:`noisy_mean`; a beta outside [0, 1).
+    """
+    rate, epsilon = _checks.not_negative(lr, "lr"), _checks.not_negative(eps, "eps")
+    decay = _checks.not_negative(weight_decay, "weight_decay")
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"betas is {betas!r}, expected two numbers")
+    beta1, beta2 = (_checks.not_negative(beta, f"betas[{i}]") for i, beta in enumerate(betas))
+    for i, beta in enumerate((beta1, beta2)):
+        if beta >= 1:
+            raise ValueError(f"betas[{i}] is {beta}, expected below 1")
+    on_params, on_maximum = _checks.flag(decoupled, "decoupled"), _checks.flag(maximize, "maximize")
+    count = _checks.whole(step, "step", least=1)
+    numbers = [
+        beta1,
+        beta2,
+        rate / (1.0 - beta1**count),
+        (1.0 - beta2**count) ** 0.5,
+        epsilon,
+        0.0 if on_params else decay,
+        1.0 - rate * decay if on_params else 1.0,
+    ]
+    release = _Release(noise, divisor)
+    named = {"sums": sums, "params": params, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    lists = _lists({**named, "max_exp_avg_sq": max_exp_avg_sq})
+    if lists["sums"]:
+        backend = _backend(lists)
+        operands = [backend.operands(arrays) for arrays in lists.values()]
+        backend.update.adam_step(*operands, *release.arguments(backend, len(sums)), *numbers, on_maximum)
+        _mark_changed(lists["params"])
+
+
+class _Release:
+    """Noise and divisor, checked."""
+
+    def __init__(self, noise: Noise, divisor: float) -> None:
+        if not isinstance(noise, Noise):
+            raise TypeError(f"noise is a {type(noise).__name__}, expected a Noise")
+        self.divisor = _checks.positive(divisor, "divisor")
+        self.sigma = _checks.not_negative(noise.sigma, "sigma")
+        self.spacing = lattice_spacing(self.sigma, "sigma", noise.granularity) if self.sigma else 1.0
+        self.source = chosen(noise.source)
+
+    def arguments(self, backend: Backend, count: int) -> tuple[float, float, float, list[bytes], str]:
+        """What a kernel takes after its arrays. Draws the keys: nothing may fail from here on but the kernel itself."""
+        keys = [self.source.next_key() for _ in range(count)] if self.sigma else []
+        return self.divisor, self.sigma, self.spacing, keys, backend.generator(self.source)
+
+
+def _lists(values: dict[str, Sequence[Any] | None]) -> dict[str, list[Array]]:
+    """The described arrays of each list, all checked against those of ``sums``; an empty list for None."""
+    lists: dict[str, list[Array]] = {}
+    for name, arrays in values.items():
+        if arrays is None:
+            lists[name] = []
+            continue
+        if not isinstance(arrays, (list, tuple)):
+            raise TypeError(f"{name} is a {type(arrays).__name__}, expected a list of arrays")
+        lists[name] = [_arrays.describe(value, f"{name}[{i}]") for i, value in enumerate(arrays)]
+        sums = lists["sums"]
+        if len(arrays) != len(sums):
+            raise ValueError(f"{name} has {len(arrays)} arrays, expected {len(sums)} as sums")
+        if sums:
+            _arrays.require_dtype(sums[0], ("float32", "float64"))
+        for array, total in zip(lists[name], sums, strict=True):
+            _arrays.require_output(array, total.shape, sums[0].dtype)
+    return lists
+
+
+def _backend(lists: dict[str, list[Array]]) -> Backend:
+    everything = [array for arrays in lists.values() for array in arrays]
+    backend = choose(everything)
+    _arrays.require_all_apart(everything)
+    return backend
+
+
+def _mark_changed(params: list[Array]) -> None:
+    """Tell torch's autograd: a backward through a graph from before the step must be refused, not go wrong."""
+    changed = [array.value for array in params if array.library == "torch"]
+    if changed:
+        sys.modules["torch"].autograd.graph.increment_version(changed)
+
+
+def _length(arrays: Sequence[Any] | None) -> str:
+    return "None" if arrays is None else f"a list of {len(arrays)}"
