@@ -92,9 +92,7 @@ def whole_norm(gradients: Any) -> float:
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "transformer"])
 def test_automatic_clipping(name: str) -> None:
     model, x, y, loss_of = model_case(name, torch.float64)
-    expected = loop_sums(
-        model, x, y, loss_of, lambda g: [0.7 * (1 - MARGIN) / (whole_norm(g) + STABILITY)] * len(g)
-    )
+    expected = loop_sums(model, x, y, loss_of, lambda g: [0.7 * (1 - MARGIN) / (whole_norm(g) + STABILITY)] * len(g))
     for got, want in zip(one_step(model, x, y, loss_of, clipping="automatic")[0], expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0.0, atol=1e-11)
 
@@ -108,7 +106,9 @@ def test_per_layer_clipping(name: str, given: str) -> None:
     bounds = [0.7 / math.sqrt(count)] * count if given == "number" else [0.1 * (i % 5 + 1) for i in range(count)]
 
     def weigh(gradients: Any) -> list[float]:
-        return [min(1.0, b * (1 - MARGIN) / max(whole_norm([g]), 1e-300)) for b, g in zip(bounds, gradients, strict=True)]
+        return [
+            min(1.0, b * (1 - MARGIN) / max(whole_norm([g]), 1e-300)) for b, g in zip(bounds, gradients, strict=True)
+        ]
 
     expected = loop_sums(model, x, y, loss_of, weigh)
     options = {"clipping": "per_layer", "max_grad_norm": 0.7 if given == "number" else bounds}
@@ -248,7 +248,9 @@ def test_parts_are_one_step(way: str, poisson: bool) -> None:
         )
         gradients, sizes = [], []
 
-        def run(batches: Any, gradients: Any = gradients, sizes: Any = sizes, m: Any = model, o: Any = optimizer) -> None:
+        def run(
+            batches: Any, gradients: Any = gradients, sizes: Any = sizes, m: Any = model, o: Any = optimizer
+        ) -> None:
             for x, y in batches:
                 before = [p.detach().clone() for p in m.parameters()]
                 train(m, o, [(x, y)])
@@ -305,7 +307,7 @@ def test_a_pass_left_in_the_middle_of_a_batch() -> None:
 def test_a_part_that_fails_spoils_its_batch() -> None:
     engine, model, optimizer, loader = private(poisson_sampling=False, max_physical_batch_size=3)
     batches = iter(loader)
-    x, y = next(batches)
+    x, _ = next(batches)
     (model(x).sum() + model[4](torch.zeros(5, 48)).sum()).backward()
     with pytest.raises(PrivacyError, match="different batch sizes"):
         optimizer.step()
@@ -315,7 +317,7 @@ def test_a_part_that_fails_spoils_its_batch() -> None:
 
 
 def test_memory_manager_wants_a_private_loader() -> None:
-    with pytest.raises(TypeError, match="data_loader must be the loader that make_private has returned"):
+    with pytest.raises(TypeError, match=r"data_loader must be the loader that make_private has returned"):
         BatchMemoryManager(data_loader=small_loader(), max_physical_batch_size=2)
     _, _, _, loader = private()
     with pytest.raises(ValueError, match="max_physical_batch_size"):
@@ -382,7 +384,7 @@ def test_noise_does_not_change_inside_an_unamplified_pass() -> None:
     batches = iter(loader)
     train(model, optimizer, [next(batches)])
     schedulers.LambdaNoise(optimizer, noise_lambda=lambda _epoch: 0.5)
-    with pytest.raises(PrivacyError, match="noise_multiplier changed from 1.0 to 0.5 inside a pass"):
+    with pytest.raises(PrivacyError, match=r"noise_multiplier changed from 1.0 to 0.5 inside a pass"):
         train(model, optimizer, [next(batches)])
     assert train(model, optimizer, loader) == 5
 
@@ -428,7 +430,9 @@ def test_budget_with_changing_mechanisms() -> None:
 
 def test_training_ends_within_its_budget() -> None:
     """The loader ends; a later pass is empty; a batch from elsewhere raises and changes nothing."""
-    limit = accounting.get_epsilon(noise_multiplier=1.0, sample_rate=0.2, steps=7, delta=DELTA, accountant="rdp") * 1.001
+    limit = (
+        accounting.get_epsilon(noise_multiplier=1.0, sample_rate=0.2, steps=7, delta=DELTA, accountant="rdp") * 1.001
+    )
     budget = accounting.Budget(limit, DELTA, accountant="rdp")
     engine = PrivacyEngine(accountant="rdp", budget=budget)
     _, model, optimizer, loader = private(engine=engine)
@@ -437,23 +441,25 @@ def test_training_ends_within_its_budget() -> None:
     before = copy.deepcopy(model.state_dict())
     optimizer.zero_grad()
     model(torch.zeros(3, 1, 6, 6)).sum().backward()
-    with pytest.raises(BudgetError, match="at sample rate 1.0 would exceed the budget"):
+    with pytest.raises(BudgetError, match=r"at sample rate 1.0 would exceed the budget"):
         optimizer.step()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_budget_of_passes_and_of_parts() -> None:
-    limit = accounting.get_epsilon(noise_multiplier=4.0, sample_rate=1.0, steps=2, delta=DELTA, accountant="rdp") * 1.001
+    limit = (
+        accounting.get_epsilon(noise_multiplier=4.0, sample_rate=1.0, steps=2, delta=DELTA, accountant="rdp") * 1.001
+    )
     engine = PrivacyEngine(accountant="rdp", budget=accounting.Budget(limit, DELTA, accountant="rdp"))
     _, model, optimizer, loader = private(
         engine=engine, noise_multiplier=4.0, poisson_sampling=False, max_physical_batch_size=4
     )
     assert [train(model, optimizer, loader) for _ in range(3)] == [10, 10, 0]
-    with pytest.raises(TypeError, match="budget must be an aisec_fast.accounting.Budget"):
+    with pytest.raises(TypeError, match=r"budget must be an aisec_fast.accounting.Budget"):
         PrivacyEngine(budget=3.0)  # type: ignore[arg-type]
     for bad in ((0.0, DELTA), (1.0, 0.0), (1.0, 1.0)):
-        with pytest.raises(ValueError, match="epsilon|delta"):
+        with pytest.raises(ValueError, match=r"epsilon|delta"):
             accounting.Budget(*bad)
 
 
@@ -464,3 +470,87 @@ def test_loop_gradients_agree_with_the_step() -> None:
     for got, want in zip(one_step(model, x, y, square_loss)[0], expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0.0, atol=1e-10)
     assert _clip.CLIPPINGS == ("flat", "per_layer", "automatic")
+
+
+# ------------------------------------------------------------------------------------------------- samples that mix
+
+
+class Mixer(nn.Module):
+    """A layer between two Linear ones; ``mix`` may let samples see each other."""
+
+    def __init__(self, mix: Any) -> None:
+        super().__init__()
+        self.first, self.mix, self.last = nn.Linear(4, 5), mix, nn.Linear(5, 3)
+        self.register_buffer("seen", torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.mix(self, self.first(x)))
+
+
+def _remembers(model: Any, h: Tensor) -> Tensor:
+    model.seen.add_(h.detach().mean(0))
+    return h
+
+
+MIXES = {
+    "centred": (lambda _m, h: h - h.mean(0), "module '(first|last)'"),
+    "softmax over the batch": (lambda _m, h: h.softmax(0), "module '(first|last)'"),
+    "anchor": (lambda _m, h: h + h[:1], "module 'last'"),
+    "shifted": (lambda _m, h: h + h.roll(1, 0), "module '(first|last)'"),
+    "statistics": (_remembers, "buffer 'seen'"),
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_samples_that_mix_are_found(name: str) -> None:
+    mix, match = MIXES[name]
+    _, model, _, _ = private(Mixer(mix))
+    with pytest.raises(PrivacyError, match=match):
+        model(torch.randn(6, 4))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_that_do_not_mix_pass(name: str) -> None:
+    """Every model of the tests; parameters, randomness and the recorded step are as if nothing had happened."""
+    model, x, y, loss_of = model_case(name, torch.float32)
+    model = nn.Sequential(model, nn.Dropout(0.3))
+    steps = []
+    for check_rows in (True, False):
+        twin = copy.deepcopy(model)
+        torch.manual_seed(3)
+        steps.append(one_step(twin, x, y, loss_of, check_rows=check_rows))
+    assert [step.info()["check_rows"] for _, step in steps] == ["passed", "off"]
+    for a, b in zip(steps[0][0], steps[1][0], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_cannot_be_checked_is_said() -> None:
+    class Inputless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 5)
+
+        def forward(self, size: int) -> Tensor:
+            return self.layer(torch.ones(size, 4))
+
+    engine, model, _, _ = private(Inputless())
+    assert engine.info()[0]["check_rows"] == "waits for the first batch of three samples"
+    model(2)
+    assert engine.info()[0]["check_rows"] == "waits for the first batch of three samples"
+    model.eval()(5)
+    model.train()(5)
+    assert engine.info()[0]["check_rows"].startswith("skipped: no argument")
+
+    def one_hot(_m: Any, h: Tensor) -> Tensor:
+        assert (h[:, 0] >= 0).all()
+        return h
+
+    engine, model, _, _ = private(Mixer(one_hot))
+    with torch.no_grad():
+        model.first.weight.zero_()
+        model.first.weight[0, 0] = 1.0
+        model.first.bias.zero_()
+    model(torch.full((6, 4), 3.0))
+    assert engine.info()[0]["check_rows"].startswith(
+        "skipped: the model does not take a changed sample (AssertionError"
+    )

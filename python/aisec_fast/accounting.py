@@ -154,6 +154,7 @@ class Ledger:
     """What has been released: ``spent`` maps mechanisms ``(noise_multiplier, sample_rate)`` to how often each ran."""
 
     def __init__(self) -> None:
+        """Nothing has been released."""
         self.spent: Counter[tuple[float, float]] = Counter()
 
     def add(self, noise_multiplier: float, sample_rate: float, times: int = 1) -> None:
@@ -170,14 +171,19 @@ class Budget:
 
     Give it to :class:`aisec_fast.privacy.PrivacyEngine`, whose loaders then end before the limit would be exceeded; or
     keep it by hand: ``if budget.allows(noise_multiplier, sample_rate): budget.spend(noise_multiplier, sample_rate)``.
-
-    Args:
-        epsilon: the limit, above 0.
-        delta: in (0, 1).
-        accountant: "pld" (tight) or "rdp" (looser, faster); "prv" means "pld".
     """
 
     def __init__(self, epsilon: float, delta: float, *, accountant: str = "pld") -> None:
+        """Nothing has been spent.
+
+        Args:
+            epsilon: the limit, above 0.
+            delta: in (0, 1).
+            accountant: "pld" (tight) or "rdp" (looser, faster); "prv" means "pld".
+
+        Raises:
+            TypeError, ValueError: an argument out of its range, named.
+        """
         self.limit = _checks.positive(epsilon, "epsilon")
         self.delta = _checks.probability(delta, "delta")
         self.accountant = accountant_name(accountant)
@@ -250,6 +256,7 @@ class Budget:
         self.ledger.add(float(noise_multiplier), float(sample_rate), times)
 
     def __repr__(self) -> str:
+        """The limit."""
         return f"Budget(epsilon={self.limit}, delta={self.delta}, accountant={self.accountant!r})"
 
 

@@ -20,6 +20,7 @@ from .._sources import Source, chosen
 from . import _charges, _recording, _sampling
 from ._clip import CLIPPINGS
 from ._coverage import CoveredLayer, examine
+from ._probe import RowProbe
 from ._step import Mechanism, PrivateStep, trainable
 
 _REDUCTIONS = ("mean", "sum")
@@ -67,6 +68,7 @@ class PrivacyEngine:
         loss_reduction: str = "mean",
         batch_first: bool = True,
         max_physical_batch_size: int | None = None,
+        check_rows: bool = True,
         source: Source | None = None,
         criterion: Any = None,
         grad_sample_mode: str = "hooks",
@@ -98,6 +100,8 @@ class PrivacyEngine:
             batch_first: False if the sequences that Linear, LayerNorm and Embedding see are [T, B, ...].
             max_physical_batch_size: if given, the loader hands out a batch in parts of at most so many records; each
                 part has its backward pass and ``optimizer.step()``, and the last one's step updates the parameters.
+            check_rows: run the model twice more on the first training batch of three samples or more, to see that samples do
+                not mix in it (PrivacyError if they do) and that its buffers keep nothing of them.
             source: randomness of noise and sampling. Default: a new SecureSource. SeededSource is for tests only.
             criterion: accepted as in Opacus; only its ``reduction`` is compared with loss_reduction.
             grad_sample_mode: accepted as in Opacus; "hooks", "functorch" and "ew" mean the same here.
@@ -132,6 +136,7 @@ class PrivacyEngine:
             warnings.warn(
                 "noise_multiplier is 0: gradients are clipped but not private (epsilon is infinite)", stacklevel=2
             )
+        check_rows = _checks.flag(check_rows, "check_rows")
         mean = loss_reduction == "mean"
         mechanism = Mechanism(multiplier, clip, shares, clipping, expected if mean else 1.0, most, mean)
         recorder = _recording.Recorder(batch_first)
@@ -139,6 +144,7 @@ class PrivacyEngine:
         loader.may_go_on = account.affords
         step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)
         _recording.attach(layers, recorder)
+        step.probe = RowProbe(module, recorder) if check_rows else None
         optimizer.register_step_pre_hook(step)
         optimizer.register_step_post_hook(step.after)
         _drop_on_zero_grad(optimizer, recorder)
@@ -205,7 +211,8 @@ class PrivacyEngine:
 
         ``noise_multiplier``, ``max_grad_norm``, ``clipping``; ``sigma``, the standard deviation really drawn, and
         ``charges``, the parts of max_grad_norm that it pays for ("float": rounding of the sum; "lattice": rounding to the
-        lattice), both of the latest step, 0 before the first; ``update``, which code updates the parameters.
+        lattice), both of the latest step, 0 before the first; ``update``, which code updates the parameters; ``check_rows``, what became of
+        that check.
         """
         return [step.info() for step in self._steps]
 

@@ -131,7 +131,7 @@ class LinearGradients(LayerGradients):
 
     def _short(self) -> bool:
         """True where Gram matrices cost less than the gradients."""
-        return 2 * self.length**2 <= self.layer.weight.numel()
+        return bool(2 * self.length**2 <= self.layer.weight.numel())
 
     def _norms(self, name: str) -> Norms:
         if self.length == 1:  # the gradient is an outer product

@@ -27,7 +27,11 @@ def _switches() -> list[tuple[Any, str, Any]]:
     if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
         places = (backends.mkldnn.matmul, backends.mkldnn.conv, backends.cuda.matmul, backends.cudnn.conv)  # type: ignore[attr-defined]
         return [(place, "fp32_precision", "ieee") for place in places]
-    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False), (_LegacyPrecision(), "matmul", "highest")]
+    return [
+        (backends.cuda.matmul, "allow_tf32", False),
+        (backends.cudnn, "allow_tf32", False),
+        (_LegacyPrecision(), "matmul", "highest"),
+    ]
 
 
 class _LegacyPrecision:

@@ -74,7 +74,9 @@ class Recorder:
     ) -> LayerGradients:
         inner = position_rank(layer.module)
         if activation.dim() <= inner:
-            self.fail(f"module {layer.name!r} got an input of shape {tuple(activation.shape)}: it has no batch dimension")
+            self.fail(
+                f"module {layer.name!r} got an input of shape {tuple(activation.shape)}: it has no batch dimension"
+            )
         if not self.batch_first and layer.rule.takes_sequences and activation.dim() > inner + 1:
             activation, gradient, statistics = activation.transpose(0, 1), gradient.transpose(0, 1), None
         dtype = next(iter(layer.parameters.values())).dtype
@@ -175,9 +177,16 @@ class _Thaw:
         return _CopiedThaw, ()
 
 
+def saved_tensors_are_hooked() -> bool:
+    """Whether somebody (checkpointing) takes what this forward saves for its backward."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def _statistics(output: Tensor) -> Statistics | None:
     """Mean and 1 / deviation that the forward of a normalisation has kept for its backward, or None."""
     if type(output.grad_fn).__name__ not in ("NativeGroupNormBackward0", "NativeLayerNormBackward0"):
+        return None
+    if saved_tensors_are_hooked():  # looking at them would recompute a checkpoint
         return None
     return output.grad_fn._saved_result1, output.grad_fn._saved_result2  # type: ignore[union-attr]
 

@@ -21,6 +21,7 @@ from . import _charges, _optimizers
 from ._clip import Norms, Total, Weights, weights_of
 from ._layers import chunks, kept_squares, row_squares, weighted_sums
 from ._precision import full_precision
+from ._probe import RowProbe
 from ._recording import Recorder, Use
 from ._sampling import Tally
 
@@ -63,6 +64,9 @@ class PrivateStep:
         self.sigma: float = 0.0
         self.granularity: float | None = None
         self.not_fused: str | None = None  # why the latest step was torch's own
+        self.probe: RowProbe | None = None
+        # Each gives uses of layers by samples that no data set holds, for every logical batch: canaries of an audit.
+        self.guests: list[Callable[[], list[Use]]] = []
         self._means: dict[nn.Parameter, Tensor] = {}
 
     def info(self) -> dict[str, Any]:
@@ -76,6 +80,7 @@ class PrivateStep:
             "sigma": self.sigma,
             "charges": {"float": self.float_charge, "lattice": lattice},
             "update": "fused" if self.not_fused is None else f"torch: {self.not_fused}",
+            "check_rows": "off" if self.probe is None else self.probe.outcome,
         }
 
     def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -91,12 +96,16 @@ class PrivateStep:
             if part.first:
                 self.sums = Sums(self.trainable, self.mechanism)
             elif self.sums is None:
-                raise PrivacyError("an earlier part of this batch failed, so it cannot be finished; go on with the next batch")
+                raise PrivacyError(
+                    "an earlier part of this batch failed, so it cannot be finished; go on with the next batch"
+                )
             sums, self.sums = self.sums, None
             sums.add(uses)
             for parameter in self.trainable.values():
                 parameter.grad = None  # so that the optimizer changes nothing, unless a release sets it
             if part.last:
+                for invite in self.guests:
+                    sums.add(invite())
                 self._release(optimizer, sums, part.from_loader)
             else:
                 self.sums = sums
@@ -169,9 +178,7 @@ class Sums:
         else:
             self._add_clipped(uses, batch, self.mechanism.max_grad_norm, scale)
 
-    def _add_clipped(
-        self, uses: dict[int, list[tuple[str, Use]]], batch: int, max_norm: float, scale: float
-    ) -> None:
+    def _add_clipped(self, uses: dict[int, list[tuple[str, Use]]], batch: int, max_norm: float, scale: float) -> None:
         """Clip over the parameters of ``uses`` together."""
         kept: dict[int, Tensor] = {}
         for key, of_parameter in uses.items():

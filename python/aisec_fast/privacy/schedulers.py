@@ -61,6 +61,7 @@ class ExponentialNoise(_Noise):
     """noise_multiplier = base * gamma^epoch."""
 
     def __init__(self, optimizer: Optimizer, *, gamma: float, last_epoch: int = -1) -> None:
+        """Start at epoch ``last_epoch + 1`` from what the optimizer has now."""
         super().__init__(optimizer, _exponential(gamma), last_epoch)
 
 
@@ -68,6 +69,7 @@ class LambdaNoise(_Noise):
     """noise_multiplier = base * noise_lambda(epoch)."""
 
     def __init__(self, optimizer: Optimizer, *, noise_lambda: Callable[[int], float], last_epoch: int = -1) -> None:
+        """Start at epoch ``last_epoch + 1`` from what the optimizer has now."""
         super().__init__(optimizer, noise_lambda, last_epoch)
 
 
@@ -75,6 +77,7 @@ class StepNoise(_Noise):
     """noise_multiplier = base * gamma^(epoch // step_size)."""
 
     def __init__(self, optimizer: Optimizer, *, step_size: int, gamma: float, last_epoch: int = -1) -> None:
+        """Start at epoch ``last_epoch + 1`` from what the optimizer has now."""
         super().__init__(optimizer, _stepwise(step_size, gamma), last_epoch)
 
 
@@ -82,6 +85,7 @@ class ExponentialGradClip(_GradClip):
     """max_grad_norm = base * gamma^epoch."""
 
     def __init__(self, optimizer: Optimizer, *, gamma: float, last_epoch: int = -1) -> None:
+        """Start at epoch ``last_epoch + 1`` from what the optimizer has now."""
         super().__init__(optimizer, _exponential(gamma), last_epoch)
 
 
@@ -91,6 +95,7 @@ class LambdaGradClip(_GradClip):
     def __init__(
         self, optimizer: Optimizer, *, scheduler_function: Callable[[int], float], last_epoch: int = -1
     ) -> None:
+        """Start at epoch ``last_epoch + 1`` from what the optimizer has now."""
         super().__init__(optimizer, scheduler_function, last_epoch)
 
 
@@ -98,6 +103,7 @@ class StepGradClip(_GradClip):
     """max_grad_norm = base * gamma^(epoch // step_size)."""
 
     def __init__(self, optimizer: Optimizer, *, step_size: int, gamma: float, last_epoch: int = -1) -> None:
+        """Start at epoch ``last_epoch + 1`` from what the optimizer has now."""
         super().__init__(optimizer, _stepwise(step_size, gamma), last_epoch)
 
 

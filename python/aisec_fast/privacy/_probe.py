@@ -1,0 +1,171 @@
+"""Check once, on the first training batch, that samples do not mix: the proof rests on it (docs/privacy.md, section 2).
+
+The model runs twice on that batch with the same randomness, its first and last samples changed the second time. Every other
+sample's gradients must come out equal, to the bit, in every covered layer, and so must the model's buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import PrivacyError
+from ._layers import row_squares
+from ._precision import full_precision
+from ._recording import Recorder, Use, saved_tensors_are_hooked
+
+
+class RowProbe:
+    """Forward pre-hook of the whole model that removes itself when it has done its work; ``outcome`` tells."""
+
+    def __init__(self, module: nn.Module, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.outcome = "waits for the first batch of three samples"
+        self._running = False
+        # Before all other hooks: the model is called from inside.
+        self._handle = module.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._running or not module.training or not torch.is_grad_enabled() or saved_tensors_are_hooked():
+            return
+        self._running = True
+        try:
+            self._probe(module, args, kwargs)
+        finally:
+            self._running = False
+
+    def _probe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first, state = self._run(module, args, kwargs)
+        if not first or first[0][1].shape[0] < 3:
+            return
+        batch = first[0][1].shape[0]
+        changed = 0
+
+        def change(value: Tensor) -> Tensor:
+            nonlocal changed
+            dims = [dim for dim in ((0, 1) if self.recorder.batch_first else (1, 0)) if dim < value.dim()]
+            dim = next((dim for dim in dims if value.shape[dim] == batch), None)
+            if dim is None:
+                return value
+            changed += 1
+            return _with_other_samples(value, dim)
+
+        new_args, new_kwargs = _mapped((args, kwargs), change)
+        if not changed:
+            self._done("skipped: no argument of the model has the samples in its batch dimension")
+            return
+        try:
+            second, state_after = self._run(module, new_args, new_kwargs)
+        except PrivacyError:
+            raise
+        except Exception as error:  # noqa: BLE001  a model may refuse what it was not made for
+            self._done(f"skipped: the model does not take a changed sample ({type(error).__name__}: {error})")
+            return
+        for (name, before), (_, after) in zip(first, second, strict=True):
+            others = slice(1, batch - 1)
+            if before.shape != after.shape or not torch.equal(before[others], after[others]):
+                raise PrivacyError(
+                    f"samples mix: changing two samples of a batch changed the gradients of others in module {name!r}. "
+                    "Per-sample clipping then bounds nothing; no attention, normalisation or statistics over the batch"
+                )
+        for name, value in state.items():
+            if not _equal(value, state_after[name]):
+                raise PrivacyError(f"buffer {name!r} of the model stores what it saw of the samples, without noise")
+        self._done("passed")
+
+    def _done(self, outcome: str) -> None:
+        self.outcome = outcome
+        self._handle.remove()
+
+    def _run(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[tuple[str, Tensor]], dict[str, Tensor]]:
+        """Squared norms of the samples' gradients, for each use of a layer, and the buffers after a run."""
+        with _unchanged(module):
+            output = module(*_detached(args), **_detached(kwargs))
+            total: Any = 0.0
+            generator = torch.Generator().manual_seed(0)
+            for tensor in _tensors(output):
+                if tensor.requires_grad:
+                    weights = torch.randn(tensor.shape, generator=generator).to(tensor)
+                    total = total + (tensor * weights).sum()
+            if isinstance(total, Tensor):
+                total.backward()  # type: ignore[no-untyped-call]
+            state = {name: buffer.clone() for name, buffer in module.named_buffers()}
+            with torch.no_grad(), full_precision():
+                found = [(use.layer.name, _squares(use)) for use in self.recorder.take()]
+        return found, state
+
+
+def _squares(use: Use) -> Tensor:
+    total = torch.zeros(use.rule.batch, dtype=torch.float64, device=next(iter(use.layer.parameters.values())).device)
+    for name in use.layer.parameters:
+        rows = use.rule.kept(name)
+        if rows is not None:
+            total += row_squares(rows)
+        else:
+            total += (use.norms[name] if name in use.norms else use.rule.norms(name)).squares
+    return total
+
+
+def _with_other_samples(value: Tensor, dim: int) -> Tensor:
+    """``value`` with its first and last samples replaced: where it is real by functions of themselves, else by the second."""
+    changed = value.detach().clone()
+    for i in (0, -1):
+        sample = changed.select(dim, i)
+        if value.is_floating_point():
+            sample.mul_(-0.5).add_(0.25)
+        else:
+            sample.copy_(value.select(dim, 1))
+    return changed
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Random state and buffers are afterwards as they were."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    if name in buffers and not _equal(buffer, buffers[name]):
+                        buffer.copy_(buffers[name])
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _detached(value: Any) -> Any:
+    return _mapped(value, lambda tensor: tensor.detach())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(value, note)
+    return found
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with ``change`` applied to the tensors in it, through tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_mapped(item, change) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(item, change) for item in value)
+    return value
