@@ -138,7 +138,7 @@ def test_activation_changed_in_place_is_noticed() -> None:
 
 
 def test_non_reentrant_checkpointing() -> None:
-    """Recomputed activations give the same step."""
+    """Recomputed activations give the same step, up to how a normalisation's gradient is rounded."""
     grads = []
     for checkpoint in (False, True):
         _, model, optimizer, _ = private(noise_multiplier=0.0)
@@ -149,7 +149,7 @@ def test_non_reentrant_checkpointing() -> None:
             optimizer.step()
         grads.append([p.grad for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------- noise

@@ -67,7 +67,7 @@ class RowProbe:
             return
         for (name, before), (_, after) in zip(first, second, strict=True):
             others = slice(1, batch - 1)
-            if before.shape != after.shape or not torch.equal(before[others], after[others]):
+            if not _equal(before[others], after[others]):
                 raise PrivacyError(
                     f"samples mix: changing two samples of a batch changed the gradients of others in module {name!r}. "
                     "Per-sample clipping then bounds nothing; no attention, normalisation or statistics over the batch"
