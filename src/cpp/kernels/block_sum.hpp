@@ -9,15 +9,21 @@ namespace aisec_fast::AISEC_ISA {
 namespace {
 
 // The sum of squares of value(0), ..., value(count - 1), count <= norm_block.
-template <class Value>
-AISEC_HD double block_sum(std::size_t count, const Value& value) {
+struct NoVisit {
+  AISEC_HD void operator()(std::size_t) const {}
+};
+
+template <class Value, class Visit = NoVisit>
+AISEC_HD double block_sum(std::size_t count, const Value& value, const Visit& visit = {}) {
   alignas(64) double partial[partial_sums] = {};
   std::size_t i = 0;
-  for (; i + partial_sums <= count; i += partial_sums)
+  for (; i + partial_sums <= count; i += partial_sums) {
+    visit(i);
     for (std::size_t k = 0; k < partial_sums; ++k) {
       const double v = value(i + k);
       partial[k] += v * v;
     }
+  }
   for (std::size_t k = 0; i + k < count; ++k) {
     const double v = value(i + k);
     partial[k] += v * v;
