@@ -156,6 +156,18 @@ def test_lists_of_arrays_of_many_sizes(kernels: Kernels, threads, count: int, dt
     assert bits(norms) == bits(expected)
 
 
+@pytest.mark.skipif(WITHOUT_JIT, reason="too large for plain Python")
+def test_rows_too_wide_for_the_cache(kernels: Kernels) -> None:
+    """Native kernels measure all rows before they add any where four rows exceed 8 MiB."""
+    grad = gradients((3, 530_000), "float32")
+    grad[1, 5] = np.nan
+    outs, norms = sums_like([grad]), np.empty(3)
+    kernels.clipping.clip_and_sum([grad], 500.0, outs, norms)
+    (expected,), lengths = reference.clip_and_sum([grad], 500.0)
+    assert bits(norms) == bits(lengths)
+    assert bits(outs[0]) == bits(expected)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_limit_counts_all_arrays_and_threads(kernels: Kernels, threads, count: int) -> None:
     """One row of many is too long by 1, over a list and several threads: it alone is gone, wherever it lies."""

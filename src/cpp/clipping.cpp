@@ -21,6 +21,9 @@ namespace {
 // stay in the second-level cache meanwhile. But not fewer rows than are added together: totals pass by once a block.
 constexpr std::size_t cached_bytes = std::size_t{320} << 10;  // of each thread
 constexpr std::size_t fewest_rows = 4, most_rows = 4096;
+// Where even these rows are more than this, the totals of all columns would pass through memory with every block: all
+// rows are measured first, then added tile by tile. Shared caches often keep less than they have.
+constexpr std::size_t widest_block = std::size_t{8} << 20;
 constexpr std::size_t least_bytes = std::size_t{256} << 10;  // smallest work that is worth a thread
 
 std::size_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : dtype == DType::float64 ? 8 : 2; }
@@ -65,6 +68,7 @@ class Rows {
   const ClippingKernels& kernels() const { return kernels_; }
   const std::vector<Tile>& tiles() const { return tiles_; }
   std::size_t columns() const { return columns_; }
+  bool wide() const { return columns_ * item_ * fewest_rows > widest_block; }
   std::size_t parts() const { return parts_.size(); }
   std::size_t rows_in_block() const { return rows_in_block_; }
   std::size_t blocks() const { return (batch_.rows + rows_in_block_ - 1) / rows_in_block_; }
@@ -210,6 +214,19 @@ class Totals {
   Scratch scratch_;
 };
 
+// The norms of all rows, in one block, along the rows as memory lies.
+void measure_all(const Rows& rows, double* norms) {
+  Norms measured(rows, norms);
+  const std::size_t tiles = rows.tiles().size(), units = rows.rows_in_block() * tiles;
+  parallel_for(units, units / rows.parts(), [&](std::size_t begin, std::size_t end) {
+    for (std::size_t unit = begin; unit < end; ++unit) {
+      const std::size_t t = unit % tiles, row = unit / tiles, next = std::min(unit + 1, units - 1);
+      measured.measure(t, row, rows.set(t, row, 1, next % tiles, next / tiles));
+    }
+  });
+  measured.finish(0);
+}
+
 // Calls finish(block) when a block's norms are known, then use(part, block, t, rows) for its tiles. Step s measures
 // block s and, tile by tile, uses block s - 1: so memory is busy all the time, and threads meet once a block.
 template <class Finish, class Use>
@@ -237,16 +254,7 @@ void measure_then_use(const Rows& rows, Norms& norms, const Finish& finish, cons
 
 void row_norms(const Batch& batch, double* norms) {
   if (batch.rows == 0) return;
-  const Rows rows(batch, batch.rows);
-  Norms measured(rows, norms);
-  const std::size_t tiles = rows.tiles().size(), units = batch.rows * tiles;
-  parallel_for(units, units / rows.parts(), [&](std::size_t begin, std::size_t end) {
-    for (std::size_t unit = begin; unit < end; ++unit) {  // along the rows, as memory lies
-      const std::size_t next = std::min(unit + 1, units - 1);
-      measured.measure(unit % tiles, unit / tiles, rows.set(unit % tiles, unit / tiles, 1, next % tiles, next / tiles));
-    }
-  });
-  measured.finish(0);
+  measure_all(Rows(batch, batch.rows), norms);
 }
 
 void weighted_sum(const Batch& batch, const double* weights, const std::vector<void*>& outs) {
@@ -265,8 +273,14 @@ void weighted_sum(const Batch& batch, const double* weights, const std::vector<v
 }
 
 void clip_and_sum(const Batch& batch, double max_norm, const std::vector<void*>& outs, double* norms) {
-  if (batch.rows == 0) return weighted_sum(batch, nullptr, outs);
   const Rows rows(batch);
+  if (rows.wide() || batch.rows == 0) {
+    row_norms(batch, norms);
+    std::vector<double> factors(batch.rows);
+    std::transform(norms, norms + batch.rows, factors.begin(),
+                   [=](double norm) { return clip_factor(norm, max_norm); });
+    return weighted_sum(batch, factors.data(), outs);
+  }
   Norms measured(rows, norms);
   const Totals totals(rows, outs);
   std::vector<double> factors(rows.rows_in_block());

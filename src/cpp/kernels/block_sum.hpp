@@ -9,21 +9,15 @@ namespace aisec_fast::AISEC_ISA {
 namespace {
 
 // The sum of squares of value(0), ..., value(count - 1), count <= norm_block.
-struct NoVisit {
-  AISEC_HD void operator()(std::size_t) const {}
-};
-
-template <class Value, class Visit = NoVisit>
-AISEC_HD double block_sum(std::size_t count, const Value& value, const Visit& visit = {}) {
+template <class Value>
+AISEC_HD double block_sum(std::size_t count, const Value& value) {
   alignas(64) double partial[partial_sums] = {};
   std::size_t i = 0;
-  for (; i + partial_sums <= count; i += partial_sums) {
-    visit(i);
+  for (; i + partial_sums <= count; i += partial_sums)
     for (std::size_t k = 0; k < partial_sums; ++k) {
       const double v = value(i + k);
       partial[k] += v * v;
     }
-  }
   for (std::size_t k = 0; i + k < count; ++k) {
     const double v = value(i + k);
     partial[k] += v * v;

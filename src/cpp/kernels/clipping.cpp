@@ -32,14 +32,31 @@ inline void fetch(const char* row, std::size_t c) {
   }
 }
 
+// The block sum, with its partial sums in vectors.
+template <class T>
+double row_block_sum(const T* row, std::size_t columns, const char* next) {
+  static_assert(group == partial_sums);
+  Doubles sums[partial_sums / doubles] = {};
+  std::size_t c = 0;
+  for (; c + group <= columns; c += group) {
+    fetch<T>(next, c);
+#pragma GCC unroll 8
+    for (std::size_t k = 0; k < partial_sums / doubles; ++k) {
+      const Doubles values = widened(row + c + k * doubles);
+      sums[k] += values * values;
+    }
+  }
+  alignas(64) double partial[partial_sums];
+  __builtin_memcpy(partial, sums, sizeof partial);
+  for (std::size_t k = 0; c + k < columns; ++k) partial[k] += widen(row[c + k]) * widen(row[c + k]);
+  return fold(partial);
+}
+
 template <class T>
 void block_sums(const RowSet& set, std::size_t columns, double multiplier, double* sums) {
   for (std::size_t r = 0; r < set.count; ++r) {
     const T* row = row_of<T>(set, r);
-    const char* next = next_of(set, r);
-    sums[r] = multiplier == 1.0 ? block_sum(
-                                      columns, [=](std::size_t i) { return widen(row[i]); },
-                                      [=](std::size_t i) { fetch<T>(next, i); })
+    sums[r] = multiplier == 1.0 ? row_block_sum(row, columns, next_of(set, r))
                                 : block_sum(columns, [=](std::size_t i) { return widen(row[i]) * multiplier; });
   }
 }
