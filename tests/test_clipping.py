@@ -156,6 +156,20 @@ def test_lists_of_arrays_of_many_sizes(kernels: Kernels, threads, count: int, dt
     assert bits(norms) == bits(expected)
 
 
+def test_the_limit_is_exact_beyond_2_53(kernels: Kernels) -> None:
+    """Squares that float64 cannot count one by one: the check still sees a difference of 1."""
+    grads = [gradients((2, 37), "float32")]
+    spacing = 2.0**-30
+    rows, _ = reference.lattice_rows(grads, 1.0, spacing)
+    lengths = [sum(int(t) ** 2 for t in row) for row in rows[0]]
+    assert min(lengths) > 2**59
+    for limit in (lengths[0], lengths[0] - 1, lengths[1], lengths[1] - 1):
+        out, norms = np.empty(37, np.int64), np.empty(2)
+        kernels.clipping.lattice_sum(grads, 1.0, spacing, limit, [out], norms)
+        counted = [row for row, length in zip(rows[0], lengths, strict=True) if length <= limit]
+        assert out.tolist() == sum(counted, np.zeros(37, np.int64)).tolist()
+
+
 @pytest.mark.skipif(WITHOUT_JIT, reason="too large for plain Python")
 def test_rows_too_wide_for_the_cache(kernels: Kernels) -> None:
     """Native kernels measure all rows before they add any where four rows exceed 8 MiB."""
