@@ -112,6 +112,91 @@ def test_lattice_limit_drops_a_row(kernels: Kernels) -> None:
         assert out.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 40])
+def test_any_number_of_rows_and_columns(kernels: Kernels, columns: int, dtype: str) -> None:
+    """Rows are added several at a time and columns in groups; rows of weight 0 are left out before."""
+    for rows in range(1, 11):
+        grad = gradients((rows, columns), dtype, seed=rows)
+        weights = np.random.default_rng(columns).standard_normal(rows) * (np.arange(rows) % 4 != 2)
+        outs = sums_like([grad])
+        kernels.clipping.weighted_sum(operands(kernels, [grad]), weights, outs)
+        assert bits(outs[0]) == bits(reference.weighted_sum(grad, weights).astype(outs[0].dtype))
+        for multiplier in (1.0, 2.0**-15):  # integers whose squares sum to less, and to more, than float64 can count
+            spacing = clipping.lattice_granularity(1.5, multiplier)
+            limit = math.floor((1.5 / spacing) ** 2)
+            out, norms = np.empty(columns, np.int64), np.empty(rows)
+            kernels.clipping.lattice_sum(operands(kernels, [grad]), 1.5, spacing, limit, [out], norms)
+            assert out.tolist() == reference.lattice_sum([grad], 1.5, spacing)[0][0].tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_lists_of_arrays_of_many_sizes(kernels: Kernels, threads, count: int, dtype: str) -> None:
+    """Threads share the columns of all arrays, whose bounds lie anywhere; several blocks of rows."""
+    threads(count)
+    widths = [3, 1, 50, 0, 1] if WITHOUT_JIT else [64, 1, 3000, 1024, 0, 7, 2049, 16, 30_000, 5, 1025, 9000, 1]
+    grads = [gradients((19, width), dtype, seed=i, scale=0.1) for i, width in enumerate(widths)]
+    if dtype == "float64":
+        for grad in grads:  # rows whose norms are computed again, in the midst of others
+            grad[7] *= 1e-200
+            grad[13] *= 1e200
+    outs, norms, integers = sums_like(grads), np.empty(19), [np.empty(width, np.int64) for width in widths]
+    bound, spacing = 2.0, clipping.lattice_granularity(2.0, 1.0)
+    limit = math.floor((bound / spacing) ** 2)
+    kernels.clipping.clip_and_sum(operands(kernels, grads), bound, outs, norms)
+    sums, expected = reference.clip_and_sum(grads, bound)
+    assert bits(norms) == bits(expected)
+    assert [bits(out) for out in outs] == [bits(s) for s in sums]
+    again = np.empty(19)
+    kernels.clipping.norms(operands(kernels, grads), again)
+    assert bits(again) == bits(expected)
+    kernels.clipping.lattice_sum(operands(kernels, grads), bound, spacing, limit, integers, norms)
+    assert [q.tolist() for q in integers] == [q.tolist() for q in reference.lattice_sum(grads, bound, spacing)[0]]
+    assert bits(norms) == bits(expected)
+
+
+def test_the_limit_is_exact_beyond_2_53(kernels: Kernels) -> None:
+    """Squares that float64 cannot count one by one: the check still sees a difference of 1."""
+    grads = [gradients((2, 37), "float32")]
+    spacing = 2.0**-30
+    rows, _ = reference.lattice_rows(grads, 1.0, spacing)
+    lengths = [sum(int(t) ** 2 for t in row) for row in rows[0]]
+    assert min(lengths) > 2**59
+    for limit in (lengths[0], lengths[0] - 1, lengths[1], lengths[1] - 1):
+        out, norms = np.empty(37, np.int64), np.empty(2)
+        kernels.clipping.lattice_sum(grads, 1.0, spacing, limit, [out], norms)
+        counted = [row for row, length in zip(rows[0], lengths, strict=True) if length <= limit]
+        assert out.tolist() == sum(counted, np.zeros(37, np.int64)).tolist()
+
+
+@pytest.mark.skipif(WITHOUT_JIT, reason="too large for plain Python")
+def test_rows_too_wide_for_the_cache(kernels: Kernels) -> None:
+    """Native kernels measure all rows before they add any where four rows exceed 8 MiB."""
+    grad = gradients((3, 530_000), "float32")
+    grad[1, 5] = np.nan
+    outs, norms = sums_like([grad]), np.empty(3)
+    kernels.clipping.clip_and_sum([grad], 500.0, outs, norms)
+    (expected,), lengths = reference.clip_and_sum([grad], 500.0)
+    assert bits(norms) == bits(lengths)
+    assert bits(outs[0]) == bits(expected)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_limit_counts_all_arrays_and_threads(kernels: Kernels, threads, count: int) -> None:
+    """One row of many is too long by 1, over a list and several threads: it alone is gone, wherever it lies."""
+    threads(count)
+    width = 20 if WITHOUT_JIT else 40_000
+    grads = [gradients((11, width), "float32", scale=1e-3), gradients((11, width // 2 + 1), "float32", 1, 1e-3)]
+    for grad in grads:
+        grad[6] *= 100
+    rows, _ = reference.lattice_rows(grads, 1.0, 2.0**-14)
+    limit = max(sum(int((t[i] ** 2).sum()) for t in rows) for i in range(11)) - 1
+    outs, norms = [np.empty(g.shape[1], np.int64) for g in grads], np.empty(11)
+    kernels.clipping.lattice_sum(grads, 1.0, 2.0**-14, limit, outs, norms)
+    assert [out.tolist() for out in outs] == [np.delete(t, 6, axis=0).sum(axis=0).tolist() for t in rows]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_a_bad_row_is_selected_away(kernels: Kernels, dtype: str, poison: float) -> None:

@@ -1,7 +1,14 @@
 #include "clipping.hpp"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
 
 #include "aisec_fast/clipping_math.hpp"
 #include "instruction_sets.hpp"
@@ -10,41 +17,83 @@
 namespace aisec_fast {
 namespace {
 
-// Rows are taken in blocks that stay in cache between the pass that measures them and the pass that adds them.
-constexpr std::size_t cached_bytes = std::size_t{8} << 20;
+// Rows are taken in blocks: a thread measures its share of a block and, one step later, adds it, so that share should
+// stay in the second-level cache meanwhile. But not fewer rows than are added together: totals pass by once a block.
+constexpr std::size_t cached_bytes = std::size_t{320} << 10;  // of each thread
+constexpr std::size_t fewest_rows = 4, most_rows = 4096;
+// Where even these rows are more than this, the totals of all columns would pass through memory with every block: all
+// rows are measured first, then added tile by tile. Shared caches often keep less than they have.
+constexpr std::size_t widest_block = std::size_t{8} << 20;
 constexpr std::size_t least_bytes = std::size_t{256} << 10;  // smallest work that is worth a thread
 
-// At most 1024 columns of one array: one block sum, and the unit of work when columns are shared among threads.
+std::size_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : dtype == DType::float64 ? 8 : 2; }
+
+const ClippingKernels& kernels_for(DType dtype) {
+  const Kernels& kernels = active_kernels();
+  return dtype == DType::float32   ? kernels.clipping_float32
+         : dtype == DType::float64 ? kernels.clipping_float64
+                                   : kernels.clipping_bfloat16;
+}
+
+// At most 1024 columns of one array: one block sum. `at` counts columns over all arrays.
 struct Tile {
-  std::size_t array, begin, width;
+  std::size_t array, begin, width, at;
 };
 
+struct Part {
+  std::size_t begin, end;
+};
+
+// Gradients as blocks of rows by tiles of columns; the tiles of all arrays are shared out in parts of about equal
+// width.
 class Rows {
  public:
-  explicit Rows(const Batch& batch)
-      : batch_(batch),
-        kernels_(batch.dtype == DType::float32   ? active_kernels().clipping_float32
-                 : batch.dtype == DType::float64 ? active_kernels().clipping_float64
-                                                 : active_kernels().clipping_bfloat16),
-        item_(batch.dtype == DType::float32   ? 4
-              : batch.dtype == DType::float64 ? 8
-                                              : 2) {
-    std::size_t columns = 0;
-    for (std::size_t a = 0; a < batch.arrays.size(); ++a) {
-      for (std::size_t begin = 0; begin < batch.arrays[a].columns; begin += norm_block)
-        tiles_.push_back({a, begin, std::min(norm_block, batch.arrays[a].columns - begin)});
-      columns += batch.arrays[a].columns;
-    }
-    rows_in_cache_ = std::clamp<std::size_t>(cached_bytes / std::max<std::size_t>(1, columns * item_), 4, 4096);
+  // In blocks of so many rows; 0 for what suits the cache.
+  explicit Rows(const Batch& batch, std::size_t rows_in_block = 0)
+      : batch_(batch), item_(size_of(batch.dtype)), kernels_(kernels_for(batch.dtype)) {
+    for (std::size_t a = 0; a < batch.arrays.size(); ++a)
+      for (std::size_t begin = 0; begin < batch.arrays[a].columns; begin += norm_block) {
+        const std::size_t width = std::min(norm_block, batch.arrays[a].columns - begin);
+        tiles_.push_back({a, begin, width, columns_});
+        columns_ += width;
+      }
+    const std::size_t worth = std::max<std::size_t>(1, batch.rows * columns_ * item_ / least_bytes);
+    share_out(std::min({thread_count(), worth, std::max<std::size_t>(1, tiles_.size())}));
+    const std::size_t row_bytes = std::max<std::size_t>(1, columns_ * item_ / parts());
+    rows_in_block_ = rows_in_block != 0 ? rows_in_block : std::clamp(cached_bytes / row_bytes, fewest_rows, most_rows);
+    rows_in_block_ = std::clamp<std::size_t>(batch.rows, 1, rows_in_block_);
   }
 
+  const Batch& batch() const { return batch_; }
   const ClippingKernels& kernels() const { return kernels_; }
   const std::vector<Tile>& tiles() const { return tiles_; }
-  std::size_t least_tiles(std::size_t rows) const {
-    return std::max<std::size_t>(1, least_bytes / (norm_block * item_ * std::max<std::size_t>(1, rows)));
-  }
+  std::size_t columns() const { return columns_; }
+  bool wide() const { return columns_ * item_ * fewest_rows > widest_block; }
+  std::size_t parts() const { return parts_.size(); }
+  std::size_t rows_in_block() const { return rows_in_block_; }
+  std::size_t blocks() const { return (batch_.rows + rows_in_block_ - 1) / rows_in_block_; }
+  std::size_t first(std::size_t block) const { return block * rows_in_block_; }
+  std::size_t count(std::size_t block) const { return std::min(rows_in_block_, batch_.rows - first(block)); }
+  const Part& part(std::size_t index) const { return parts_[index]; }
 
-  const void* at(std::size_t row, const Tile& tile) const {
+  // Rows first, ..., first + count - 1 of a tile; `next` are the rows from next_first on of tile next_t.
+  RowSet set(std::size_t t, std::size_t first, std::size_t count, std::size_t next_t, std::size_t next_first) const {
+    const Tile &tile = tiles_[t], &next = tiles_[next_t];
+    return {at(first, tile), stride(tile), count, at(next_first, next),
+            stride(next) * static_cast<std::ptrdiff_t>(item_)};
+  }
+  RowSet set(std::size_t t, std::size_t first, std::size_t count) const { return set(t, first, count, t, first); }
+
+ private:
+  void share_out(std::size_t parts) {
+    std::size_t t = 0;
+    for (std::size_t part = 1; part <= parts; ++part) {
+      const std::size_t begin = t, end = columns_ / parts * part + columns_ % parts * part / parts;
+      while (t < tiles_.size() && (part == parts || tiles_[t].at + tiles_[t].width / 2 < end)) ++t;
+      parts_.push_back({begin, t});
+    }
+  }
+  const char* at(std::size_t row, const Tile& tile) const {
     const Gradients& array = batch_.arrays[tile.array];
     return static_cast<const char*>(array.data) +
            (static_cast<std::ptrdiff_t>(row) * array.stride + static_cast<std::ptrdiff_t>(tile.begin)) *
@@ -52,139 +101,227 @@ class Rows {
   }
   std::ptrdiff_t stride(const Tile& tile) const { return batch_.arrays[tile.array].stride; }
 
-  // Calls use(first, last) for blocks of rows whose values fit in cache together.
-  template <class Use>
-  void for_blocks(const Use& use) const {
-    for (std::size_t first = 0; first < batch_.rows; first += rows_in_cache_)
-      use(first, std::min(batch_.rows, first + rows_in_cache_));
+  const Batch& batch_;
+  std::size_t item_, columns_ = 0, rows_in_block_ = 1;
+  const ClippingKernels& kernels_;
+  std::vector<Tile> tiles_;
+  std::vector<Part> parts_;
+};
+
+// The norms of one block of rows at a time.
+class Norms {
+ public:
+  Norms(const Rows& rows, double* norms)
+      : rows_(rows),
+        norms_(norms),
+        sums_(rows.tiles().size() * rows.rows_in_block()),
+        array_totals_(rows.rows_in_block()),
+        totals_(rows.rows_in_block()) {}
+
+  // Tile t of some rows, the first of which is row r of its block.
+  void measure(std::size_t t, std::size_t r, const RowSet& set) {
+    rows_.kernels().block_sums(set, width(t), 1.0, sums(t) + r);
   }
 
-  // Calls use(tile) for every tile, over the threads.
-  template <class Use>
-  void for_tiles(std::size_t rows, const Use& use) const {
-    parallel_for(tiles_.size(), least_tiles(rows), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t t = begin; t < end; ++t) use(tiles_[t]);
-    });
-  }
-
-  void norms(std::size_t first, std::size_t last, double* norms) {
-    const std::size_t blocks = tiles_.size();
-    sums_.resize((last - first) * blocks);
-    parallel_for(sums_.size(), least_tiles(1), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t unit = begin; unit < end; ++unit) {
-        const Tile& tile = tiles_[unit % blocks];
-        kernels_.block_sums(at(first + unit / blocks, tile), tile.width, 1.0, &sums_[unit]);
-      }
-    });
-    for (std::size_t row = first; row < last; ++row) {
-      double* sums = sums_.data() + (row - first) * blocks;
-      const double total = row_total(sums);
-      norms[row] = std::sqrt(total);
-      const double multiplier = norm_multiplier(total);
-      if (batch_.dtype != DType::float64 || multiplier == 1.0) continue;
-      for (std::size_t t = 0; t < blocks; ++t)
-        kernels_.block_sums(at(row, tiles_[t]), tiles_[t].width, multiplier, &sums[t]);
-      norms[row] = std::sqrt(row_total(sums)) / multiplier;
+  // When all tiles of a block have been measured.
+  void finish(std::size_t block) {
+    const std::size_t first = rows_.first(block), count = rows_.count(block);
+    add(0, count);
+    for (std::size_t r = 0; r < count; ++r) {
+      const double total = totals_[r], multiplier = norm_multiplier(total);
+      norms_[first + r] = std::sqrt(total);
+      if (rows_.batch().dtype != DType::float64 || multiplier == 1.0) continue;
+      for (std::size_t t = 0; t < rows_.tiles().size(); ++t)
+        rows_.kernels().block_sums(rows_.set(t, first + r, 1), width(t), multiplier, sums(t) + r);
+      add(r, r + 1);
+      norms_[first + r] = std::sqrt(totals_[r]) / multiplier;
     }
   }
 
  private:
-  double row_total(const double* sums) const {
-    double total = 0.0, array_total = 0.0;
-    for (std::size_t t = 0; t < tiles_.size(); ++t) {
-      array_total = tiles_[t].begin == 0 ? sums[t] : array_total + sums[t];
-      const bool array_ends = t + 1 == tiles_.size() || tiles_[t + 1].begin == 0;
-      if (array_ends) total += array_total;
+  std::size_t width(std::size_t t) const { return rows_.tiles()[t].width; }
+  double* sums(std::size_t t) { return &sums_[t * rows_.rows_in_block()]; }
+
+  // Row totals of rows begin, ..., end - 1: side by side, as each is a chain of additions.
+  void add(std::size_t begin, std::size_t end) {
+    const std::vector<Tile>& tiles = rows_.tiles();
+    for (std::size_t r = begin; r < end; ++r) totals_[r] = 0.0;
+    for (std::size_t t = 0; t < tiles.size(); ++t) {
+      const double* sum = sums(t);
+      for (std::size_t r = begin; r < end; ++r)
+        array_totals_[r] = tiles[t].begin == 0 ? sum[r] : array_totals_[r] + sum[r];
+      if (t + 1 < tiles.size() && tiles[t + 1].begin != 0) continue;
+      for (std::size_t r = begin; r < end; ++r) totals_[r] += array_totals_[r];
     }
-    return total;
   }
 
-  const Batch& batch_;
-  const ClippingKernels& kernels_;
-  std::size_t item_;
-  std::vector<Tile> tiles_;
-  std::size_t rows_in_cache_ = 1;
-  std::vector<double> sums_;
+  const Rows& rows_;
+  double* norms_;
+  std::vector<double> sums_, array_totals_, totals_;
 };
 
-// Running totals of all arrays in binary64, rounded once when they are stored.
+// Untouched memory, in huge pages if it is large: it is new for every call, and thousands of page faults take as long
+// as a pass over it.
+class Scratch {
+ public:
+  explicit Scratch(std::size_t count) {
+    constexpr std::size_t line = 64, huge = std::size_t{2} << 20;
+    const std::size_t bytes = count * sizeof(double), page = bytes < 2 * huge ? line : huge;
+    void* memory = std::aligned_alloc(page, std::max<std::size_t>(1, (bytes + page - 1) / page) * page);
+    if (memory == nullptr) throw std::bad_alloc();
+    memory_.reset(static_cast<double*>(memory));
+#if defined(MADV_HUGEPAGE)
+    if (page == huge) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+  }
+  double* data() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(double* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<double, Free> memory_;
+};
+
+// Running totals of all arrays in binary64, rounded once when they are stored. float64 sums are their own totals.
 class Totals {
  public:
-  explicit Totals(const Batch& batch) : batch_(batch) {
-    for (const Gradients& array : batch.arrays) totals_.emplace_back(array.columns);
+  Totals(const Rows& rows, const std::vector<void*>& outs)
+      : rows_(rows),
+        outs_(outs),
+        in_place_(rows.batch().dtype == DType::float64),
+        scratch_(in_place_ ? 0 : rows.columns()) {}
+
+  void clear(std::size_t t) const { std::fill_n(at(t), rows_.tiles()[t].width, 0.0); }
+  void add(std::size_t t, const RowSet& set, const double* weights) const {
+    rows_.kernels().add_weighted(set, weights, rows_.tiles()[t].width, at(t));
   }
-  void add(const Rows& rows, std::size_t first, std::size_t last, const double* weights) {
-    rows.for_tiles(last - first, [&](const Tile& tile) {
-      rows.kernels().add_weighted(rows.at(first, tile), rows.stride(tile), last - first, weights, tile.width,
-                                  &totals_[tile.array][tile.begin]);
-    });
-  }
-  void store(const std::vector<void*>& outs) const {
-    for (std::size_t a = 0; a < totals_.size(); ++a) {
-      if (batch_.dtype == DType::float64)
-        std::copy(totals_[a].begin(), totals_[a].end(), static_cast<double*>(outs[a]));
-      else
-        std::transform(totals_[a].begin(), totals_[a].end(), static_cast<float*>(outs[a]),
-                       [](double total) { return static_cast<float>(total); });
-    }
+  void store(std::size_t t) const {
+    if (in_place_) return;
+    const Tile& tile = rows_.tiles()[t];
+    std::transform(at(t), at(t) + tile.width, static_cast<float*>(outs_[tile.array]) + tile.begin,
+                   [](double total) { return static_cast<float>(total); });
   }
 
  private:
-  const Batch& batch_;
-  std::vector<std::vector<double>> totals_;
+  double* at(std::size_t t) const {
+    const Tile& tile = rows_.tiles()[t];
+    return in_place_ ? static_cast<double*>(outs_[tile.array]) + tile.begin : scratch_.data() + tile.at;
+  }
+  const Rows& rows_;
+  const std::vector<void*>& outs_;
+  bool in_place_;
+  Scratch scratch_;
 };
+
+// The norms of all rows, in one block, along the rows as memory lies.
+void measure_all(const Rows& rows, double* norms) {
+  Norms measured(rows, norms);
+  const std::size_t tiles = rows.tiles().size(), units = rows.rows_in_block() * tiles;
+  parallel_for(units, units / rows.parts(), [&](std::size_t begin, std::size_t end) {
+    for (std::size_t unit = begin; unit < end; ++unit) {
+      const std::size_t t = unit % tiles, row = unit / tiles, next = std::min(unit + 1, units - 1);
+      measured.measure(t, row, rows.set(t, row, 1, next % tiles, next / tiles));
+    }
+  });
+  measured.finish(0);
+}
+
+// Calls finish(block) when a block's norms are known, then use(part, block, t, rows) for its tiles. Step s measures
+// block s and, tile by tile, uses block s - 1: so memory is busy all the time, and threads meet once a block.
+template <class Finish, class Use>
+void measure_then_use(const Rows& rows, Norms& norms, const Finish& finish, const Use& use) {
+  const auto blocks = static_cast<std::uint32_t>(rows.blocks());
+  const auto tiles_of_part = [&](std::size_t part, std::uint32_t step) {
+    const auto [begin, end] = rows.part(part);
+    for (std::size_t t = begin; t < end; ++t) {
+      // What is measured after this tile; behind the last block that are its own rows once more.
+      const bool ends = t + 1 == end;
+      const std::size_t next_t = ends ? begin : t + 1;
+      const std::size_t next = rows.first(std::min<std::size_t>(step + (ends ? 1 : 0), blocks - 1));
+      if (step > 0) use(part, step - 1, t, rows.set(t, rows.first(step - 1), rows.count(step - 1), next_t, next));
+      if (step < blocks) norms.measure(t, 0, rows.set(t, rows.first(step), rows.count(step), next_t, next));
+    }
+  };
+  parallel_steps(rows.parts(), blocks + 1, tiles_of_part, [&](std::uint32_t step) {
+    if (step == blocks) return;
+    norms.finish(step);
+    finish(step);
+  });
+}
 
 }  // namespace
 
 void row_norms(const Batch& batch, double* norms) {
-  Rows rows(batch);
-  rows.for_blocks([&](std::size_t first, std::size_t last) { rows.norms(first, last, norms); });
+  if (batch.rows == 0) return;
+  measure_all(Rows(batch, batch.rows), norms);
 }
 
 void weighted_sum(const Batch& batch, const double* weights, const std::vector<void*>& outs) {
   const Rows rows(batch);
-  Totals totals(batch);
-  totals.add(rows, 0, batch.rows, weights);
-  totals.store(outs);
+  const Totals totals(rows, outs);
+  parallel_for(rows.parts(), 1, [&](std::size_t first, std::size_t last) {
+    for (std::size_t part = first; part < last; ++part) {
+      const auto [begin, end] = rows.part(part);
+      for (std::size_t t = begin; t < end; ++t) {
+        totals.clear(t);
+        totals.add(t, rows.set(t, 0, batch.rows, t + 1 == end ? t : t + 1, 0), weights);
+        totals.store(t);
+      }
+    }
+  });
 }
 
 void clip_and_sum(const Batch& batch, double max_norm, const std::vector<void*>& outs, double* norms) {
-  Rows rows(batch);
-  Totals totals(batch);
-  std::vector<double> factors;
-  rows.for_blocks([&](std::size_t first, std::size_t last) {
-    rows.norms(first, last, norms);
-    factors.clear();
-    for (std::size_t row = first; row < last; ++row) factors.push_back(clip_factor(norms[row], max_norm));
-    totals.add(rows, first, last, factors.data());
+  const Rows rows(batch);
+  if (rows.wide() || batch.rows == 0) {
+    row_norms(batch, norms);
+    std::vector<double> factors(batch.rows);
+    std::transform(norms, norms + batch.rows, factors.begin(),
+                   [=](double norm) { return clip_factor(norm, max_norm); });
+    return weighted_sum(batch, factors.data(), outs);
+  }
+  Norms measured(rows, norms);
+  const Totals totals(rows, outs);
+  std::vector<double> factors(rows.rows_in_block());
+  const auto finish = [&](std::size_t block) {
+    for (std::size_t r = 0; r < rows.count(block); ++r)
+      factors[r] = clip_factor(norms[rows.first(block) + r], max_norm);
+  };
+  measure_then_use(rows, measured, finish, [&](std::size_t, std::size_t block, std::size_t t, const RowSet& set) {
+    if (block == 0) totals.clear(t);
+    totals.add(t, set, factors.data());
+    if (block + 1 == rows.blocks()) totals.store(t);
   });
-  totals.store(outs);
 }
 
 void lattice_sum(const Batch& batch, double max_norm, double granularity, std::int64_t limit,
                  const std::vector<std::int64_t*>& outs, double* norms) {
-  Rows rows(batch);
   for (std::size_t a = 0; a < outs.size(); ++a) std::fill_n(outs[a], batch.arrays[a].columns, std::int64_t{0});
-  std::vector<double> factors;
-  rows.for_blocks([&](std::size_t first, std::size_t last) {
-    rows.norms(first, last, norms);
-    factors.clear();
-    for (std::size_t row = first; row < last; ++row)
-      factors.push_back(lattice_factor(norms[row], max_norm, granularity));
-    parallel_for(last - first, rows.least_tiles(rows.tiles().size()), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t row = begin; row < end; ++row) {
-        std::int64_t square_sum = 0;
-        if (factors[row] != 0.0)
-          for (const Tile& tile : rows.tiles())
-            square_sum += rows.kernels().lattice_square_sum(rows.at(first + row, tile), tile.width, factors[row]);
-        if (square_sum > limit) factors[row] = 0.0;  // the sensitivity is proved by this line, not by the norm
-      }
-    });
-    rows.for_tiles(last - first, [&](const Tile& tile) {
-      rows.kernels().add_lattice(rows.at(first, tile), rows.stride(tile), last - first, factors.data(), tile.width,
-                                 &outs[tile.array][tile.begin]);
-    });
+  const Rows rows(batch);
+  Norms measured(rows, norms);
+  std::vector<double> factors(batch.rows);
+  std::vector<std::int64_t> squares(rows.parts() * batch.rows);
+  const bool small = limit <= std::int64_t{1} << 52;
+  const auto add = [&](std::size_t part, std::size_t first, std::size_t t, const RowSet& set) {
+    const Tile& tile = rows.tiles()[t];
+    rows.kernels().add_lattice(set, &factors[first], small, tile.width, outs[tile.array] + tile.begin,
+                               &squares[part * batch.rows + first]);
+  };
+  const auto finish = [&](std::size_t block) {
+    for (std::size_t row = rows.first(block); row < rows.first(block) + rows.count(block); ++row)
+      factors[row] = lattice_factor(norms[row], max_norm, granularity);
+  };
+  measure_then_use(rows, measured, finish, [&](std::size_t part, std::size_t block, std::size_t t, const RowSet& set) {
+    add(part, rows.first(block), t, set);
   });
+  for (std::size_t row = 0; row < batch.rows; ++row) {
+    std::int64_t sum = 0;
+    for (std::size_t part = 0; part < rows.parts(); ++part) sum += squares[part * batch.rows + row];
+    if (sum <= limit) continue;    // the sensitivity is proved by this line, not by the norm
+    factors[row] = -factors[row];  // never, for sane input: take the row's integers out again, which is exact
+    for (std::size_t t = 0; t < rows.tiles().size(); ++t) add(0, row, t, rows.set(t, row, 1));
+  }
 }
 
 }  // namespace aisec_fast

@@ -95,6 +95,22 @@ struct Join {
   }
 };
 
+// Tells the processor that a loop only waits.
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Until `value` is no longer `old`: spins for some microseconds, as a step of others ends soon, then sleeps.
+void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
+  for (int spins = 0; spins < 1000; ++spins) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    relax();
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
 }  // namespace
 
 std::size_t thread_count() { return threads_wanted.load(); }
@@ -132,6 +148,37 @@ void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, co
       const std::size_t begin = taken.fetch_add(chunk, std::memory_order_relaxed);
       if (begin >= count) return;
       range(begin, std::min(count, begin + chunk));
+    }
+  });
+}
+
+void parallel_steps(std::size_t parts, std::uint32_t steps,
+                    const std::function<void(std::size_t part, std::uint32_t step)>& step,
+                    const std::function<void(std::uint32_t step)>& between) {
+  if (parts == 1) {
+    for (std::uint32_t s = 0; s < steps; ++s) {
+      step(0, s);
+      between(s);
+    }
+    return;
+  }
+  std::vector<std::atomic<std::uint32_t>> begun(parts);  // how many steps of each part
+  std::atomic<std::size_t> left{parts};                  // parts of the current step that are not done
+  std::atomic<std::uint32_t> current{0};
+  parallel_for(parts, 1, [&](std::size_t preferred, std::size_t) noexcept {
+    for (std::uint32_t s = 0; (s = current.load(std::memory_order_acquire)) < steps;) {
+      for (std::size_t i = 0; i < parts; ++i) {
+        const std::size_t part = (preferred + i) % parts;
+        std::uint32_t expected = s;
+        if (!begun[part].compare_exchange_strong(expected, s + 1, std::memory_order_relaxed)) continue;
+        step(part, s);
+        if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
+        left.store(parts, std::memory_order_relaxed);
+        between(s);
+        current.store(s + 1, std::memory_order_release);
+        current.notify_all();
+      }
+      wait_for_change(current, s);
     }
   });
 }

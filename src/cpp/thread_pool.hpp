@@ -2,6 +2,7 @@
 // A pool of threads of our own: OpenMP hangs in forked children and clashes with torch's copy of it
 // (docs/decisions/0001-no-openmp.md).
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 
 namespace aisec_fast {
@@ -16,6 +17,14 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range);
 // The same, but each thread takes the next `chunk` of the range when it is done with one: for long work, where a thread
 // that has to share its core must not hold up the rest.
 void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, const Range& range);
+
+// Runs step(part, s) for all parts, s = 0, ..., steps - 1; between two steps, when every part is done, between(s) runs
+// once (also after the last). One dispatch for all: threads that wait for a step spin before they sleep. A part has no
+// thread of its own, only one that prefers it: whoever is free takes what nobody has begun, so a thread that comes
+// late, or never, holds up nobody. Neither function may throw.
+void parallel_steps(std::size_t parts, std::uint32_t steps,
+                    const std::function<void(std::size_t part, std::uint32_t step)>& step,
+                    const std::function<void(std::uint32_t step)>& between);
 
 std::size_t thread_count();
 void set_thread_count(std::size_t threads);

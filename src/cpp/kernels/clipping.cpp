@@ -2,64 +2,181 @@
 #include "aisec_fast/clipping_math.hpp"
 #include "kernels/block_sum.hpp"
 #include "kernels/families.hpp"
+#include "kernels/float_lanes.hpp"
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
-constexpr std::size_t column_tile = 1024;  // running totals that stay in the first-level cache
+constexpr std::size_t line_bytes = 64, group = 16;  // columns worked on between two prefetches
+constexpr int rows_together = 4;                    // so that loading and storing a total costs little beside them
 
 template <class T>
-void block_sums(const void* row_, std::size_t columns, double multiplier, double* sums) {
-  const T* row = static_cast<const T*>(row_);
-  for (std::size_t begin = 0; begin < columns; begin += norm_block, ++sums)
-    *sums = block_sum(columns - begin < norm_block ? columns - begin : norm_block,
-                      [=](std::size_t i) { return widen(row[begin + i]) * multiplier; });
+inline const T* row_of(const RowSet& set, std::size_t r) {
+  return static_cast<const T*>(set.rows) + static_cast<std::ptrdiff_t>(r) * set.stride;
 }
 
+inline const char* next_of(const RowSet& set, std::size_t r) {
+  return set.next_rows + static_cast<std::ptrdiff_t>(r) * set.next_stride;
+}
+
+// Fetches what lies in `row` where the caller's columns c, ..., c + 15 lie in their row. Memory delivers while the
+// caller computes; the hardware's own prefetchers stop at the end of every page, and a tile of a row is about a page.
+// Every line, though both kernels do it: with every other line left out the hardware's prefetchers lose the stream.
 template <class T>
-void add_weighted(const void* rows_, std::ptrdiff_t stride, std::size_t count, const double* weights,
-                  std::size_t columns, double* total) {
-  const T* rows = static_cast<const T*>(rows_);
-  for (std::size_t begin = 0; begin < columns; begin += column_tile) {
-    const std::size_t width = columns - begin < column_tile ? columns - begin : column_tile;
-    for (std::size_t r = 0; r < count; ++r) {
-      if (weights[r] == 0.0) continue;
-      const T* row = rows + static_cast<std::ptrdiff_t>(r) * stride + begin;
-      const double weight = weights[r];
-      double* sum = total + begin;
-      for (std::size_t c = 0; c < width; ++c) sum[c] += weight * widen(row[c]);
-    }
+inline void fetch(const char* row, std::size_t c) {
+  if constexpr (group * sizeof(T) >= line_bytes) {
+    for (std::size_t at = 0; at < group * sizeof(T); at += line_bytes)
+      __builtin_prefetch(row + c * sizeof(T) + at, 0, 2);  // into the second level
+  } else {
+    if (c * sizeof(T) % line_bytes == 0) __builtin_prefetch(row + c * sizeof(T), 0, 2);
   }
 }
 
+// The block sum, with its partial sums in vectors.
 template <class T>
-std::int64_t lattice_square_sum(const void* row_, std::size_t columns, double factor) {
-  const T* row = static_cast<const T*>(row_);
-  std::int64_t sum = 0;
-  for (std::size_t c = 0; c < columns; ++c) {
+double row_block_sum(const T* row, std::size_t columns, const char* next) {
+  static_assert(group == partial_sums);
+  Doubles sums[partial_sums / doubles] = {};
+  std::size_t c = 0;
+  for (; c + group <= columns; c += group) {
+    fetch<T>(next, c);
+#pragma GCC unroll 8
+    for (std::size_t k = 0; k < partial_sums / doubles; ++k) {
+      const Doubles values = widened(row + c + k * doubles);
+      sums[k] += values * values;
+    }
+  }
+  alignas(64) double partial[partial_sums];
+  __builtin_memcpy(partial, sums, sizeof partial);
+  for (std::size_t k = 0; c + k < columns; ++k) partial[k] += widen(row[c + k]) * widen(row[c + k]);
+  return fold(partial);
+}
+
+template <class T>
+void block_sums(const RowSet& set, std::size_t columns, double multiplier, double* sums) {
+  for (std::size_t r = 0; r < set.count; ++r) {
+    const T* row = row_of<T>(set, r);
+    sums[r] = multiplier == 1.0 ? row_block_sum(row, columns, next_of(set, r))
+                                : block_sum(columns, [=](std::size_t i) { return widen(row[i]) * multiplier; });
+  }
+}
+
+// Rows of a weight other than zero: in order, four at a time, the last few one by one.
+struct Chosen {
+  std::size_t rows[rows_together];
+};
+template <class Four, class One>
+inline void for_rows(const RowSet& set, const double* weights, const Four& four, const One& one) {
+  Chosen chosen{};
+  int waiting = 0;
+  for (std::size_t r = 0; r < set.count; ++r) {
+    if (weights[r] == 0.0) continue;
+    chosen.rows[waiting] = r;
+    if (++waiting < rows_together) continue;
+    four(chosen);
+    waiting = 0;
+  }
+  for (int r = 0; r < waiting; ++r) one(Chosen{{chosen.rows[r]}});
+}
+
+// total[c] += the chosen rows' weighted values, each row in its turn.
+template <int count, class T>
+void add_rows(const RowSet& set, const Chosen& chosen, const double* weights_, std::size_t columns,
+              double* __restrict total) {
+  const T* rows[count];
+  const char* next[count];
+  double weights[count];
+  for (int r = 0; r < count; ++r) {
+    rows[r] = row_of<T>(set, chosen.rows[r]);
+    next[r] = next_of(set, chosen.rows[r]);
+    weights[r] = weights_[chosen.rows[r]];
+  }
+  std::size_t c = 0;
+  for (; c + group <= columns; c += group) {
+    for (int r = 0; r < count; ++r) fetch<T>(next[r], c);
+#pragma GCC unroll 8
+    for (std::size_t k = c; k < c + group; k += doubles) {
+      Doubles sum = load<Doubles>(total + k);
+#pragma GCC unroll 8
+      for (int r = 0; r < count; ++r) sum += weights[r] * widened(rows[r] + k);
+      store(total + k, sum);
+    }
+  }
+  for (; c < columns; ++c)
+    for (int r = 0; r < count; ++r) total[c] += weights[r] * widen(rows[r][c]);
+}
+
+template <class T>
+void add_weighted(const RowSet& set, const double* weights, std::size_t columns, double* total) {
+  for_rows(
+      set, weights, [&](const Chosen& chosen) { add_rows<rows_together, T>(set, chosen, weights, columns, total); },
+      [&](const Chosen& chosen) { add_rows<1, T>(set, chosen, weights, columns, total); });
+}
+
+// One row's integers and the sum of their squares, in 64-bit integers.
+template <class T>
+std::int64_t add_integers(const T* row, double factor, std::size_t begin, std::size_t end,
+                          std::int64_t* __restrict total) {
+  std::int64_t squares = 0;
+  for (std::size_t c = begin; c < end; ++c) {
     const std::int64_t t = static_cast<std::int32_t>(widen(row[c]) * factor);
-    sum += t * t;
+    total[c] += t;
+    squares += t * t;
   }
-  return sum;
+  return squares;
+}
+
+// The same for several rows whose squares sum to less than 2^53, in float64: nothing is rounded.
+template <int count, class T>
+void add_lattice_rows(const RowSet& set, const Chosen& chosen, const double* factors_, std::size_t columns,
+                      std::int64_t* __restrict total, std::int64_t* __restrict squares) {
+  const T* rows[count];
+  const char* next[count];
+  double factors[count];
+  Doubles sums[count] = {};
+  for (int r = 0; r < count; ++r) {
+    rows[r] = row_of<T>(set, chosen.rows[r]);
+    next[r] = next_of(set, chosen.rows[r]);
+    factors[r] = factors_[chosen.rows[r]];
+  }
+  std::size_t c = 0;
+  for (; c + group <= columns; c += group) {
+    for (int r = 0; r < count; ++r) fetch<T>(next[r], c);
+    for (std::size_t k = c; k < c + group; k += doubles) {
+      Doubles integers = {};  // of all rows: below 2^33
+#pragma GCC unroll 8
+      for (int r = 0; r < count; ++r) {
+        const Doubles t = truncated(widened(rows[r] + k) * factors[r]);
+        integers += t;
+        sums[r] += t * t;
+      }
+      store(total + k, load<Integers>(total + k) + to_integers(integers));
+    }
+  }
+  for (int r = 0; r < count; ++r) {
+    double sum = 0.0;
+    for (std::size_t k = 0; k < doubles; ++k) sum += sums[r][k];
+    squares[chosen.rows[r]] += static_cast<std::int64_t>(sum) + add_integers(rows[r], factors[r], c, columns, total);
+  }
 }
 
 template <class T>
-void add_lattice(const void* rows_, std::ptrdiff_t stride, std::size_t count, const double* factors,
-                 std::size_t columns, std::int64_t* total) {
-  const T* rows = static_cast<const T*>(rows_);
-  for (std::size_t begin = 0; begin < columns; begin += column_tile) {
-    const std::size_t width = columns - begin < column_tile ? columns - begin : column_tile;
-    for (std::size_t r = 0; r < count; ++r) {
-      if (factors[r] == 0.0) continue;
-      const T* row = rows + static_cast<std::ptrdiff_t>(r) * stride + begin;
-      for (std::size_t c = 0; c < width; ++c) total[begin + c] += static_cast<std::int32_t>(widen(row[c]) * factors[r]);
-    }
-  }
+void add_lattice(const RowSet& set, const double* factors, bool small, std::size_t columns, std::int64_t* total,
+                 std::int64_t* squares) {
+  if (small)
+    return for_rows(
+        set, factors,
+        [&](const Chosen& chosen) {
+          add_lattice_rows<rows_together, T>(set, chosen, factors, columns, total, squares);
+        },
+        [&](const Chosen& chosen) { add_lattice_rows<1, T>(set, chosen, factors, columns, total, squares); });
+  for (std::size_t r = 0; r < set.count; ++r)
+    if (factors[r] != 0.0) squares[r] += add_integers(row_of<T>(set, r), factors[r], 0, columns, total);
 }
 
 template <class T>
 ClippingKernels kernels_of() {
-  return {block_sums<T>, add_weighted<T>, lattice_square_sum<T>, add_lattice<T>};
+  return {block_sums<T>, add_weighted<T>, add_lattice<T>};
 }
 
 }  // namespace

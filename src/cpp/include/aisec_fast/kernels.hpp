@@ -39,15 +39,23 @@ struct NoiseKernels {
   FirstUnfit unfit_float32, unfit_float64;
 };
 
-// Kernels over rows of one dtype. `row` points to `columns` values; `rows` to the first of several rows that lie
-// `stride` values apart. A weight (or factor) of zero selects the row away: its values are not read.
+// `count` rows of one dtype, `stride` values apart, and what will be read next: as many rows, `next_stride` bytes
+// apart. Kernels fetch those into the cache while they compute; nothing but time depends on them.
+struct RowSet {
+  const void* rows;
+  std::ptrdiff_t stride;
+  std::size_t count;
+  const char* next_rows;
+  std::ptrdiff_t next_stride;
+};
+
+// Kernels over at most norm_block columns. A weight (or factor) of zero selects the row away: its values are not read.
 struct ClippingKernels {
-  void (*block_sums)(const void* row, std::size_t columns, double multiplier, double* sums);
-  void (*add_weighted)(const void* rows, std::ptrdiff_t stride, std::size_t count, const double* weights,
-                       std::size_t columns, double* total);
-  std::int64_t (*lattice_square_sum)(const void* row, std::size_t columns, double factor);
-  void (*add_lattice)(const void* rows, std::ptrdiff_t stride, std::size_t count, const double* factors,
-                      std::size_t columns, std::int64_t* total);
+  void (*block_sums)(const RowSet& rows, std::size_t columns, double multiplier, double* sums);
+  void (*add_weighted)(const RowSet& rows, const double* weights, std::size_t columns, double* total);
+  // Adds the rows' integers to total and the sums of their squares to `squares`; small: each such sum is below 2^53.
+  void (*add_lattice)(const RowSet& rows, const double* factors, bool small, std::size_t columns, std::int64_t* total,
+                      std::int64_t* squares);
 };
 
 // A node of BLAKE3's tree before its compression: `counter` is the chunk's number, 0 for a parent.
