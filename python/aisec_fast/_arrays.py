@@ -6,6 +6,7 @@ Nothing is copied and no framework is imported: an array of torch can only exist
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -206,9 +207,9 @@ def require_apart(out: Array, x: Array, *, same_is_fine: bool) -> None:
 
 def require_all_apart(arrays: Sequence[Array]) -> None:
     """ValueError if any two of these contiguous arrays share memory."""
-    ordered = sorted((array for array in arrays if array.size), key=lambda array: array.address)
+    ordered = sorted((array for array in arrays if 0 not in array.shape), key=lambda array: array.address)
     for before, after in itertools.pairwise(ordered):
-        if before.address + before.size * before.itemsize > after.address:
+        if before.address + math.prod(before.shape) * before.itemsize > after.address:
             raise ValueError(f"{after.name} overlaps {before.name} in memory, expected memory of its own")
 
 

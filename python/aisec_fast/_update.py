@@ -202,7 +202,9 @@ def _lists(values: dict[str, Sequence[Any] | None]) -> dict[str, list[Array]]:
         if sums:
             _arrays.require_dtype(sums[0], ("float32", "float64"))
         for array, total in zip(lists[name], sums, strict=True):
-            _arrays.require_output(array, total.shape, sums[0].dtype)
+            like = array.shape == total.shape and array.strides == total.strides and array.dtype == total.dtype
+            if arrays is values["sums"] or not (like and array.writable):  # models have hundreds of arrays
+                _arrays.require_output(array, total.shape, sums[0].dtype)
     return lists
 
 
