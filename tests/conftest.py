@@ -27,6 +27,7 @@ class Kernels(NamedTuple):
     clipping: ModuleType
     adversarial: ModuleType
     hashing: ModuleType
+    ghost: ModuleType
 
 
 NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]

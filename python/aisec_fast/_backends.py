@@ -34,6 +34,7 @@ class Backend(NamedTuple):
     adversarial: ModuleType
     hashing: ModuleType
     integers: ModuleType
+    ghost: ModuleType
 
     def operands(self, arrays: Sequence[Array]) -> list[Any]:
         """The arrays as this backend's kernels take them."""

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 version: str
@@ -49,3 +50,27 @@ def bounded_integers(
     out: Any, key: bytes, low: int, bound: int, growth: int, wide: bool, generator: str = "chacha"
 ) -> list[tuple[int, ...]]: ...
 def shuffle(places: Any, first: int, last: int) -> None: ...
+def gram_squares(inputs: Any, outputs: Any, squares: Any, bounds: Any) -> None: ...
+def conv_gram_squares(
+    activation: Any,
+    gradient: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    before: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    squares: Any,
+    bounds: Any,
+) -> None: ...
+def conv_rows(
+    activation: Any,
+    gradient: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    before: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    rows: Any,
+    squares: Any,
+    bounds: Any,
+) -> None: ...

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 version: str
@@ -24,4 +25,28 @@ def linf_step(
 ) -> None: ...
 def l2_step(
     adv: Any, x: Any, gradient: Any, step_size: float, eps: float, low: float, high: float, out: Any
+) -> None: ...
+def gram_squares(inputs: Any, outputs: Any, squares: Any, bounds: Any) -> None: ...
+def conv_gram_squares(
+    activation: Any,
+    gradient: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    before: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    squares: Any,
+    bounds: Any,
+) -> None: ...
+def conv_rows(
+    activation: Any,
+    gradient: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    before: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    rows: Any,
+    squares: Any,
+    bounds: Any,
 ) -> None: ...

@@ -4,6 +4,6 @@ Each family has the functions of `aisec_fast._core`, on numpy arrays, bfloat16 a
 compiles for some seconds; the result is kept in the temporary folder until a source changes.
 """
 
-from . import adversarial, clipping, hashing, noise
+from . import adversarial, clipping, ghost, hashing, noise
 
-__all__ = ["adversarial", "clipping", "hashing", "noise"]
+__all__ = ["adversarial", "clipping", "ghost", "hashing", "noise"]

@@ -8,4 +8,5 @@ ClippingKernels clipping_kernels(DType dtype);
 HashingKernels hashing_kernels();
 AdversarialKernels adversarial_kernels();
 IntegerKernels integer_kernels();
+GhostKernels ghost_kernels();
 }  // namespace aisec_fast::AISEC_ISA

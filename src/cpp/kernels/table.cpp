@@ -15,6 +15,7 @@ Kernels kernels() {
       hashing_kernels(),
       adversarial_kernels(),
       integer_kernels(),
+      ghost_kernels(),
   };
 }
 }  // namespace aisec_fast::AISEC_ISA
