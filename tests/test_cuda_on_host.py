@@ -171,7 +171,7 @@ def test_blake3_of_more_than_one_slice(tmp_path: Path, monkeypatch: pytest.Monke
 # ------------------------------------------------------------------------------------------------ under the sanitizers
 
 
-@pytest.mark.parametrize("family", ["noise", "clipping", "hashing", "adversarial"])
+@pytest.mark.parametrize("family", ["noise", "clipping", "hashing", "adversarial", "ghost"])
 def test_exact_buffers_under_the_sanitizers(family: str) -> None:
     run = build.run_check(build.sanitized_check(family))
     assert (run.returncode, run.stdout) == (0, f"{family}: every result as expected\n"), run.stderr
@@ -245,6 +245,8 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("clipping", "row_norms.hpp", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),
         ("adversarial", "adversarial_body.hpp", "i < count;", "i <= count;"),
         ("adversarial", "adversarial_body.hpp", "c < width;", "c <= width;"),
+        ("ghost", "ghost_body.hpp", "i < count; i += block_threads", "i <= count; i += block_threads"),
+        ("ghost", "ghost_body.hpp", "row < shape.rows && column", "row <= shape.rows && column"),
     ],
 )
 def test_a_removed_bounds_check_is_found(tmp_path: Path, family: str, file: str, text: str, replacement: str) -> None:

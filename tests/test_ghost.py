@@ -182,7 +182,7 @@ def test_conv_rows(kernels: Kernels, conv: Case) -> None:
         own = reference.squares(rows.astype(np.float64))  # of the rows as they were stored
         assert np.all(np.abs(squares - own) <= 2 * (truth[0].size + 2 if batch else 0) * 2.0**-53 * own)
         assert np.all(bounds >= absolute * (1 - 1e-12))
-        assert np.all(bounds <= absolute * (1 + 1e-12))
+        assert np.all(bounds <= absolute * (1 + 1e-10))
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-24, 1e-22, 1e10, 1e17])

@@ -26,7 +26,7 @@ __all__ = [
     "gram_squares",
 ]
 
-_LARGEST_WIDTH = 2**24  # of a dot product: the error bounds hold up to here
+_LARGEST_WIDTH = 2**22  # of a dot product: the error bounds hold up to here
 _CHANNEL_CHUNK, _DOT_ROUNDINGS = 64, 68  # docs/ghost.md
 
 
@@ -202,7 +202,7 @@ def _per_sample(like: Array) -> Array:
 
 def _check_width(width: int, name: str) -> None:
     if width > _LARGEST_WIDTH:
-        raise ValueError(f"{name} has dot products of {width} values, expected at most 2^24")
+        raise ValueError(f"{name} has dot products of {width} values, expected at most 2^22")
 
 
 def _convolution(

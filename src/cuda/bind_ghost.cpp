@@ -33,11 +33,8 @@ void conv_gram_squares(const py::object& activation, const py::object& gradient,
 void conv_rows(const py::object& activation, const py::object& gradient, const Pair& kernel, const Pair& stride,
                const Pair& before, const Pair& dilation, std::size_t groups, const py::object& rows,
                const py::object& squares, const py::object& bounds) {
-  const Arrays arrays({{activation, "activation"},
-                       {gradient, "gradient"},
-                       {rows, "rows"},
-                       {squares, "squares"},
-                       {bounds, "bounds"}});
+  const Arrays arrays(
+      {{activation, "activation"}, {gradient, "gradient"}, {rows, "rows"}, {squares, "squares"}, {bounds, "bounds"}});
   const ConvShape shape =
       conv_shape(arrays[0], arrays[1], kernel, stride, before, dilation, groups, arrays[3], arrays[4]);
   arrays[2].of_type(DType::float32).contiguous().of_size(arrays[0].size(0) * row_size(shape)).writable();

@@ -7,8 +7,8 @@ namespace aisec_fast::cuda {
 namespace {
 
 __global__ void __launch_bounds__(block_threads)
-    gram_squares_kernel(GramShape shape, std::uint64_t batch, const float* inputs, const float* outputs, double* squares,
-                        double* bounds) {
+    gram_squares_kernel(GramShape shape, std::uint64_t batch, const float* inputs, const float* outputs,
+                        double* squares, double* bounds) {
   gram_squares(shape, batch, inputs, outputs, squares, bounds);
 }
 

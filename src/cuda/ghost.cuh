@@ -1,6 +1,6 @@
 #pragma once
-// Norms of per-sample gradients on the GPU: what src/cpp/ghost.hpp declares for the CPU. Pointers are device memory of the
-// current device; the work is queued on `stream`.
+// Norms of per-sample gradients on the GPU: what src/cpp/ghost.hpp declares for the CPU. Pointers are device memory of
+// the current device; the work is queued on `stream`.
 #include <cuda_runtime_api.h>
 
 #include <cstddef>

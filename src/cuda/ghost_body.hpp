@@ -1,6 +1,6 @@
 #pragma once
-// Bodies of the ghost kernels: no launch, no framework, so that tests/cuda_on_host runs the same text on a CPU. One block
-// of threads a sample; everything is added in float64. docs/ghost.md is the contract.
+// Bodies of the ghost kernels: no launch, no framework, so that tests/cuda_on_host runs the same text on a CPU. One
+// block of threads a sample; everything is added in float64. docs/ghost.md is the contract.
 #include <cmath>
 
 #include "aisec_fast/ghost_math.hpp"

@@ -31,8 +31,7 @@ void check_gram(std::size_t batch, const GramShape& shape) {
       for (std::size_t i = 0; i < shape.inputs; ++i) a_square += double{a[i]} * double{a[i]};
       for (std::size_t j = 0; j < shape.outputs; ++j) g_square += double{g[j]} * double{g[j]};
       bound += std::sqrt(a_square * g_square);
-      for (std::size_t i = 0; i < row.size(); ++i)
-        row[i] += double{g[i / shape.inputs]} * double{a[i % shape.inputs]};
+      for (std::size_t i = 0; i < row.size(); ++i) row[i] += double{g[i / shape.inputs]} * double{a[i % shape.inputs]};
     }
     for (const double value : row) square += value * value;
     expect(near(squares[b], square, bound * bound), "gram_squares", shape.length, shape.inputs);

@@ -1,4 +1,5 @@
-// The CUDA kernels of the ghost family and their launches, compiled by g++, for ctypes (ghost.py) and for check_ghost.cpp.
+// The CUDA kernels of the ghost family and their launches, compiled by g++, for ctypes (ghost.py) and for
+// check_ghost.cpp.
 #include "ghost.cu"
 
 #include "entry.hpp"

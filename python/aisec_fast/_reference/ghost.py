@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -53,12 +54,12 @@ def conv_gradients(
     batch, outputs = gradient.shape[:2]
     read = patches(activation, gradient.shape[2:], kernel, stride, before, dilation)
     read = read.reshape(batch, groups, activation.shape[1] // groups, *kernel, read.shape[-1])
-    wanted = gradient.astype(np.float64).reshape(batch, groups, outputs // groups, -1)
-    rows = np.einsum("bgpt,bgcklt->bgpckl", wanted, read).reshape(batch, outputs, -1, *kernel)
+    wanted = gradient.astype(np.float64).reshape(batch, groups, outputs // groups, read.shape[-1])
+    rows = np.einsum("bgpt,bgcklt->bgpckl", wanted, read).reshape(batch, outputs, read.shape[2], *kernel)
     lengths = np.sqrt((read**2).sum(axis=(2, 3, 4))) * np.sqrt((wanted**2).sum(axis=2))
     return rows, np.sqrt((lengths.sum(axis=2) ** 2).sum(axis=1))
 
 
 def squares(rows: Floats) -> Floats:
     """Return the squared norm of each sample's gradient [B, ...]: float64 [B]."""
-    return np.asarray((rows.reshape(rows.shape[0], rows[0].size if len(rows) else 0) ** 2).sum(axis=1))
+    return np.asarray((rows.reshape(rows.shape[0], math.prod(rows.shape[1:])) ** 2).sum(axis=1))
