@@ -221,6 +221,13 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         ValueError,
         "^gradient has 5 positions in dimension 2, expected 3",
     ),
+    ("rows out shape", lambda: ghost.conv_rows(IMAGE, IMAGE, 1, out=X), ValueError, r"^out has shape \(4, 6\)"),
+    (
+        "rows out overlaps",
+        lambda: ghost.conv_rows(IMAGE[:1], IMAGE[1:], 1, out=IMAGE.reshape(-1)[60:69].reshape(1, 3, 3, 1, 1)),
+        ValueError,
+        "^out overlaps gradient",
+    ),
     ("no pixels", lambda: ghost.conv_rows(IMAGE[:, :, :0], IMAGE, 1), ValueError, "^gradient has 5 positions"),
     ("data a str", lambda: hashing.blake3("abc"), TypeError, "^data is a str, expected bytes .*encode it"),  # type: ignore[arg-type]
     ("data an int", lambda: hashing.sha256(5), TypeError, "^data is a int, expected bytes"),  # type: ignore[arg-type]

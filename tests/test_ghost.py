@@ -303,6 +303,20 @@ def test_public_functions(backend: str, library: str) -> None:
     rows, squares, _ = ghost.conv_rows(x, g, (3, 3), padding=(1, (1, 1)), groups=2)
     assert rows.shape == (3, 4, 3, 3, 3)
     np.testing.assert_allclose(reference.squares(np.asarray(rows, np.float64)), np.asarray(squares))
+    again = rows * 0
+    assert ghost.conv_rows(x, g, 3, padding=1, groups=2, out=again)[0] is again
+    assert bits(again) == bits(rows)
+
+
+def test_the_cheaper_way() -> None:
+    """Few positions and many channels: Gram matrices. Long sequences, large images: rows, if they may be kept."""
+    assert ghost.cheapest(32, 64, 256, 768) == "gram"
+    assert ghost.cheapest(32, 1024, 64, 64) == "rows"
+    assert ghost.cheapest(32, 1024, 64, 64, kept_bytes=1000) == "gram"
+    assert ghost.cheapest_conv((64, 128, 8, 8), (64, 128, 8, 8), 3) == "gram"
+    assert ghost.cheapest_conv((64, 32, 32, 32), (64, 32, 32, 32), (3, 3)) == "rows"
+    assert ghost.cheapest_conv((64, 1, 28, 28), (64, 16, 14, 14), 8, stride=2) == "rows"
+    assert ghost.cheapest_conv((64, 32, 1000), (64, 32, 500), 5, stride=(2,), kept_bytes=10) == "gram"
 
 
 def test_roundoff_is_small_and_grows() -> None:

@@ -19,6 +19,7 @@ from ._backends import Backend, choose
 
 __all__ = [
     "cheapest",
+    "cheapest_conv",
     "conv_gram_squares",
     "conv_roundoff",
     "conv_rows",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 _LARGEST_WIDTH = 2**22  # of a dot product: the error bounds hold up to here
+# What one thread of an AVX2 core did when nothing else ran, in operations (a multiply-add is two) or bytes a nanosecond:
+# only their ratios matter. _PRODUCT_RATE is torch's; _KEPT_RATE is for writing rows once and reading them once.
+_GRAM_RATE, _PIXEL_GRAM_RATE, _SHIFT_RATE, _ROWS_RATE, _PRODUCT_RATE, _KEPT_RATE = 60.0, 40.0, 15.0, 75.0, 60.0, 3.0
 _CHANNEL_CHUNK, _DOT_ROUNDINGS = 64, 68  # docs/ghost.md
 
 
@@ -107,11 +111,13 @@ def conv_rows(
     padding: int | Sequence[int | tuple[int, int]] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    out: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Per-sample weight gradients of a convolution, and their squared norms.
 
     Args:
         activation, gradient, kernel_size, stride, padding, dilation, groups: as in :func:`conv_gram_squares`.
+        out: array for the rows. Default: new; memory that was just asked for costs more than the gradients, so keep one.
 
     Returns:
         ``(rows, squares, bounds)``: the gradients, float32 ``[B, P, C / groups, *kernel_size]``; the sum of the squares of
@@ -124,7 +130,8 @@ def conv_rows(
     layer = _convolution(activation, gradient, kernel_size, stride, padding, dilation, groups)
     channels = layer.activation.shape[1] // groups
     shape = (layer.activation.shape[0], layer.gradient.shape[1], channels, *layer.kernel)
-    rows = _arrays.empty_like(layer.activation, shape, "float32")
+    (rows,) = _arrays.outputs(out, [layer.activation], [shape], ["float32"], is_list=False, in_place=False)
+    _arrays.require_apart(rows, layer.gradient, same_is_fine=False)
     squares, bounds = _per_sample(layer.activation), _per_sample(layer.activation)
     backend = layer.backend
     a, g, row, square, bound = backend.operands([layer.activation, layer.gradient, rows, squares, bounds])
@@ -157,24 +164,50 @@ def _roundoff(first: int, second: int, terms: int) -> float:
     return (gammas[0] + gammas[1] + gammas[0] * gammas[1] + 2 * in_float64) * (1 + 2.0**-40)
 
 
-def cheapest(
-    batch: int, positions: int, taps: int, outputs: int, *, pixels: int = 0, kept_bytes: int = 2**27
-) -> Literal["gram", "rows"]:
-    """Which way to a layer's norms and its clipped sum is cheaper, by a model whose rates were measured.
+def cheapest(batch: int, length: int, d: int, p: int, *, kept_bytes: int = 2**27) -> Literal["gram", "rows"]:
+    """Which way to the norms *and* the clipped sum of a linear layer is cheaper, by a model with measured rates.
 
-    "gram": Gram matrices, then the weighted product that the plain backward pass does, too. "rows": the gradients, kept
-    and added with weights: no second product, but they are written and read again. "rows" only if they fit.
+    "gram": :func:`gram_squares`, then the product of the whole batch that a plain backward pass does, too. "rows": every
+    sample's gradient, kept and added with weights: no other product, but the rows are written and read again.
 
     Args:
-        batch: samples.
-        positions: T, tokens or output pixels of a sample.
-        taps: values of one input patch: d, or ``C / groups * kh * kw``.
-        outputs: p, or output channels (all groups).
-        pixels: of the input, ``H * W``, for a convolution's pixel Gram; 0 for a linear layer. With strides: ``H * W``
-            divided by the smaller of ``kh * kw`` and the product of the strides.
-        kept_bytes: how much memory the rows may take.
+        batch, length, d, p: shapes as in :func:`gram_squares`.
+        kept_bytes: the most that the rows may take; "rows" only if they fit.
     """
-    raise NotImplementedError(batch, positions, taps, outputs, pixels, kept_bytes)
+    product = 2 * length * d * p
+    gram = length * length * (d + p) / _GRAM_RATE + product / _PRODUCT_RATE
+    rows = product / _PRODUCT_RATE + 4 * d * p / _KEPT_RATE
+    return "rows" if rows < gram and 4 * batch * d * p <= kept_bytes else "gram"
+
+
+def cheapest_conv(
+    activation_shape: Sequence[int],
+    gradient_shape: Sequence[int],
+    kernel_size: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    groups: int = 1,
+    kept_bytes: int = 2**27,
+) -> Literal["gram", "rows"]:
+    """The same for a convolution: :func:`conv_gram_squares` and a weighted product, or :func:`conv_rows`, kept.
+
+    Args:
+        activation_shape, gradient_shape: ``[B, C, ...]``, ``[B, P, ...]``.
+        kernel_size, stride, groups: as in :func:`conv_gram_squares`.
+        kept_bytes: as in :func:`cheapest`.
+    """
+    spatial = len(activation_shape) - 2
+    taps = math.prod(_whole_list(kernel_size, "kernel_size", spatial, least=1))
+    classes = min(taps, math.prod(_whole_list(stride, "stride", spatial, least=1)))
+    batch, channels = activation_shape[:2]
+    outputs, pixels, positions = gradient_shape[1], math.prod(activation_shape[2:]), math.prod(gradient_shape[2:])
+    size = outputs * channels // groups * taps
+    product = 2 * positions * size
+    pairs = pixels * pixels / classes * channels + positions * positions * outputs
+    shifted = positions * positions * taps * groups
+    gram = pairs / _PIXEL_GRAM_RATE + shifted / _SHIFT_RATE + product / _PRODUCT_RATE
+    rows = product / _ROWS_RATE + 4 * size / _KEPT_RATE
+    return "rows" if rows < gram and 4 * batch * size <= kept_bytes else "gram"
 
 
 class _Convolution(NamedTuple):

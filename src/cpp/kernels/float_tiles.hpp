@@ -40,6 +40,8 @@ AISEC_HD Floats add_pairs(Floats a, Floats b) {
 }
 
 typedef float FourFloats __attribute__((vector_size(16)));
+typedef double FourDoubles __attribute__((vector_size(32)));
+typedef double UnalignedDoubles __attribute__((vector_size(32), aligned(8), may_alias));
 
 template <int part>
 AISEC_HD FourFloats quarter(Floats values) {
@@ -73,7 +75,8 @@ AISEC_HD void add_dots(const float* rows, const float* columns, std::size_t pitc
   }
   for (std::size_t c = 0; c < columns_; ++c) {
     const FourFloats four = add_lanes(sums[c][0], sums[c][1], sums[c][2], sums[c][3]);
-    for (std::size_t r = 0; r < 4; ++r) to[c * to_pitch + r] += static_cast<double>(four[r]);
+    UnalignedDoubles* const totals = reinterpret_cast<UnalignedDoubles*>(to + c * to_pitch);
+    *totals += __builtin_convertvector(four, FourDoubles);
   }
 }
 
