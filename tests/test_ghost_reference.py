@@ -35,21 +35,21 @@ def test_linear_gradients(batch: int, length: int, d: int, p: int) -> None:
 @pytest.mark.parametrize(
     ("channels", "outputs", "size", "kernel", "stride", "padding", "dilation", "groups"),
     [
-        (2, 3, (5, 6), (3, 3), (1, 1), (1, 1), (1, 1), 1),
-        (4, 6, (7, 5), (2, 3), (2, 1), (0, 2), (1, 2), 2),
+        (2, 3, (3, 4), (3, 3), (1, 1), (1, 1), (1, 1), 1),
+        (4, 6, (5, 4), (2, 3), (2, 1), (0, 2), (1, 2), 2),
         (3, 3, (4, 4), (1, 1), (2, 2), (0, 0), (1, 1), 3),
         (1, 2, (1, 9), (1, 4), (1, 3), (0, 3), (1, 2), 1),
     ],
 )
 def test_conv_gradients(channels, outputs, size, kernel, stride, padding, dilation, groups) -> None:
-    x, weight = of((3, channels, *size), 0), torch.zeros(outputs, channels // groups, *kernel, dtype=torch.float64)
+    x, weight = of((2, channels, *size), 0), torch.zeros(outputs, channels // groups, *kernel, dtype=torch.float64)
 
     def layer(one: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return functional.conv2d(one, w, None, stride, padding, dilation, groups)
 
     g = of(tuple(layer(x, weight).shape), 1)
     rows, bounds = ghost.conv_gradients(x.numpy(), g.numpy(), kernel, stride, padding, dilation, groups)
-    for i in range(3):
+    for i in range(2):
         expected = weight_gradient(layer, x[i : i + 1], weight, g[i : i + 1])
         np.testing.assert_allclose(rows[i], expected, rtol=1e-12, atol=1e-12)
         lengths = 0.0

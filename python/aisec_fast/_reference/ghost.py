@@ -15,7 +15,7 @@ Pair: TypeAlias = Sequence[int]
 
 def gradients(inputs: NDArray[Any], outputs: NDArray[Any]) -> Floats:
     """Return sum_t g_t a_t^T for inputs a [B, T, d] and outputs g [B, T, p]: float64 [B, p, d]."""
-    return np.einsum("btp,btd->bpd", outputs.astype(np.float64), inputs.astype(np.float64))
+    return np.asarray(outputs.astype(np.float64).swapaxes(1, 2) @ inputs.astype(np.float64))
 
 
 def absolute(inputs: NDArray[Any], outputs: NDArray[Any]) -> Floats:
@@ -55,7 +55,8 @@ def conv_gradients(
     read = patches(activation, gradient.shape[2:], kernel, stride, before, dilation)
     read = read.reshape(batch, groups, activation.shape[1] // groups, *kernel, read.shape[-1])
     wanted = gradient.astype(np.float64).reshape(batch, groups, outputs // groups, read.shape[-1])
-    rows = np.einsum("bgpt,bgcklt->bgpckl", wanted, read).reshape(batch, outputs, read.shape[2], *kernel)
+    flat = read.reshape(batch, groups, math.prod(read.shape[2:5]), read.shape[-1])
+    rows = (wanted @ flat.swapaxes(2, 3)).reshape(batch, outputs, read.shape[2], *kernel)
     lengths = np.sqrt((read**2).sum(axis=(2, 3, 4))) * np.sqrt((wanted**2).sum(axis=2))
     return rows, np.sqrt((lengths.sum(axis=2) ** 2).sum(axis=1))
 
