@@ -28,6 +28,7 @@ class Kernels(NamedTuple):
     adversarial: ModuleType
     hashing: ModuleType
     update: ModuleType
+    ghost: ModuleType
 
 
 NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]

@@ -16,13 +16,14 @@ import pytest
 import torch
 
 import aisec_fast
-from aisec_fast import BackendError, clipping, hashing, noise
+from aisec_fast import BackendError, clipping, ghost, hashing, noise
 
 X = np.ones((4, 6), np.float32)
 READ_ONLY = np.zeros((4, 6), np.float32)
 READ_ONLY.flags.writeable = False
 META = torch.empty(4, 6, device="meta")
 SHARED = np.zeros(100, np.float32)
+TOKENS, IMAGE = np.ones((2, 3, 4), np.float32), np.ones((2, 3, 5, 4), np.float32)
 STATE, B = np.zeros(700, np.uint32), np.zeros(10, np.uint8)
 UNALIGNED = np.zeros(101, np.uint8)[1:].view(np.float32)
 
@@ -178,6 +179,56 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("noise_multiplier tiny", lambda: clipping.private_sum(X, 1.0, 1e-9), ValueError, "^noise_multiplier is 1e-09"),
     ("max_norm beyond the lattice", lambda: clipping.private_sum(X, 1e-300, 1.0), ValueError, "^max_norm is 1e-300"),
     ("noise overflows", lambda: clipping.private_sum(X, 1e300, 1e300), ValueError, "^noise_multiplier is"),
+    ("tokens no list", lambda: ghost.gram_squares([1.0], TOKENS), TypeError, "^inputs is a list, expected a numpy"),
+    (
+        "tokens float64",
+        lambda: ghost.gram_squares(TOKENS, TOKENS.astype("f8")),
+        TypeError,
+        "^outputs has dtype float64",
+    ),
+    ("tokens flat", lambda: ghost.gram_squares(X, TOKENS), ValueError, r"^inputs has shape \(4, 6\), expected 3 dim"),
+    ("tokens apart", lambda: ghost.gram_squares(TOKENS[:, ::2], TOKENS), ValueError, "^inputs is not C-contiguous"),
+    (
+        "tokens differ",
+        lambda: ghost.gram_squares(TOKENS, TOKENS[:1]),
+        ValueError,
+        r"^outputs has shape \(1, 3, 4\), exp",
+    ),
+    ("pixels flat", lambda: ghost.conv_rows(X, IMAGE, 3), ValueError, "^activation has shape .* expected 3 or 4"),
+    ("pixels and lines", lambda: ghost.conv_rows(IMAGE, TOKENS, 3), ValueError, "^gradient has shape .*expected 4 dim"),
+    ("other batch", lambda: ghost.conv_rows(IMAGE, IMAGE[:1], 3), ValueError, "^gradient has shape .*and batch 2"),
+    ("kernel zero", lambda: ghost.conv_rows(IMAGE, IMAGE, 0), ValueError, "^kernel_size is 0, expected at least 1"),
+    ("kernel float", lambda: ghost.conv_rows(IMAGE, IMAGE, 3.0), TypeError, "^kernel_size is a float"),  # type: ignore[arg-type]
+    (
+        "kernel of 3",
+        lambda: ghost.conv_rows(IMAGE, IMAGE, (1, 1, 1)),
+        ValueError,
+        "^kernel_size has 3 values, expected 2",
+    ),
+    ("stride zero", lambda: ghost.conv_gram_squares(IMAGE, IMAGE, 1, stride=(1, 0)), ValueError, "^stride is 0"),
+    ("dilation zero", lambda: ghost.conv_gram_squares(IMAGE, IMAGE, 1, dilation=0), ValueError, "^dilation is 0"),
+    ("padding negative", lambda: ghost.conv_rows(IMAGE, IMAGE, 1, padding=-1), ValueError, "^padding is -1"),
+    ("padding of 3", lambda: ghost.conv_rows(IMAGE, IMAGE, 1, padding=[1, 1, 1]), ValueError, "^padding has 3 values"),
+    (
+        "groups",
+        lambda: ghost.conv_rows(IMAGE, IMAGE, 1, groups=2),
+        ValueError,
+        "^activation has 3 channels, .*groups = 2",
+    ),
+    (
+        "sizes",
+        lambda: ghost.conv_rows(IMAGE, IMAGE, 3),
+        ValueError,
+        "^gradient has 5 positions in dimension 2, expected 3",
+    ),
+    ("rows out shape", lambda: ghost.conv_rows(IMAGE, IMAGE, 1, out=X), ValueError, r"^out has shape \(4, 6\)"),
+    (
+        "rows out overlaps",
+        lambda: ghost.conv_rows(IMAGE[:1], IMAGE[1:], 1, out=IMAGE.reshape(-1)[60:69].reshape(1, 3, 3, 1, 1)),
+        ValueError,
+        "^out overlaps gradient",
+    ),
+    ("no pixels", lambda: ghost.conv_rows(IMAGE[:, :, :0], IMAGE, 1), ValueError, "^gradient has 5 positions"),
     ("data a str", lambda: hashing.blake3("abc"), TypeError, "^data is a str, expected bytes .*encode it"),  # type: ignore[arg-type]
     ("data an int", lambda: hashing.sha256(5), TypeError, "^data is a int, expected bytes"),  # type: ignore[arg-type]
     ("data None", lambda: hashing.sha256().update(None), TypeError, "^data is a NoneType"),  # type: ignore[arg-type]
@@ -285,6 +336,14 @@ def test_cuda_arrays_need_the_cuda_backend() -> None:
         noise.add_gaussian(OnCuda(), 1.0)
 
 
+NORMS = np.zeros(2), np.zeros(2)
+
+
+def conv_rows(core: Any, gradient: Any = IMAGE, stride: Any = (1, 1), groups: int = 1, rows: Any = None) -> None:
+    out = np.zeros(18, np.float32) if rows is None else rows
+    core.conv_rows(IMAGE, gradient, (1, 1), stride, (0, 0), (1, 1), groups, out, *NORMS)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -315,6 +374,15 @@ def test_cuda_arrays_need_the_cuda_backend() -> None:
         (lambda core: core.norms([np.zeros((4, 6), np.int64)], np.zeros(4)), TypeError, "integer dtype"),
         (lambda core: core.clip_and_sum([X], 1.0, [], np.zeros(4)), ValueError, "another length"),
         (lambda core: core.random_words(np.zeros(3), bytes(32), 0), TypeError, "out has another dtype"),
+        (lambda core: core.gram_squares(TOKENS, TOKENS, np.zeros(3), np.zeros(2)), ValueError, "squares has 3 values"),
+        (lambda core: core.gram_squares(TOKENS, IMAGE, *NORMS), ValueError, "outputs has 4 dimensions, expected 3"),
+        (lambda core: core.gram_squares(TOKENS, TOKENS[:, :2].copy(), *NORMS), ValueError, "outputs differs"),
+        (lambda core: conv_rows(core, stride=(0, 1)), ValueError, "must be at least 1"),
+        (lambda core: conv_rows(core, groups=2), ValueError, "groups must divide"),
+        (lambda core: conv_rows(core, groups=0), ValueError, "groups must divide"),
+        (lambda core: conv_rows(core, rows=np.zeros(8, np.float32)), ValueError, "rows has 8 values, expected 18"),
+        (lambda core: conv_rows(core, gradient=IMAGE[:1]), ValueError, "another batch"),
+        (lambda core: conv_rows(core, gradient=IMAGE[:, :, :0]), ValueError, "must not be empty"),
         (lambda core: core.first_unfit(np.zeros(3, np.int64), 1.0), TypeError, "x has another dtype"),
         (lambda core: core.blake3_update(STATE, X, 0), TypeError, "data has another dtype"),
         (lambda core: core.blake3_update(STATE[1:], B, 0), ValueError, "state has 699 values, expected 700"),

@@ -78,7 +78,8 @@ def test_the_checks_can_fail() -> None:
 
 
 def test_whole_steps_are_checked() -> None:
-    steps = [case for case in _cases.all_cases([1024], [1]) if not case.bytes_per_value]
+    whole = [case for case in _cases.all_cases([1024], [1]) if not case.bytes_per_value]
+    steps = [case for case in whole if case.family != "ghost"]
     assert {case.operation for case in steps} == {
         *("pgd_cnn", "pgd_mlp", "pgd_resnet"),
         *("step_cnn", "step_mlp", "step_resnet", "step_transformer"),
@@ -91,6 +92,24 @@ def test_whole_steps_are_checked() -> None:
         ours = next(one for one in contenders if one.backend == "native")
         with ours.active():
             assert ours.check() == "1e-6" or "equal" in ours.check()
+
+
+@pytest.mark.parametrize("operation", ["gram_squares", "conv_gram_squares", "conv_rows"])
+def test_layers_are_checked(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest of each: ours and torch's per-sample gradients agree, and a wrong norm would be seen."""
+    cases = [case for case in _cases.all_cases([1024], [1]) if case.operation == operation]
+    smallest = min(cases, key=lambda case: np.prod(case.shape))
+    rows, skipped = _measure.measure(smallest, 3, most_seconds=60, backend="native")
+    assert not skipped
+    checked = {row["backend"]: row["checked"] for row in rows}
+    assert checked.pop("torch plain", "no norms") == "no norms"
+    assert set(checked.values()) == {"1.0e-04"}
+    from aisec_fast.cli.bench import _kernels
+
+    monkeypatch.setattr(_kernels, "to_numpy", lambda value: np.array(value) * 1.001)
+    ours = next(one for one in smallest.prepare()[0] if one.backend == "native")
+    with ours.active(), pytest.raises(DifferenceError):
+        ours.check()
 
 
 def test_results_name_what_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

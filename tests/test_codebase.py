@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "aisec_fast"
-FAMILIES = ("adversarial", "clipping", "hashing", "noise")
+FAMILIES = ("adversarial", "clipping", "ghost", "hashing", "noise")
 INTERNAL = ("update",)  # without a public module: `privacy` is its user
 # One stream of SHA-256 is sequential: a GPU would only be slow (docs/hashing.md).
 NOT_ON_CUDA = ("sha256_update", "sha256_output")

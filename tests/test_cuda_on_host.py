@@ -190,7 +190,7 @@ def test_blake3_of_more_than_one_slice(tmp_path: Path, monkeypatch: pytest.Monke
 # ------------------------------------------------------------------------------------------------ under the sanitizers
 
 
-@pytest.mark.parametrize("family", ["noise", "clipping", "hashing", "adversarial", "update"])
+@pytest.mark.parametrize("family", ["noise", "clipping", "hashing", "adversarial", "update", "ghost"])
 def test_exact_buffers_under_the_sanitizers(family: str) -> None:
     run = build.run_check(build.sanitized_check(family))
     assert (run.returncode, run.stdout) == (0, f"{family}: every result as expected\n"), run.stderr
@@ -265,6 +265,8 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("update", "update_body.hpp", "i < item.size;", "i <= item.size;"),
         ("adversarial", "adversarial_body.hpp", "i < count;", "i <= count;"),
         ("adversarial", "adversarial_body.hpp", "c < width;", "c <= width;"),
+        ("ghost", "ghost_body.hpp", "i < count; i += block_threads", "i <= count; i += block_threads"),
+        ("ghost", "ghost_body.hpp", "row < shape.rows && column", "row <= shape.rows && column"),
     ],
 )
 def test_a_removed_bounds_check_is_found(tmp_path: Path, family: str, file: str, text: str, replacement: str) -> None:

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "clipping.hpp"
+#include "ghost.hpp"
 #include "instruction_sets.hpp"
 #include "thread_pool.hpp"
 
@@ -53,6 +54,9 @@ struct Inputs {
   UpdateArrays update{out.data(), adv.data(), {gradient.data(), lengths.data(), nullptr}};
   SgdStep sgd{256.0, 0.1, 0.9, 0.0, 0.01, true, false, false};
   AdamStep adam{256.0, 0.9, 0.999, 0.01, 0.5, 1e-8, 0.0, 0.999, false};
+  GramShape tokens{50, 80, 80};
+  ConvShape conv{20, 10, 10, 20, 10, 10, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
+  std::vector<double> squares = std::vector<double>(1), bounds = std::vector<double>(1);
   Batch batch{DType::float32, rows, {{x.data(), static_cast<std::ptrdiff_t>(columns), columns}}};
 };
 
@@ -93,6 +97,18 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
        [&](const Kernels& k) { k.hashing.sha256_blocks(in.hashes.data(), in.bytes.data(), in.bytes.size() / 64); }},
       {"linf_float32", [&](const Kernels& k) { k.adversarial.linf_float32(in.step, 0, rows * columns); }},
       {"l2_float32", [&](const Kernels& k) { k.adversarial.l2_float32(in.step, 0, rows); }},
+      {"gram_squares",
+       [&](const Kernels&) {
+         gram_squares(in.tokens, 1, in.x.data(), in.gradient.data(), in.squares.data(), in.bounds.data());
+       }},
+      {"conv_gram_squares",
+       [&](const Kernels&) {
+         conv_gram_squares(in.conv, 1, in.x.data(), in.gradient.data(), in.squares.data(), in.bounds.data());
+       }},
+      {"conv_rows",
+       [&](const Kernels&) {
+         conv_rows(in.conv, 1, in.x.data(), in.gradient.data(), in.out.data(), in.squares.data(), in.bounds.data());
+       }},
   };
 }
 

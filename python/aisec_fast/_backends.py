@@ -35,6 +35,7 @@ class Backend(NamedTuple):
     hashing: ModuleType
     integers: ModuleType
     update: ModuleType
+    ghost: ModuleType
 
     def operands(self, arrays: Sequence[Array]) -> list[Any]:
         """The arrays as this backend's kernels take them."""

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 version: str
@@ -88,4 +89,28 @@ def adam_step(
     weight_decay: float,
     decay: float,
     maximize: bool,
+) -> None: ...
+def gram_squares(inputs: Any, outputs: Any, squares: Any, bounds: Any) -> None: ...
+def conv_gram_squares(
+    activation: Any,
+    gradient: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    before: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    squares: Any,
+    bounds: Any,
+) -> None: ...
+def conv_rows(
+    activation: Any,
+    gradient: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    before: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    rows: Any,
+    squares: Any,
+    bounds: Any,
 ) -> None: ...

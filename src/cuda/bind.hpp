@@ -8,4 +8,5 @@ void bind_clipping(pybind11::module_& module);
 void bind_hashing(pybind11::module_& module);
 void bind_adversarial(pybind11::module_& module);
 void bind_update(pybind11::module_& module);
+void bind_ghost(pybind11::module_& module);
 }  // namespace aisec_fast::bindings

@@ -38,4 +38,5 @@ PYBIND11_MODULE(_cuda, module, pybind11::mod_gil_not_used()) {
   bind_hashing(module);
   bind_adversarial(module);
   bind_update(module);
+  bind_ghost(module);
 }

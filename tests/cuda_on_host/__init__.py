@@ -4,6 +4,6 @@ Each family has the functions of `aisec_fast._core`, on numpy arrays, bfloat16 a
 compiles for some seconds; the result is kept in the temporary folder until a source changes.
 """
 
-from . import adversarial, clipping, hashing, noise, update
+from . import adversarial, clipping, ghost, hashing, noise, update
 
-__all__ = ["adversarial", "clipping", "hashing", "noise", "update"]
+__all__ = ["adversarial", "clipping", "ghost", "hashing", "noise", "update"]

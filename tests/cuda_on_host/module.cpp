@@ -3,12 +3,14 @@
 
 #include "../../src/cuda/bind_adversarial.cpp"
 #include "../../src/cuda/bind_clipping.cpp"
+#include "../../src/cuda/bind_ghost.cpp"
 #include "../../src/cuda/bind_hashing.cpp"
 #include "../../src/cuda/bind_noise.cpp"
 #include "../../src/cuda/bind_update.cpp"
 
 #include "adversarial.cu"
 #include "clipping.cu"
+#include "ghost.cu"
 #include "hashing.cu"
 #include "noise.cu"
 #include "update.cu"

@@ -9,4 +9,5 @@ HashingKernels hashing_kernels();
 AdversarialKernels adversarial_kernels();
 IntegerKernels integer_kernels();
 UpdateKernels update_kernels(DType dtype);
+GhostKernels ghost_kernels();
 }  // namespace aisec_fast::AISEC_ISA

@@ -17,6 +17,7 @@ Kernels kernels() {
       integer_kernels(),
       update_kernels(DType::float32),
       update_kernels(DType::float64),
+      ghost_kernels(),
   };
 }
 }  // namespace aisec_fast::AISEC_ISA

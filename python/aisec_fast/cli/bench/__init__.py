@@ -34,7 +34,7 @@ examples:
   aisec-fast bench --family noise --size 1048576 --threads 1
   aisec-fast bench --compare before.json after.json exit code 1 if something became slower
 """
-FAMILIES = ("noise", "clipping", "hashing", "adversarial", "update", "privacy")
+FAMILIES = ("noise", "clipping", "ghost", "hashing", "adversarial", "update", "privacy")
 _FULL_SIZES = tuple(2**k for k in range(10, 27, 2))
 _QUICK_SIZES = (2**12, 2**17, 2**22)
 _BYTES_PER_VALUE = 40  # memory that a case needs at most: inputs, outputs, peers' temporaries

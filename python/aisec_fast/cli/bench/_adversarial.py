@@ -11,7 +11,7 @@ import numpy as np
 from aisec_fast import adversarial
 from aisec_fast._reference import adversarial as reference
 
-from ._kernels import Array, DifferenceError, Operation, close, contenders, has, same_bits
+from ._kernels import Array, DifferenceError, Operation, close, contenders, has, like, same_bits
 from ._measure import Case, Contender, FloorPart
 
 _ROWS = 64
@@ -44,7 +44,7 @@ def _prepare_step(norm: str, shape: tuple[int, int]) -> tuple[list[Contender], l
 
     def call(values: Any) -> Callable[[], Any]:
         adv = values.clone() if hasattr(values, "clone") else values.copy()
-        slope = _like(gradient, values)
+        slope = like(gradient, values)
         settings: dict[str, Any] = {"eps": _EPS, "step_size": _STEP, "norm": norm, "check": False}
         return lambda: adversarial.pgd_step(adv, values, slope, **settings, out=adv)
 
@@ -58,19 +58,6 @@ def _prepare_step(norm: str, shape: tuple[int, int]) -> tuple[list[Contender], l
         for name, peer in _peers(norm, x, gradient).items()
     }
     return contenders(Operation(call, same_bits(expected), peers), x, reads=2, updates=1)
-
-
-def _like(values: Array, other: Any) -> Any:
-    """``values`` in the library and on the device of ``other``."""
-    if hasattr(other, "clone"):
-        import torch
-
-        return torch.from_numpy(values).to(other.device)
-    if isinstance(other, np.ndarray):
-        return values
-    import cupy
-
-    return cupy.asarray(values)
 
 
 def _peers(norm: str, x: Array, gradient: Array) -> dict[str, Callable[[], Any]]:

@@ -108,6 +108,19 @@ def on_gpu(values: Array) -> tuple[Any, Callable[[], object]] | None:
     return None
 
 
+def like(values: Array, other: Any) -> Any:
+    """``values`` in the library and on the device of ``other``."""
+    if hasattr(other, "clone"):
+        import torch
+
+        return torch.from_numpy(values).to(other.device)
+    if isinstance(other, np.ndarray):
+        return values
+    import cupy
+
+    return cupy.asarray(values)
+
+
 def numba_compiles() -> bool:
     """Whether Numba is there and its compiler is on; interpreted kernels would take hours."""
     try:

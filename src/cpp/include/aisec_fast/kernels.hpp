@@ -150,6 +150,38 @@ struct UpdateKernels {
   void (*adam)(const UpdateArrays& arrays, const AdamStep& step, std::size_t first, std::size_t last);
 };
 
+// Per-sample gradients of layers (docs/ghost.md), from one sample's float32 inputs and output gradients.
+struct GramShape {
+  std::size_t length, inputs, outputs;  // tokens, and the values of each in [length, inputs] and [length, outputs]
+};
+
+// [channels, rows, columns] to [out_channels, out_rows, out_columns]; `before` is the zero padding above and to the
+// left.
+struct ConvShape {
+  std::size_t channels, rows, columns, out_channels, out_rows, out_columns;
+  std::size_t kernel[2], stride[2], before[2], dilation[2], groups;
+};
+
+// Of a sample's gradient: its squared norm, and an upper bound of the norm of the sum of its terms' absolute values.
+struct SampleNorm {
+  double square, bound;
+};
+
+// `memory` is scratch: gram_bytes for gram_row, and as many floats as the functions say for the convolutions; aligned
+// to 64 bytes.
+struct GhostKernels {
+  std::size_t gram_bytes;
+  // The part of the square that pairs of tokens (s, t), s <= t, give whose s is in block `row` of gram_block tokens;
+  // lengths[s] = an upper bound of |input s| |output s| for these s.
+  double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
+                     double* lengths);
+  std::size_t (*conv_rows_scratch)(const ConvShape& shape);
+  SampleNorm (*conv_rows)(const ConvShape& shape, const float* activation, const float* gradient, float* memory,
+                          float* rows);
+  std::size_t (*conv_gram_scratch)(const ConvShape& shape);
+  SampleNorm (*conv_gram)(const ConvShape& shape, const float* activation, const float* gradient, float* memory);
+};
+
 struct Kernels {
   const char* name;
   NoiseKernels noise;
@@ -158,9 +190,11 @@ struct Kernels {
   AdversarialKernels adversarial;
   IntegerKernels integers;
   UpdateKernels update_float32, update_float64;
+  GhostKernels ghost;
 };
 
 constexpr std::size_t noise_group = 256;  // samples that no two threads share
 constexpr std::size_t norm_block = 1024;  // values in one block sum
+constexpr std::size_t gram_block = 64;    // tokens whose Gram matrix is formed at a time
 
 }  // namespace aisec_fast

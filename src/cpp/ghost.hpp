@@ -1,0 +1,19 @@
+#pragma once
+// Norms of per-sample gradients over samples and threads, on top of the kernels of one instruction set.
+#include <cstddef>
+
+#include "aisec_fast/kernels.hpp"
+
+namespace aisec_fast {
+
+// inputs [batch, length, inputs], outputs [batch, length, outputs]; squares and bounds [batch].
+void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs, const float* outputs, double* squares,
+                  double* bounds);
+// activation [batch, channels, rows, columns], gradient [batch, out_channels, out_rows, out_columns].
+void conv_gram_squares(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient,
+                       double* squares, double* bounds);
+// rows [batch, out_channels, channels / groups, kernel...].
+void conv_rows(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient, float* rows,
+               double* squares, double* bounds);
+
+}  // namespace aisec_fast

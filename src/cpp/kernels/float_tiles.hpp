@@ -1,0 +1,193 @@
+#pragma once
+// Products of float32 matrices, a tile at a time in registers. One tile has as many sums as two multiply-add units with
+// a latency of four need, and as 16 registers hold.
+#include <cstddef>
+#include <utility>
+
+#include "aisec_fast/host_device.hpp"
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+namespace aisec_fast::AISEC_ISA {
+namespace {
+
+typedef float Floats __attribute__((vector_size(AISEC_WIDTH)));
+typedef float UnalignedFloats __attribute__((vector_size(AISEC_WIDTH), aligned(4), may_alias));
+constexpr std::size_t float_lanes = AISEC_WIDTH / 4;
+
+AISEC_HD std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
+AISEC_HD Floats load(const float* from) { return *reinterpret_cast<const UnalignedFloats*>(from); }
+AISEC_HD void store(float* to, Floats value) { *reinterpret_cast<UnalignedFloats*>(to) = value; }
+
+AISEC_HD Floats multiply_add(Floats a, Floats b, Floats sum) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, sum);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, sum);
+#else
+  return a * b + sum;
+#endif
+}
+
+// The sums of neighbours, of a and b in turn, within 128 bits: a0+a1, a2+a3, b0+b1, b2+b3, a4+a5, ...
+AISEC_HD Floats add_pairs(Floats a, Floats b) {
+  return [&]<int... lane>(std::integer_sequence<int, lane...>) {
+    constexpr int n = static_cast<int>(float_lanes);
+    return __builtin_shufflevector(a, b, (lane / 4 * 4 + lane % 2 * 2 + (lane % 4 / 2) * n)...) +
+           __builtin_shufflevector(a, b, (lane / 4 * 4 + lane % 2 * 2 + (lane % 4 / 2) * n + 1)...);
+  }(std::make_integer_sequence<int, static_cast<int>(float_lanes)>{});
+}
+
+typedef float FourFloats __attribute__((vector_size(16)));
+typedef double FourDoubles __attribute__((vector_size(32)));
+typedef double UnalignedDoubles __attribute__((vector_size(32), aligned(8), may_alias));
+
+template <int part>
+AISEC_HD FourFloats quarter(Floats values) {
+  constexpr int first = 4 * part % static_cast<int>(float_lanes);
+  return __builtin_shufflevector(values, values, first, first + 1, first + 2, first + 3);
+}
+
+// The sums over the lanes of four vectors.
+AISEC_HD FourFloats add_lanes(Floats a, Floats b, Floats c, Floats d) {
+  const Floats sums = add_pairs(add_pairs(a, b), add_pairs(c, d));
+  if constexpr (float_lanes == 4) return quarter<0>(sums);
+  const FourFloats half = quarter<0>(sums) + quarter<1>(sums);
+  return float_lanes == 8 ? half : half + (quarter<2>(sums) + quarter<3>(sums));
+}
+
+AISEC_HD std::size_t round_up(std::size_t count) { return (count + float_lanes - 1) / float_lanes * float_lanes; }
+
+// to[c * to_pitch + r] += row r . column c, r < 4, over `count` values, whole vectors. Lane by lane in float32, then
+// the lanes in pairs.
+template <std::size_t columns_>
+AISEC_HD void add_dots(const float* rows, const float* columns, std::size_t pitch, std::size_t count, double* to,
+                       std::size_t to_pitch) {
+  Floats sums[columns_][4] = {};
+  for (std::size_t i = 0; i < count; i += float_lanes) {
+    Floats b[columns_];
+    for (std::size_t c = 0; c < columns_; ++c) b[c] = load(columns + c * pitch + i);
+    for (std::size_t r = 0; r < 4; ++r) {
+      const Floats a = load(rows + r * pitch + i);
+      for (std::size_t c = 0; c < columns_; ++c) sums[c][r] = multiply_add(a, b[c], sums[c][r]);
+    }
+  }
+  for (std::size_t c = 0; c < columns_; ++c) {
+    const FourFloats four = add_lanes(sums[c][0], sums[c][1], sums[c][2], sums[c][3]);
+    UnalignedDoubles* const totals = reinterpret_cast<UnalignedDoubles*>(to + c * to_pitch);
+    *totals += __builtin_convertvector(four, FourDoubles);
+  }
+}
+
+typedef double Doubles __attribute__((vector_size(AISEC_WIDTH)));
+
+template <int begin, int... lane>
+AISEC_HD Doubles widened(Floats values, std::integer_sequence<int, lane...>) {
+  return __builtin_convertvector(__builtin_shufflevector(values, values, (begin + lane)...), Doubles);
+}
+constexpr int half_lanes = static_cast<int>(float_lanes) / 2;
+AISEC_HD Doubles lower(Floats values) { return widened<0>(values, std::make_integer_sequence<int, half_lanes>{}); }
+AISEC_HD Doubles upper(Floats values) {
+  return widened<half_lanes>(values, std::make_integer_sequence<int, half_lanes>{});
+}
+AISEC_HD double add_lanes(Doubles values) {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < float_lanes / 2; ++i) sum += values[i];
+  return sum;
+}
+
+// Sums of squares of float32 values in float64, where squares are exact.
+struct Squares {
+  Doubles sums[4] = {};
+
+  // The halves go to the sums `first` and `first + 1`: neighbouring calls do not wait for one another.
+  AISEC_HD void add(Floats values, std::size_t first) {
+    const Doubles low = lower(values), high = upper(values);
+    sums[first] += low * low;
+    sums[first + 1] += high * high;
+  }
+  AISEC_HD double total() const { return add_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])); }
+};
+
+// A sum of products whose terms are found by two nested loops: steps of a and b, in values.
+struct Walk {
+  std::size_t outer, inner;
+  std::size_t a_outer, a_inner, b_outer, b_inner;
+};
+
+// sums[r][v] = sum over the walk of a[r] * (vector v at b), one after the other in float32.
+template <std::size_t rows_, std::size_t vectors_>
+AISEC_HD void add_products(const float* const (&a)[rows_], const float* b, std::size_t vector_step, const Walk& walk,
+                           Floats (&sums)[rows_][vectors_]) {
+  for (std::size_t o = 0; o < walk.outer; ++o) {
+    const float* to = b + o * walk.b_outer;
+    std::size_t at = o * walk.a_outer;
+    for (std::size_t i = 0; i < walk.inner; ++i, at += walk.a_inner, to += walk.b_inner) {
+      Floats right[vectors_];
+      for (std::size_t v = 0; v < vectors_; ++v) right[v] = load(to + v * vector_step);
+      for (std::size_t r = 0; r < rows_; ++r) {
+        const Floats left = a[r][at] - Floats{};
+        for (std::size_t v = 0; v < vectors_; ++v) sums[r][v] = multiply_add(left, right[v], sums[r][v]);
+      }
+    }
+  }
+}
+
+// Lane by lane: from[0][0..], ... as columns.
+AISEC_HD void transpose(Floats (&square)[float_lanes]) {
+  constexpr int n = static_cast<int>(float_lanes);
+  const auto interleave = []<int... lane>(Floats a, Floats b, int, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b, (lane / 2 + lane % 2 * n)...);
+  };
+  const auto interleave_high = []<int... lane>(Floats a, Floats b, int, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b, (n / 2 + lane / 2 + lane % 2 * n)...);
+  };
+  const auto all = std::make_integer_sequence<int, n>{};
+  for (std::size_t step = 1; step < float_lanes; step *= 2) {
+    Floats next[float_lanes];
+    for (std::size_t i = 0; i < float_lanes / 2; ++i) {
+      next[2 * i] = interleave(square[i], square[i + float_lanes / 2], 0, all);
+      next[2 * i + 1] = interleave_high(square[i], square[i + float_lanes / 2], 0, all);
+    }
+    for (std::size_t i = 0; i < float_lanes; ++i) square[i] = next[i];
+  }
+}
+
+// to[c * to_pitch + r] = from[r * from_pitch + c], r < rows, c < columns; to's rows are padded with zeros up to
+// `whole`.
+AISEC_HD void transpose_copy(const float* from, std::size_t from_pitch, std::size_t rows, std::size_t columns,
+                             float* to, std::size_t to_pitch, std::size_t whole) {
+  for (std::size_t r = 0; r < whole; r += float_lanes) {
+    std::size_t c = 0;
+    if (r + float_lanes <= rows)
+      for (; c + float_lanes <= columns; c += float_lanes) {
+        Floats square[float_lanes];
+        for (std::size_t i = 0; i < float_lanes; ++i) square[i] = load(from + (r + i) * from_pitch + c);
+        transpose(square);
+        for (std::size_t i = 0; i < float_lanes; ++i) store(to + (c + i) * to_pitch + r, square[i]);
+      }
+    for (; c < columns; ++c)
+      for (std::size_t i = r; i < least(r + float_lanes, whole); ++i)
+        to[c * to_pitch + i] = i < rows ? from[i * from_pitch + c] : 0.0f;
+  }
+}
+
+// to[c * to_pitch + r] = from[r * from_pitch + c], r < rows, c < columns; `from` has whole squares.
+AISEC_HD void store_transposed(const float* from, std::size_t from_pitch, std::size_t rows, std::size_t columns,
+                               float* to, std::size_t to_pitch) {
+  for (std::size_t c = 0; c < columns; c += float_lanes)
+    for (std::size_t r = 0; r < rows; r += float_lanes) {
+      Floats square[float_lanes];
+      for (std::size_t i = 0; i < float_lanes; ++i) square[i] = load(from + (r + i) * from_pitch + c);
+      transpose(square);
+      if (r + float_lanes <= rows && c + float_lanes <= columns)
+        for (std::size_t i = 0; i < float_lanes; ++i) store(to + (c + i) * to_pitch + r, square[i]);
+      else
+        for (std::size_t i = 0; i < least(float_lanes, columns - c); ++i)
+          for (std::size_t j = 0; j < least(float_lanes, rows - r); ++j) to[(c + i) * to_pitch + r + j] = square[i][j];
+    }
+}
+
+}  // namespace
+}  // namespace aisec_fast::AISEC_ISA
