@@ -5,8 +5,6 @@ Nothing is copied and no framework is imported: an array of torch can only exist
 
 from __future__ import annotations
 
-import itertools
-import math
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -205,14 +203,6 @@ def require_apart(out: Array, x: Array, *, same_is_fine: bool) -> None:
         raise ValueError(f"{out.name} overlaps {x.name} in memory, expected {expected}")
 
 
-def require_all_apart(arrays: Sequence[Array]) -> None:
-    """ValueError if any two of these contiguous arrays share memory."""
-    ordered = sorted((array for array in arrays if 0 not in array.shape), key=lambda array: array.address)
-    for before, after in itertools.pairwise(ordered):
-        if before.address + math.prod(before.shape) * before.itemsize > after.address:
-            raise ValueError(f"{after.name} overlaps {before.name} in memory, expected memory of its own")
-
-
 def empty(shape: int | tuple[int, ...], dtype: Any, name: str) -> npt.NDArray[Any]:
     """A new numpy array; MemoryError, naming the argument that asked for it, if there is no room."""
     try:
@@ -240,13 +230,13 @@ def outputs(out: Any, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], 
     if len(values) != len(like):
         raise ValueError(f"out has {len(values)} arrays, expected {len(like)} as the input")
     described = [describe(value, f"out[{i}]" if is_list else "out") for i, value in enumerate(values)]
-    for i, (output, shape, dtype) in enumerate(zip(described, shapes, dtypes, strict=True)):
+    for output, shape, dtype in zip(described, shapes, dtypes, strict=True):
         require_output(output, shape, dtype)
-    _require_all_apart(described, like, in_place=in_place)
+    require_all_apart(described, like, in_place=in_place)
     return described
 
 
-def _require_all_apart(outs: Sequence[Array], inputs: Sequence[Array], *, in_place: bool) -> None:
+def require_all_apart(outs: Sequence[Array], inputs: Sequence[Array] = (), *, in_place: bool = False) -> None:
     """ValueError if an output shares memory with another one or with an input, its own input aside if ``in_place``.
 
     Arrays are visited in the order of their addresses, beside those that reach beyond the address.

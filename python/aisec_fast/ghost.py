@@ -27,7 +27,7 @@ __all__ = [
     "gram_squares",
 ]
 
-_LARGEST_WIDTH = 2**22  # of a dot product: the error bounds hold up to here
+LARGEST_WIDTH = 2**22  # of a dot product: the error bounds hold up to here
 # What one thread of an AVX2 core did when nothing else ran, in operations (a multiply-add is two) or bytes a nanosecond:
 # only their ratios matter. _PRODUCT_RATE is torch's; _KEPT_RATE is for writing rows once and reading them once.
 _GRAM_RATE, _PIXEL_GRAM_RATE, _SHIFT_RATE, _ROWS_RATE, _PRODUCT_RATE, _KEPT_RATE = 60.0, 40.0, 15.0, 75.0, 60.0, 3.0
@@ -234,7 +234,7 @@ def _per_sample(like: Array) -> Array:
 
 
 def _check_width(width: int, name: str) -> None:
-    if width > _LARGEST_WIDTH:
+    if width > LARGEST_WIDTH:
         raise ValueError(f"{name} has dot products of {width} values, expected at most 2^22")
 
 

@@ -3,6 +3,7 @@
 A rule is made for one use of a layer, in the backward pass, and answers for each of its trainable parameters, by name:
 
     kept(name)                 [B, *shape], the samples' gradients where they are small enough to be made and kept, or None
+    kept_squares               squared norms that came with kept gradients, [B] each, by name
     norms(name)                Norms of each sample's gradient
     rows(name, start, stop)    [stop - start, *shape], the gradients of some samples, where nothing else will do
     add_total(name, weights, total)    adds the sum over samples of weight times gradient; a sample of weight 0 is
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import clipping
+from .. import clipping, ghost
 from ._charges import block_size, gamma, least
 from ._clip import Norms, Total, Weights
 
@@ -36,6 +37,8 @@ CHUNK_ELEMENTS = 2**24
 KEEP_FACTOR = 4
 
 
+# Memory for the gradients that a rule keeps: called with a shape and dtype and device as torch.empty is.
+Memory = Callable[..., Tensor]
 # What a normalisation's forward has computed: mean and 1 / deviation of each group of values.
 Statistics = tuple[Tensor, Tensor]
 
@@ -47,10 +50,19 @@ class LayerGradients:
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     takes_sequences: ClassVar[bool] = False  # and may therefore have time before the batch
 
-    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor, statistics: Statistics | None = None) -> None:
+    def __init__(
+        self,
+        layer: Any,
+        activation: Tensor,
+        gradient: Tensor,
+        statistics: Statistics | None = None,
+        memory: Memory | None = None,
+    ) -> None:
         self.layer, self.activation, self.gradient, self.statistics = layer, activation, gradient, statistics
+        self.memory = memory or torch.empty
         self.batch, self.dtype = gradient.shape[0], gradient.dtype
         self._kept: dict[str, Tensor] = {}
+        self.kept_squares: dict[str, Tensor] = {}
 
     def keeps(self, name: str) -> bool:  # noqa: ARG002
         """True if the samples' gradients of parameter ``name`` are small enough to be made and kept."""
@@ -71,7 +83,8 @@ class LayerGradients:
         rows = self.kept(name)
         if rows is None:
             return self._norms(name)
-        squares = row_squares(rows)
+        squares = self.kept_squares.get(name)
+        squares = row_squares(rows) if squares is None else squares
         return Norms(squares, squares)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -114,7 +127,7 @@ class LinearGradients(LayerGradients):
     layer_type = nn.Linear
     takes_sequences = True
 
-    def __init__(self, layer: nn.Linear, activation: Tensor, gradient: Tensor, _statistics: None = None) -> None:
+    def __init__(self, layer: nn.Linear, activation: Tensor, gradient: Tensor, *_unused: Any) -> None:
         # A gradient that came through a transposition is laid out anew once, as a plain backward would do.
         super().__init__(layer, activation, gradient.contiguous())
         gradient = self.gradient
@@ -127,29 +140,32 @@ class LinearGradients(LayerGradients):
         del self.inputs, self.outputs
 
     def keeps(self, name: str) -> bool:
-        return name == "bias" or (self.length > 1 and not self._short() and _worth_keeping(self))
+        return name == "bias" or (self._dear_gram() and _worth_keeping(self))
 
-    def _short(self) -> bool:
-        """True where Gram matrices cost less than the gradients."""
-        return bool(2 * self.length**2 <= self.layer.weight.numel())
+    def _dear_gram(self) -> bool:
+        """True where gradients cost less than Gram matrices."""
+        return self.length > 1 and ghost.cheapest(1, self.length, *self._widths()) == "rows"
+
+    def _widths(self) -> tuple[int, int]:
+        return self.inputs.shape[2], self.outputs.shape[2]
 
     def _norms(self, name: str) -> Norms:
         if self.length == 1:  # the gradient is an outer product
             squares = row_squares(self.inputs) * row_squares(self.outputs)
             return Norms(squares, squares)
-        size = self.layer.weight.numel()
+        d, p = self._widths()
+        if not self._dear_gram() and self.dtype == torch.float32 and max(d, p) <= ghost.LARGEST_WIDTH:
+            squares, lengths = ghost.gram_squares(self.inputs.contiguous(), self.outputs)
+            return _within(squares, ghost.gram_roundoff(self.length, d, p) * lengths.square(), lengths)
         a, g = _vector_norms(self.inputs), _vector_norms(self.outputs)
         lengths = (a * g).sum(1)
-        if not self._short():
-            squares = _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
-            return _with_error(squares, lengths, self.length, size, self.dtype)
+        if self._dear_gram():
+            squares = _in_chunks(self.batch, d * p, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
+            return _with_error(squares, lengths, self.length, d * p, self.dtype)
         squares = _in_chunks(self.batch, 2 * self.length**2, self._gram_squares, self.gradient)
-        d, p = self.inputs.shape[2], self.outputs.shape[2]
         error = gamma(d + p + 4, self.dtype) * lengths.square()
         error += least(self.dtype) * (p * a.sum(1).square() + d * g.sum(1).square() + self.length**2)
-        # A sum that lost all its digits may be negative; the truth is within the error all the same.
-        upper = torch.where(squares.isfinite(), squares.clamp(min=0.0) + error, torch.inf)
-        return Norms(upper, torch.maximum(lengths.square(), upper))
+        return _within(squares, error, lengths)
 
     def _gram_squares(self, start: int, stop: int) -> Tensor:
         """|sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t), from the T x T Gram matrices."""
@@ -180,20 +196,46 @@ class LinearGradients(LayerGradients):
 class ConvGradients(LayerGradients):
     """Convolutions: per-sample gradients by one convolution_backward with the batch folded into the groups."""
 
-    def __init__(self, layer: Any, activation: Tensor, gradient: Tensor, _statistics: None = None) -> None:
-        super().__init__(layer, activation, gradient)
+    def __init__(
+        self, layer: Any, activation: Tensor, gradient: Tensor, statistics: None = None, memory: Memory | None = None
+    ) -> None:
+        super().__init__(layer, activation, gradient, statistics, memory)
         self.activation, self.padding = _padded(layer, activation)
 
     def keeps(self, name: str) -> bool:
-        return name == "bias" or _worth_keeping(self)
+        return name == "bias" or (self._dear_gram() and _worth_keeping(self))
+
+    def _native(self) -> bool:
+        """Whether there is a kernel for this convolution."""
+        wide = max(self.layer.weight[0].numel(), self.layer.out_channels // self.layer.groups) > ghost.LARGEST_WIDTH
+        return self.dtype == torch.float32 and self.gradient.dim() <= 4 and not wide
+
+    def _dear_gram(self) -> bool:
+        """True where gradients cost less than Gram matrices, or there is no kernel for these."""
+        if not self._native():
+            return True
+        layer, activation, gradient = self.layer, self.activation.shape[1:], self.gradient.shape[1:]
+        options = {"stride": layer.stride, "groups": layer.groups}
+        return ghost.cheapest_conv((1, *activation), (1, *gradient), layer.kernel_size, **options) == "rows"
 
     def _norms(self, name: str) -> Norms:
-        size = self.layer.weight.numel()
+        layer, size, places = self.layer, self.layer.weight.numel(), math.prod(self.layer.kernel_size)
+        if not self._dear_gram():
+            squares, lengths = ghost.conv_gram_squares(*self._arguments(0, self.batch), **self._geometry())
+            channels, positions = (layer.in_channels, layer.out_channels), self._terms()
+            loss = ghost.conv_roundoff(positions, *channels, places, layer.groups)
+            return _within(squares, loss * lengths.square(), lengths)
         squares = _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
         # sum_t |g_t||a_t| by Cauchy and Schwarz; a pixel is in at most as many patches as the kernel has places.
-        places = math.prod(self.layer.kernel_size)
         lengths = (row_squares(self.activation) * row_squares(self.gradient) * places).sqrt()
         return _with_error(squares, lengths, self._terms(), size, self.dtype)
+
+    def _arguments(self, start: int, stop: int) -> tuple[Tensor, Tensor, Any]:
+        return self.activation[start:stop].contiguous(), self.gradient[start:stop].contiguous(), self.layer.kernel_size
+
+    def _geometry(self) -> dict[str, Any]:
+        layer = self.layer
+        return {"stride": layer.stride, "padding": self.padding, "dilation": layer.dilation, "groups": layer.groups}
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         gradient = self.gradient[start:stop]
@@ -203,6 +245,13 @@ class ConvGradients(LayerGradients):
         weight: Tensor = self.layer.weight
         if batch == 0:
             return weight.new_empty((0, *weight.shape))
+        if self._native():
+            whole = batch == self.batch
+            out = self.memory((batch, *weight.shape), dtype=self.dtype, device=gradient.device) if whole else None
+            rows, squares, _ = ghost.conv_rows(*self._arguments(start, stop), **self._geometry(), out=out)
+            if whole:
+                self.kept_squares[name] = squares
+            return rows
         # Sample i owns channels [i*C, (i+1)*C) and the groups that belong to them. Only the weight's shape matters.
         stacked = weight.new_empty((batch * weight.shape[0], *weight.shape[1:]))
         one_image = self.activation[start:stop].flatten(0, 1).unsqueeze(0)
@@ -250,7 +299,7 @@ class EmbeddingGradients(LayerGradients):
     takes_sequences = True
     parameter_names = ("weight",)
 
-    def __init__(self, layer: nn.Embedding, activation: Tensor, gradient: Tensor, _statistics: None = None) -> None:
+    def __init__(self, layer: nn.Embedding, activation: Tensor, gradient: Tensor, *_unused: Any) -> None:
         super().__init__(layer, activation, gradient)
         tokens = activation.reshape(-1).long()
         per_sample = activation.shape[1:].numel()
@@ -426,6 +475,15 @@ def _vector_norms(vectors: Tensor) -> Tensor:
 def _worth_keeping(rule: LayerGradients) -> bool:
     made_of = rule.activation.shape[1:].numel() + rule.gradient.shape[1:].numel()
     return bool(rule.layer.weight.numel() <= KEEP_FACTOR * made_of)
+
+
+def _within(squares: Tensor, error: Tensor, lengths: Tensor) -> Norms:
+    """Norms from squares that are within ``error`` of the truth; ``lengths`` is A.
+
+    A sum that lost all its digits may be negative; the truth is within the error all the same.
+    """
+    upper = torch.where(squares.isfinite(), squares.clamp(min=0.0) + error, torch.inf)
+    return Norms(upper, torch.maximum(lengths.square(), upper))
 
 
 def _with_error(squares: Tensor, lengths: Tensor, terms: int, size: int, dtype: torch.dtype) -> Norms:

@@ -7,7 +7,9 @@ gradient on. The sums over the batch that a plain backward would leave in ``.gra
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,16 +27,17 @@ class Use:
 
     def __init__(self, layer: CoveredLayer, rule: LayerGradients) -> None:
         self.layer, self.rule = layer, rule
-        self.norms: dict[str, Norms] = {}  # of the parameters whose gradients are not kept
+        self.norms: dict[str, Norms] = {}  # those that are known before all gradients are
 
     def measure(self) -> None:
         """Take norms, and keep small gradients in place of what they are made of."""
-        names = self.layer.parameters
-        for name in names:
-            if self.rule.kept(name) is None:
-                self.norms[name] = self.rule.norms(name)
-        if not self.norms:
-            self.rule.forget()
+        rule = self.rule
+        kept = [rule.kept(name) is not None for name in self.layer.parameters]
+        for name, is_kept in zip(self.layer.parameters, kept, strict=True):
+            if not is_kept or name in rule.kept_squares:
+                self.norms[name] = rule.norms(name)
+        if all(kept):
+            rule.forget()
 
 
 class Recorder:
@@ -46,6 +49,7 @@ class Recorder:
         self._forwards: Counter[int] = Counter()  # calls of each layer since the last ``drop``
         self._pass: int | None = None
         self._failure: str | None = None
+        self._memory = _Memory()
         # An input of the tap that requires grad: a first layer, whose own input requires none, is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
 
@@ -82,7 +86,7 @@ class Recorder:
         dtype = next(iter(layer.parameters.values())).dtype
         if activation.is_floating_point() and activation.dtype != dtype:
             activation, statistics = activation.to(dtype), None
-        return layer.rule(layer.module, activation, gradient.to(dtype), statistics)
+        return layer.rule(layer.module, activation, gradient.to(dtype), statistics, partial(self._memory.take, layer))
 
     def fail(self, message: str) -> None:
         """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""
@@ -104,6 +108,26 @@ class Recorder:
         """Forget everything, also a failure."""
         self._uses, self._pass, self._failure = [], None, None
         self._forwards.clear()
+        self._memory.busy.clear()
+
+
+class _Memory:
+    """Memory for kept gradients, used again in the next pass: fresh pages cost more than what is written to them."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Tensor] = {}
+        self.busy: set[int] = set()
+
+    def take(self, layer: CoveredLayer, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Like torch.empty; of each layer the first of a pass is lasting memory."""
+        key, size = id(layer), math.prod(shape)
+        if key in self.busy:
+            return torch.empty(shape, dtype=dtype, device=device)
+        self.busy.add(key)
+        block = self.blocks.get(key)
+        if block is None or block.numel() < size or block.dtype != dtype or block.device != device:
+            block = self.blocks[key] = torch.empty(size, dtype=dtype, device=device)
+        return block[:size].view(shape)
 
 
 class _Tap(torch.autograd.Function):

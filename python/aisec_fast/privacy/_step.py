@@ -181,16 +181,19 @@ class Sums:
     def _add_clipped(self, uses: dict[int, list[tuple[str, Use]]], batch: int, max_norm: float, scale: float) -> None:
         """Clip over the parameters of ``uses`` together."""
         kept: dict[int, Tensor] = {}
+        unmeasured: list[Tensor] = []
+        parts: list[Norms] = []
         for key, of_parameter in uses.items():
-            if len(of_parameter) == 1:
-                name, use = of_parameter[0]
-                rows = use.rule.kept(name)
-                if rows is not None:
-                    kept[key] = rows
-        parts = [measured(of_parameter, batch, self.totals[key].parameter)
-                 for key, of_parameter in uses.items() if of_parameter and key not in kept]  # fmt: skip
-        if kept:
-            squares = kept_squares(list(kept.values()))
+            name, use = of_parameter[0] if of_parameter else ("", None)
+            rows = use.rule.kept(name) if use is not None and len(of_parameter) == 1 else None
+            if rows is not None:
+                kept[key] = rows
+            if rows is not None and use is not None and name not in use.norms:
+                unmeasured.append(rows)
+            elif of_parameter:
+                parts.append(measured(of_parameter, batch, self.totals[key].parameter))
+        if unmeasured:
+            squares = kept_squares(unmeasured)
             parts.append(Norms(squares, squares))
         if not parts:
             return
