@@ -392,39 +392,46 @@ def test_noise_does_not_change_inside_an_unamplified_pass() -> None:
 # -------------------------------------------------------------------------------------------------------- budgets
 
 
-@pytest.mark.parametrize("accountant", ["rdp", "pld"])
-def test_budget_allows_as_many_runs_as_the_limit(accountant: str) -> None:
-    budget = accounting.Budget(2.0, DELTA, accountant=accountant)
-    budget.spend(3.0, 0.5, 2)
+@pytest.mark.parametrize(("accountant", "limit"), [("rdp", 2.0), ("rdp", 0.6), ("pld", 2.0)])
+def test_budget_allows_as_many_runs_as_the_limit(accountant: str, limit: float) -> None:
+    budget = accounting.Budget(limit, DELTA, accountant=accountant)
+    budget.spend(9.0, 0.5, 2)
 
     def cost(times: int) -> float:
-        return accounting.epsilon_of({(3.0, 0.5): 2, (1.0, 0.01): times}, DELTA, accountant)
+        return accounting.epsilon_of({(9.0, 0.5): 2, (2.0, 0.2): times}, DELTA, accountant)
 
     done = 0
-    while budget.allows(1.0, 0.01):
-        budget.spend(1.0, 0.01)
+    while budget.allows(2.0, 0.2):
+        budget.spend(2.0, 0.2)
         done += 1
-    assert cost(done) <= 2.0 < cost(done + 1)
+    assert cost(done) <= limit < cost(done + 1)
     assert budget.epsilon == cost(done)
-    assert budget.remaining == 2.0 - cost(done)
-    assert not budget.allows(1.0, 0.01)
-    assert not budget.allows(0.0, 0.01)
-    with pytest.raises(BudgetError, match=r"1 more of noise multiplier 1.0 at sample rate 0.01 would exceed"):
-        budget.spend(1.0, 0.01)
-    assert budget.allows(50.0, 0.001)  # something far cheaper still fits
+    assert budget.remaining == limit - cost(done)
+    assert not budget.allows(2.0, 0.2)
+    assert not budget.allows(0.0, 0.2)
+    with pytest.raises(BudgetError, match=r"1 more of noise multiplier 2.0 at sample rate 0.2 would exceed"):
+        budget.spend(2.0, 0.2)
+    assert budget.allows(500.0, 0.001)  # something far cheaper still fits
+
+
+def test_budget_that_never_ends() -> None:
+    budget = accounting.Budget(1.0, DELTA, accountant="rdp")
+    for _ in range(3):
+        budget.spend(1e6, 1e-6)
+    assert budget.allows(1e6, 1e-6, 2**30)
 
 
 def test_budget_with_changing_mechanisms() -> None:
     budget = accounting.Budget(1.0, DELTA, accountant="rdp")
     spent: dict[tuple[float, float], int] = {}
     for i in itertools.count():
-        mechanism = (2.0 + i % 3, 0.05)
+        mechanism = (2.0 + i % 3, 0.2)
         if not budget.allows(*mechanism):
             break
         budget.spend(*mechanism)
         spent[mechanism] = spent.get(mechanism, 0) + 1
     assert accounting.epsilon_of(spent, DELTA, "rdp") <= 1.0
-    assert accounting.epsilon_of({**spent, mechanism: spent[mechanism] + 1}, DELTA, "rdp") > 1.0
+    assert accounting.epsilon_of({**spent, mechanism: spent.get(mechanism, 0) + 1}, DELTA, "rdp") > 1.0
     assert "Budget(epsilon=1.0" in repr(budget)
 
 

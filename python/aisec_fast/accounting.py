@@ -25,6 +25,7 @@ ACCOUNTANTS = ("pld", "rdp")
 _ALIASES = {"prv": "pld"}  # Opacus's name of its numerical accountant
 _TOLERANCE = 1e-4  # relative width of the bracket at which the search for a noise multiplier stops
 _LARGEST = 1e6  # noise multiplier that the search tries
+_MOST_RUNS = 2**40  # of one mechanism that are told apart
 
 
 def get_epsilon(
@@ -227,16 +228,39 @@ class Budget:
     def _reach(
         self, mechanism: tuple[float, float], others: Counter[tuple[float, float]], holds: int, start: int
     ) -> tuple[int, int]:
-        """The largest number of runs that hold, and the next one; the limit holds for ``holds``."""
-        breaks = start
-        while self._holds(mechanism, others, breaks):
-            holds, breaks = breaks, 4 * breaks
-            if breaks > 2**40:  # so cheap that the end does not matter
-                return holds, 0
-        while breaks > holds + 1:
-            middle = (holds + breaks) // 2
-            holds, breaks = (middle, breaks) if self._holds(mechanism, others, middle) else (holds, middle)
-        return holds, breaks
+        """The largest number of runs that hold, and the next one; the limit holds for ``holds``, ``start`` is open."""
+
+        @functools.cache
+        def excess(runs: int, method: str) -> float:
+            """log(epsilon / limit): grows with the runs, nearly a straight line in their logarithm."""
+            epsilon = epsilon_of({**others, mechanism: runs}, self.delta, method)
+            return math.log(max(epsilon, 1e-300) / self.limit)
+
+        def last_within(method: str, low: int, guess: int) -> int:
+            """The largest number of runs with no excess, from ``low`` on; a good guess saves work."""
+            high, turn = 0, 0  # 0: none is known to exceed
+            while high == 0 or high > low + 1:
+                turn += 1
+                value = excess(guess, method)
+                low, high = (guess, high) if value <= 0 else (low, guess)
+                if low > _MOST_RUNS:  # so cheap that the end does not matter
+                    return low
+                if high == 0:
+                    guess = max(low + 1, math.ceil(low * (1.1 if method != "rdp" else 4.0)))
+                elif turn % 3 == 0 or low < 1:
+                    guess = (low + high) // 2
+                else:
+                    at_low, at_high = excess(low, method), excess(high, method)
+                    share = -at_low / (at_high - at_low) if math.isfinite(at_high - at_low) and at_high > at_low else 0.5
+                    guess = round(low * (high / low) ** min(max(share, 0.0), 1.0))
+                guess = max(guess, low + 1) if high == 0 else min(max(guess, low + 1), high - 1)
+            return low
+
+        # RDP is quick and never far off: it finds the neighbourhood.
+        reach = last_within("rdp", holds, start)
+        if self.accountant != "rdp":
+            reach = last_within(self.accountant, holds, max(reach, start))
+        return (reach, 0) if reach > _MOST_RUNS else (reach, reach + 1)
 
     def _holds(self, mechanism: tuple[float, float], others: Counter[tuple[float, float]], runs: int) -> bool:
         return epsilon_of({**others, mechanism: runs}, self.delta, self.accountant) <= self.limit
