@@ -9,7 +9,7 @@
 namespace aisec_fast::cuda {
 namespace {
 
-// The block's sum of value(0), ..., value(count - 1), in every thread; its order depends on `count` alone.
+// In thread 0: the block's sum of value(0), ..., value(count - 1). Its order depends on `count` alone.
 template <class Value>
 __device__ double block_total(std::uint64_t count, const Value& value) {
   __shared__ double sums[block_threads];
@@ -20,9 +20,8 @@ __device__ double block_total(std::uint64_t count, const Value& value) {
     __syncthreads();  // the sums to be added are there
     if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
   }
-  __syncthreads();  // the total is there
   const double total = sums[0];
-  __syncthreads();  // all have read it: the next call may write
+  __syncthreads();  // all sums have been read: the next call may write
   return total;
 }
 
