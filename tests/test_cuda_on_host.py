@@ -17,7 +17,7 @@ import pytest
 
 from aisec_fast import _core
 from tests.conftest import bits
-from tests.cuda_on_host import adversarial, build, clipping, hashing, noise, update
+from tests.cuda_on_host import adversarial, build, clipping, ghost, hashing, noise, update
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=f"no C++ compiler: {build.COMPILER} is not on the path")
 
@@ -253,6 +253,31 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             clipping.norms(grads, norms, order=order)
             wrong += bits(norms) != bits(true)
         assert wrong > 0, f"barrier {barrier} could go"
+
+
+def test_every_barrier_of_the_ghost_sums_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More samples than blocks, so that a block meets its own sums again."""
+    tokens = np.random.default_rng(1).standard_normal((40, 9, 3)).astype(np.float32)
+    true = np.empty((2, 40))
+    _core.gram_squares(tokens, tokens, *true)
+
+    def results(order: int) -> np.ndarray:
+        found = np.empty((2, 40))
+        ghost.gram_squares(tokens, tokens, *found, order=order)
+        return found
+
+    for order in ORDERS:
+        np.testing.assert_allclose(results(order), true, rtol=1e-5)
+        assert bits(results(order)) == bits(results(0))
+    barriers = (build.CUDA / "ghost_body.hpp").read_text().count("__syncthreads();")
+    assert barriers > 0
+    for barrier in range(barriers):
+        (tmp_path / str(barrier)).mkdir()
+        library = build.library(
+            "ghost", mutant(tmp_path / str(barrier), "ghost_body.hpp", "__syncthreads();", "", barrier)
+        )
+        monkeypatch.setattr(ghost, "library", lambda library=library: library)
+        assert any(not np.allclose(results(order), true, rtol=1e-5) for order in ORDERS), f"barrier {barrier} could go"
 
 
 @pytest.mark.parametrize(

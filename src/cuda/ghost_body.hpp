@@ -9,21 +9,25 @@
 namespace aisec_fast::cuda {
 namespace {
 
-// The block's sum of value(0), ..., value(count - 1), in every thread; its order depends on `count` alone.
-template <class Value>
-__device__ double block_total(std::uint64_t count, const Value& value) {
+// In thread 0: the sum of the block's values, one a thread.
+__device__ inline double fold_block(double value) {
   __shared__ double sums[block_threads];
-  double sum = 0.0;
-  for (std::uint64_t i = threadIdx.x; i < count; i += block_threads) sum += value(i);
-  sums[threadIdx.x] = sum;
+  sums[threadIdx.x] = value;
   for (unsigned half = block_threads / 2; half > 0; half /= 2) {
     __syncthreads();  // the sums to be added are there
     if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
   }
-  __syncthreads();  // the total is there
   const double total = sums[0];
-  __syncthreads();  // all have read it: the next call may write
+  __syncthreads();  // all sums have been read: the next call may write
   return total;
+}
+
+// In thread 0: the sum of value(0), ..., value(count - 1). Its order depends on `count` alone.
+template <class Value>
+__device__ double block_total(std::uint64_t count, const Value& value) {
+  double sum = 0.0;
+  for (std::uint64_t i = threadIdx.x; i < count; i += block_threads) sum += value(i);
+  return fold_block(sum);
 }
 
 // Sum over i < count of first[i * step] * second[i * step].

@@ -273,7 +273,8 @@ void copy_points(const float* x, std::size_t channels, std::size_t plane, const 
 // (first_row, first_column) on; `planes` holds them, rows of whole vectors. Other entries t > s are zero.
 void gram_of_planes(const float* planes, std::size_t channels, std::size_t first_row, std::size_t rows,
                     std::size_t first_column, std::size_t columns, const Lattice& lattice, float* gram) {
-  for (std::size_t i = 0; i < lattice.points * lattice.points; ++i) gram[i] = 0.0f;
+  for (std::size_t s = 0; s < lattice.points; ++s)  // from the diagonal on: no more is ever read
+    for (std::size_t i = s; i < lattice.points; ++i) gram[s * lattice.points + i] = 0.0f;
   const std::size_t width = round_up(columns), size = rows * width, vectors = size / float_lanes;
   const std::size_t pitch = plane_pitch(size);
   const auto point_of = [&](std::size_t i) {
