@@ -128,7 +128,6 @@ class LinearGradients(LayerGradients):
     takes_sequences = True
 
     def __init__(self, layer: nn.Linear, activation: Tensor, gradient: Tensor, *_unused: Any) -> None:
-        # A gradient that came through a transposition is laid out anew once, as a plain backward would do.
         super().__init__(layer, activation, gradient.contiguous())
         gradient = self.gradient
         self.inputs = activation.flatten(1, -2) if activation.dim() > 2 else activation.unsqueeze(1)  # [B, T, d]

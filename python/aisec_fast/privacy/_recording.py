@@ -1,8 +1,8 @@
 """Record what each covered layer saw and what gradient came back, in one backward pass, and measure it there.
 
 During its forward a covered layer's own parameters do not require grad, so autograd builds no weight-gradient nodes.
-Its output then goes through a *tap*, an identity whose backward records (activation, output gradient) and passes the
-gradient on. The sums over the batch that a plain backward would leave in ``.grad`` are never computed.
+The node that made its output is then watched: when the backward pass arrives there, (activation, output gradient) is
+recorded. A first layer's output has no node and goes through a *tap*, an identity with a backward of its own. The sums over the batch that a plain backward would leave in ``.grad`` are never computed.
 """
 
 from __future__ import annotations
@@ -130,30 +130,63 @@ class _Memory:
         return block[:size].view(shape)
 
 
+class _Watch:
+    """Pre-hook of the autograd node that made a layer's output: records the gradient that arrives there.
+
+    After all hooks of the output tensor, as for the layer's own backward, and before in-place operations that follow.
+    """
+
+    def __init__(
+        self, recorder: Recorder, layer: CoveredLayer, activation: Tensor, statistics: Statistics | None, number: int
+    ) -> None:
+        self.recorder, self.layer, self.statistics, self.number = recorder, layer, statistics, number
+        self.activation: Tensor | None = activation
+        self.version = activation._version
+
+    def __call__(self, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+        gradient = gradients[self.number]
+        if gradient is None:
+            return None
+        if torch.is_grad_enabled():
+            self.recorder.fail("create_graph=True differentiates twice, and the second order would bypass the records")
+        activation, self.activation = self.activation, None  # the graph may live longer than the step
+        if activation is None:
+            self.recorder.fail("a second backward pass through the same graph (retain_graph=True)")
+        if activation._version != self.version:
+            raise RuntimeError(
+                f"the input of module {self.layer.name!r}, needed for gradient computation, has been modified by an inplace "
+                "operation"
+            )
+        # A gradient that came through a transposition is laid out anew once, for the node and for the record.
+        laid_out = gradient.contiguous()
+        self.recorder.add(self.layer, activation, laid_out, self.statistics)
+        if laid_out is gradient:
+            return None
+        return (*gradients[: self.number], laid_out, *gradients[self.number + 1 :])
+
+
 class _Tap(torch.autograd.Function):
-    """Identity; its backward records. The output is marked dirty, not viewed: in-place operations may follow."""
+    """Identity whose backward records, where there is no node to watch: a first layer, whose input requires no grad.
+
+    And inside checkpoints, which must be able to drop the activation. The output is marked dirty, not viewed: in-place
+    operations may follow.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        output: Tensor,
-        _anchor: Tensor,
-        activation: Tensor,
-        layer: CoveredLayer,
-        recorder: Recorder,
-        statistics: Statistics | None,
+        ctx: Any, output: Tensor, _anchor: Tensor, activation: Tensor, layer: CoveredLayer, recorder: Recorder
     ) -> Tensor:
         ctx.mark_dirty(output)
         ctx.save_for_backward(activation)  # torch then notices if somebody changes the activation in place
-        ctx.layer, ctx.recorder, ctx.statistics = layer, recorder, statistics
+        ctx.layer, ctx.recorder = layer, recorder
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (activation,) = ctx.saved_tensors
-        ctx.recorder.add(ctx.layer, activation, gradient, ctx.statistics)
-        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None, None
+        ctx.recorder.add(ctx.layer, activation, gradient, None)
+        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
 class _Freeze:
@@ -175,7 +208,7 @@ class _Freeze:
 
 
 class _Thaw:
-    """Forward hook, also after an error: parameters require grad again, the output goes through the tap."""
+    """Forward hook, also after an error: parameters require grad again, the output is watched."""
 
     def __init__(self, freeze: _Freeze, recorder: Recorder) -> None:
         self.freeze, self.recorder = freeze, recorder
@@ -192,8 +225,15 @@ class _Thaw:
             return None
         self.recorder.called(self.freeze.layer)
         activation: Tensor = args[0] if args else kwargs["input"]
+        layer, recorder = self.freeze.layer, self.recorder
+        if output.grad_fn is not None and not saved_tensors_are_hooked():
+            watch = _Watch(recorder, layer, activation.detach(), _statistics(output), output.output_nr)
+            output.grad_fn.register_prehook(watch)
+            return None
+        if output.grad_fn is None and output._is_view():  # marking a view dirty would copy gradients back and forth
+            output = output.detach()
         tapped: Tensor = _Tap.apply(  # type: ignore[no-untyped-call]
-            output, self.recorder.anchor, activation.detach(), self.freeze.layer, self.recorder, _statistics(output)
+            output, recorder.anchor, activation.detach(), layer, recorder
         )
         return tapped
 
@@ -209,8 +249,6 @@ def saved_tensors_are_hooked() -> bool:
 def _statistics(output: Tensor) -> Statistics | None:
     """Mean and 1 / deviation that the forward of a normalisation has kept for its backward, or None."""
     if type(output.grad_fn).__name__ not in ("NativeGroupNormBackward0", "NativeLayerNormBackward0"):
-        return None
-    if saved_tensors_are_hooked():  # looking at them would recompute a checkpoint
         return None
     return output.grad_fn._saved_result1, output.grad_fn._saved_result2  # type: ignore[union-attr]
 
