@@ -92,7 +92,7 @@ asan: $(READY)
 
 tsan: $(READY)
 	@$(call sanitized,tsan,thread)
-	LD_PRELOAD="$(call library,tsan) $(call library,stdc++)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:die_after_fork=0 \
+	AISEC_FAST_OWN_THREADS=1 LD_PRELOAD="$(call library,tsan) $(call library,stdc++)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:die_after_fork=0 \
 	PYTHONPATH=$(CURDIR)/build/tsan/site:$(SITE) $(BIN)/python -S $(SANITIZED_TESTS) $(TSAN_LEAVES_OUT) $(PYTEST)
 
 tidy: $(READY)

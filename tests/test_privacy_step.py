@@ -561,3 +561,23 @@ def test_what_cannot_be_checked_is_said() -> None:
     assert engine.info()[0]["check_rows"].startswith(
         "skipped: the model does not take a changed sample (AssertionError"
     )
+
+
+def test_gradients_that_somebody_holds_are_not_overwritten() -> None:
+    """Memory of a gradient is used again only when nobody has it or a view of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 20), nn.Tanh(), nn.Linear(20, 4))
+    _, _, optimizer, loader = private(model)
+    weight = model[1].weight
+    for hold in (lambda g: g, lambda g: g.detach(), lambda g: g[:2], lambda g: g.numpy(), None):
+        train(model, optimizer, [next(iter(loader))])
+        address = weight.grad.data_ptr()
+        held = hold(weight.grad) if hold else None
+        before = None if held is None else copy.deepcopy(held)
+        train(model, optimizer, [next(iter(loader))])
+        if held is None:
+            assert weight.grad.data_ptr() == address
+        else:
+            assert (torch.as_tensor(held) == torch.as_tensor(before)).all()
+            assert weight.grad.data_ptr() != address
+        del held

@@ -6,10 +6,12 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -158,6 +160,21 @@ def set_num_threads(n: int) -> None:
     _core()
 
 
+@cache
+def share_torch_threads() -> bool:
+    """Let native loops run on torch's own threads, for code that alternates with torch; False where that cannot be.
+
+    torch's idle threads wait actively for some milliseconds after each operation; threads of our own would share the cores
+    with them (docs/decisions/0006-torchs-threads.md). AISEC_FAST_OWN_THREADS=1 forbids it.
+    """
+    core = _core()
+    if core is None or os.environ.get("AISEC_FAST_OWN_THREADS") == "1" or "torch" not in sys.modules:
+        return False
+    home = Path(sys.modules["torch"].__file__ or "").parent
+    found = [*home.glob("lib/libgomp*.so*"), *home.parent.glob("torch.libs/libgomp*.so*")]
+    return any(core.share_openmp(str(path)) for path in found)
+
+
 def version() -> str:
     """The installed version: pyproject.toml is the one place where it is written."""
     return importlib.metadata.version("aisec_fast")
@@ -176,7 +193,8 @@ def info() -> dict[str, Any]:
     Returns:
         A dict of plain values: ``version``; ``backends`` (name to "available" or the reason why not);
         ``instruction_sets`` (those this CPU runs, best first) and ``instruction_set`` (the one in use; None without
-        native kernels); ``generators`` (of a SecureSource's words, for each backend); ``threads``; ``cuda`` (devices, runtime and driver version); ``packages`` (installed versions
+        native kernels); ``generators`` (of a SecureSource's words, for each backend); ``threads``; ``torch_threads_shared`` (whether
+        native loops run on torch's threads, as they do once a model was made private); ``cuda`` (devices, runtime and driver version); ``packages`` (installed versions
         of the libraries we work with, None if absent); ``machine``.
     """
     core, cuda = _extension("_core"), _extension("_cuda")
@@ -196,6 +214,7 @@ def info() -> dict[str, Any]:
             "cuda": "chacha",
         },
         "threads": get_num_threads(),
+        "torch_threads_shared": bool(core.shares_openmp()) if not isinstance(core, str) else False,
         "cuda": {
             "devices": cuda.device_count() if not isinstance(cuda, str) else 0,
             "runtime": cuda.runtime_version() if not isinstance(cuda, str) else None,

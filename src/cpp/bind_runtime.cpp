@@ -24,6 +24,8 @@ void bind_runtime(py::module_& module) {
   module.def("instruction_set", [] { return std::string(active_kernels().name); }, "The one in use.");
   module.def("use_instruction_set", &use_instruction_set, py::arg("name"), "Switch; ValueError if this CPU lacks it.");
   module.def("set_num_threads", &set_thread_count, py::arg("threads"));
+  module.def("share_openmp", &share_openmp, py::arg("path"));
+  module.def("shares_openmp", &shares_openmp);
   module.attr("version") = AISEC_FAST_VERSION;
 }
 

@@ -1,5 +1,6 @@
 #include "thread_pool.hpp"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -66,14 +67,31 @@ class Pool {
   std::vector<std::thread> workers_;
 };
 
+// Entry points of a libgomp that somebody else has loaded; nothing is linked.
+struct OpenMp {
+  void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+  int (*max_threads)();
+  int (*in_parallel)();
+};
+
+std::atomic<const OpenMp*> openmp{nullptr};
+
 // Never destroyed: workers may outlive static destruction. A forked child has none of its parent's threads, so it
 // starts with a fresh pool and leaves the old one, locks and all, alone.
 // NOLINTBEGIN(bugprone-throwing-static-initialization): without memory for a pool the module cannot be loaded anyway
 std::atomic<Pool*> pool{new Pool};
-[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { pool.store(new Pool); });
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] {
+  pool.store(new Pool);
+  openmp.store(nullptr);  // its threads do not survive either, and it does not notice
+});
 
 std::atomic<std::size_t> threads_wanted{std::max<std::size_t>(1, std::thread::hardware_concurrency())};
 // NOLINTEND(bugprone-throwing-static-initialization)
+
+// count * part / parts without overflow
+std::size_t start_of(std::size_t count, std::size_t parts, std::size_t part) {
+  return count / parts * part + std::min(part, count % parts);
+}
 
 // What the ranges of one call share.
 struct Join {
@@ -94,6 +112,39 @@ struct Join {
     if (--left == 0) done.notify_one();
   }
 };
+
+// A loop on the threads of OpenMP: each takes parts until none is left, so it does not matter how many come.
+struct Team {
+  const Range& range;
+  std::size_t count, parts;
+  std::atomic<std::size_t> taken{0};
+  std::mutex mutex;
+  std::exception_ptr error;
+
+  static void run(void* team_) {
+    auto& team = *static_cast<Team*>(team_);
+    for (std::size_t part = 0; (part = team.taken.fetch_add(1)) < team.parts;) {
+      try {
+        team.range(start_of(team.count, team.parts, part), start_of(team.count, team.parts, part + 1));
+      } catch (...) {
+        const std::lock_guard lock(team.mutex);
+        if (!team.error) team.error = std::current_exception();
+      }
+    }
+  }
+};
+
+// False if the loop has to run elsewhere. The team has as many threads as torch's own, or they would be made anew.
+bool run_on_openmp(std::size_t count, std::size_t parts, const Range& range) {
+  const OpenMp* library = openmp.load(std::memory_order_acquire);
+  if (!library || library->in_parallel()) return false;
+  const int threads = library->max_threads();
+  if (threads < 2) return false;
+  Team team{range, count, parts, {}, {}, {}};
+  library->parallel(&Team::run, &team, static_cast<unsigned>(threads), 0);
+  if (team.error) std::rethrow_exception(team.error);
+  return true;
+}
 
 // Tells the processor that a loop only waits.
 void relax() {
@@ -116,12 +167,30 @@ void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old)
 std::size_t thread_count() { return threads_wanted.load(); }
 void set_thread_count(std::size_t threads) { threads_wanted.store(threads); }
 
+bool shares_openmp() { return openmp.load() != nullptr; }
+
+bool share_openmp(const char* path) {
+  if (shares_openmp()) return true;
+  void* library = dlopen(path, RTLD_NOLOAD | RTLD_NOW);  // never closed
+  if (!library) return false;
+  const auto find = [&](auto& entry, const char* name) {
+    entry = reinterpret_cast<std::remove_reference_t<decltype(entry)>>(dlsym(library, name));
+    return entry != nullptr;
+  };
+  static OpenMp found{};
+  if (!find(found.parallel, "GOMP_parallel") || !find(found.max_threads, "omp_get_max_threads") ||
+      !find(found.in_parallel, "omp_in_parallel"))
+    return false;
+  openmp.store(&found, std::memory_order_release);
+  return true;
+}
+
 void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   if (count == 0) return;
   const std::size_t parts = std::min(thread_count(), std::max<std::size_t>(1, count / std::max<std::size_t>(1, least)));
   if (parts == 1) return range(0, count);
-  // count * part / parts without overflow
-  const auto start = [&](std::size_t part) { return count / parts * part + std::min(part, count % parts); };
+  if (run_on_openmp(count, parts, range)) return;
+  const auto start = [&](std::size_t part) { return start_of(count, parts, part); };
   Join join{{}, {}, parts, nullptr};
   Pool& workers = *pool.load();
   workers.grow(parts - 1);

@@ -26,6 +26,12 @@ void parallel_steps(std::size_t parts, std::uint32_t steps,
                     const std::function<void(std::size_t part, std::uint32_t step)>& step,
                     const std::function<void(std::uint32_t step)>& between);
 
+// Lets loops run on the threads of the libgomp at `path`, which the process must have loaded already (torch's), as long
+// as the caller's torch uses more than one. False if it is not there. A forked child goes back to threads of our own.
+// Why: docs/decisions/0006-torchs-threads.md.
+bool share_openmp(const char* path);
+bool shares_openmp();
+
 std::size_t thread_count();
 void set_thread_count(std::size_t threads);
 

@@ -74,8 +74,8 @@ class Weights:
 class Total:
     """The sum over samples of one parameter's weighted gradients: parts are added as they come."""
 
-    def __init__(self, parameter: Tensor) -> None:
-        self.parameter = parameter
+    def __init__(self, parameter: Tensor, spare: Tensor | None = None) -> None:
+        self.parameter, self.spare = parameter, spare  # memory to use again: fresh pages cost more than a sum
         self.value: Tensor | None = None
 
     def add(self, part: Tensor) -> None:
@@ -84,6 +84,13 @@ class Total:
             self.value = part.contiguous()
         else:
             self.value.add_(part)
+
+    def add_product(self, left: Tensor, right: Tensor) -> None:
+        """Add the matrix product, which has the parameter's shape."""
+        if self.value is None and self.spare is not None:
+            self.value = torch.mm(left, right, out=self.spare)
+        else:
+            self.add(left @ right)
 
     def take(self) -> Tensor:
         """The sum; zeros if nothing was added."""

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from .. import _checks, accounting, noise
+from .. import _backends, _checks, accounting, noise
 from .._errors import PrivacyError, UnsupportedModuleError
 from .._sources import Source, chosen
 from . import _charges, _recording, _sampling
@@ -137,6 +137,7 @@ class PrivacyEngine:
                 "noise_multiplier is 0: gradients are clipped but not private (epsilon is infinite)", stacklevel=2
             )
         check_rows = _checks.flag(check_rows, "check_rows")
+        _backends.share_torch_threads()
         mean = loss_reduction == "mean"
         mechanism = Mechanism(multiplier, clip, shares, clipping, expected if mean else 1.0, most, mean)
         recorder = _recording.Recorder(batch_first)

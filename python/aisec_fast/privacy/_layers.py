@@ -105,7 +105,7 @@ class LayerGradients:
         size = block_size(self._terms(), self.dtype)
         for start in range(0, self.batch, size):
             stop = min(self.batch, start + size)
-            total.add(self._product(start, stop, weights.part(start, stop)))
+            self._add_product(start, stop, weights.part(start, stop), total)
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         raise NotImplementedError
@@ -116,8 +116,8 @@ class LayerGradients:
     def _terms(self) -> int:
         raise NotImplementedError
 
-    def _product(self, start: int, stop: int, weights: Weights) -> Tensor:
-        """The weighted sum over samples ``start`` to ``stop`` of the weight's gradient, in one product."""
+    def _add_product(self, start: int, stop: int, weights: Weights, total: Total) -> None:
+        """Add the weighted sum over samples ``start`` to ``stop`` of the weight's gradient, in one product."""
         raise NotImplementedError
 
 
@@ -182,14 +182,14 @@ class LinearGradients(LayerGradients):
     def _terms(self) -> int:
         return self.length
 
-    def _product(self, start: int, stop: int, weights: Weights) -> Tensor:
+    def _add_product(self, start: int, stop: int, weights: Weights, total: Total) -> None:
         # [p, m T] times [m T, d]: the one product that a plain backward would do, the weights in the smaller factor.
         inputs, outputs = self.inputs[start:stop], self.outputs[start:stop]
         if inputs.shape[2] <= outputs.shape[2]:
             inputs, outputs = weights.scale(inputs), weights.keep(outputs)
         else:
             inputs, outputs = weights.keep(inputs), weights.scale(outputs)
-        return outputs.flatten(0, 1).t() @ inputs.flatten(0, 1)
+        total.add_product(outputs.flatten(0, 1).t(), inputs.flatten(0, 1))
 
 
 class ConvGradients(LayerGradients):
@@ -260,9 +260,9 @@ class ConvGradients(LayerGradients):
     def _terms(self) -> int:
         return self.gradient.shape[2:].numel()
 
-    def _product(self, start: int, stop: int, weights: Weights) -> Tensor:
-        gradient, activation = self.gradient[start:stop], self.activation[start:stop]
-        return self._backward(weights.scale(gradient), weights.keep(activation), self.layer.weight, self.layer.groups)
+    def _add_product(self, start: int, stop: int, weights: Weights, total: Total) -> None:
+        gradient, activation = weights.scale(self.gradient[start:stop]), weights.keep(self.activation[start:stop])
+        total.add(self._backward(gradient, activation, self.layer.weight, self.layer.groups))
 
     def _backward(self, gradient: Tensor, activation: Tensor, weight: Tensor, groups: int) -> Tensor:
         layer = self.layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -93,16 +94,16 @@ class PrivateStep:
         uses = self.recorder.take()
         part = self.tally.next()
         with torch.no_grad(), full_precision():
+            for parameter in self.trainable.values():
+                parameter.grad = None  # so that the optimizer changes nothing, unless a release sets it
             if part.first:
-                self.sums = Sums(self.trainable, self.mechanism)
+                self.sums = Sums(self.trainable, self.mechanism, self._spare())
             elif self.sums is None:
                 raise PrivacyError(
                     "an earlier part of this batch failed, so it cannot be finished; go on with the next batch"
                 )
             sums, self.sums = self.sums, None
             sums.add(uses)
-            for parameter in self.trainable.values():
-                parameter.grad = None  # so that the optimizer changes nothing, unless a release sets it
             if part.last:
                 for invite in self.guests:
                     sums.add(invite())
@@ -136,15 +137,26 @@ class PrivateStep:
         """Post-hook: show the noisy means that a fused step has used."""
         for parameter, mean in self._means.items():
             parameter.grad = mean
-        self._means = {}
+
+    def _spare(self) -> dict[nn.Parameter, Tensor]:
+        """Memory of the last step's means that nobody else holds any more."""
+        spare: dict[nn.Parameter, Tensor] = {}
+        for parameter in list(self._means):
+            mean = self._means.pop(parameter)
+            ours = 2  # references to the object: the name here and the argument of getrefcount
+            if sys.getrefcount(mean) == ours and _is_alone(mean):
+                spare[parameter] = mean
+        return spare
 
 
 class Sums:
     """The clipped sum of one logical batch, parameter by parameter; its parts may come one after the other."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], mechanism: Mechanism) -> None:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], mechanism: Mechanism, spare: dict[nn.Parameter, Tensor]
+    ) -> None:
         self.parameters, self.mechanism = parameters, mechanism
-        self.totals = {id(p): Total(p) for p in parameters.values()}
+        self.totals = {id(p): Total(p, spare.get(p)) for p in parameters.values()}
         self.samples = 0
         self.parts = 0
         self._terms: dict[int, list[int]] = {id(p): [] for p in parameters.values()}
@@ -227,6 +239,14 @@ class Sums:
     def take(self) -> list[Tensor]:
         """The sums, in the order of the parameters."""
         return [self.totals[id(p)].take() for p in self.parameters.values()]
+
+
+def _is_alone(tensor: Tensor) -> bool:
+    """Whether no other tensor, array or view shares the memory of ``tensor``."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None or not hasattr(tensor, "_use_count"):
+        return False
+    return tensor._use_count() == 1 and count(tensor.untyped_storage()._cdata) == 2  # its own and the one just made
 
 
 def batch_of(uses: list[Use]) -> int:
