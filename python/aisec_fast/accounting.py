@@ -251,7 +251,9 @@ class Budget:
                     guess = (low + high) // 2
                 else:
                     at_low, at_high = excess(low, method), excess(high, method)
-                    share = -at_low / (at_high - at_low) if math.isfinite(at_high - at_low) and at_high > at_low else 0.5
+                    share = (
+                        -at_low / (at_high - at_low) if math.isfinite(at_high - at_low) and at_high > at_low else 0.5
+                    )
                     guess = round(low * (high / low) ** min(max(share, 0.0), 1.0))
                 guess = max(guess, low + 1) if high == 0 else min(max(guess, low + 1), high - 1)
             return low

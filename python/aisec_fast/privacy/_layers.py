@@ -149,8 +149,9 @@ class LinearGradients(LayerGradients):
         return self.inputs.shape[2], self.outputs.shape[2]
 
     def _norms(self, name: str) -> Norms:
-        if self.length == 1:  # the gradient is an outer product
-            squares = row_squares(self.inputs) * row_squares(self.outputs)
+        if self.length == 1:  # the gradient is an outer product, and the bias's is one of its factors
+            self.kept_squares["bias"] = row_squares(self.outputs)
+            squares = row_squares(self.inputs) * self.kept_squares["bias"]
             return Norms(squares, squares)
         d, p = self._widths()
         if not self._dear_gram() and self.dtype == torch.float32 and max(d, p) <= ghost.LARGEST_WIDTH:
@@ -245,10 +246,11 @@ class ConvGradients(LayerGradients):
         if batch == 0:
             return weight.new_empty((0, *weight.shape))
         if self._native():
-            whole = batch == self.batch
-            out = self.memory((batch, *weight.shape), dtype=self.dtype, device=gradient.device) if whole else None
+            kept = self.keeps(name)
+            out = self.memory((batch, *weight.shape), dtype=self.dtype, device=gradient.device) if kept else None
+            rows: Tensor
             rows, squares, _ = ghost.conv_rows(*self._arguments(start, stop), **self._geometry(), out=out)
-            if whole:
+            if kept:
                 self.kept_squares[name] = squares
             return rows
         # Sample i owns channels [i*C, (i+1)*C) and the groups that belong to them. Only the weight's shape matters.
@@ -436,11 +438,11 @@ def row_squares(rows: Tensor) -> Tensor:
 
 def kept_squares(kept: list[Tensor]) -> Tensor:
     """Arrays [B, ...] -> [B] float64: squared norms of the rows of all of them together."""
-    device = kept[0].device
-    squares = torch.zeros(kept[0].shape[0], dtype=torch.float64, device=device)
+    squares = None
     for group in _by_dtype(kept):
-        norms = clipping._row_norms([_matrix(kept[i]) for i in group])
-        squares += torch.as_tensor(norms, device=device).square()
+        norms: Tensor = clipping._row_norms([_matrix(kept[i]) for i in group])
+        squares = norms.square_() if squares is None else squares.add_(norms.square_())
+    assert squares is not None
     return squares
 
 

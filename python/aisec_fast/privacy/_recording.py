@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class Recorder:
             activation, statistics = activation.to(dtype), None
         return layer.rule(layer.module, activation, gradient.to(dtype), statistics, partial(self._memory.take, layer))
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str) -> NoReturn:
         """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""
         self._uses.clear()
         self._failure = message

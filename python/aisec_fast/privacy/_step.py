@@ -246,7 +246,7 @@ def _is_alone(tensor: Tensor) -> bool:
     count = getattr(torch._C, "_storage_Use_Count", None)
     if count is None or not hasattr(tensor, "_use_count"):
         return False
-    return tensor._use_count() == 1 and count(tensor.untyped_storage()._cdata) == 2  # its own and the one just made
+    return bool(tensor._use_count() == 1 and count(tensor.untyped_storage()._cdata) == 2)  # its own, the one just made
 
 
 def batch_of(uses: list[Use]) -> int:
