@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from . import _checks
@@ -132,13 +132,20 @@ def _smallest(low: float, high: float, excess: Callable[[float], float], toleran
 
 def epsilon_of(mechanisms: Mapping[tuple[float, float], int], delta: float, accountant: str = "pld") -> float:
     """Return epsilon at ``delta`` of the composition of ``{(noise_multiplier, sample_rate): how often}``."""
-    delta = _checks.probability(delta, "delta")
+    return epsilons_of(mechanisms, [delta], accountant)[0]
+
+
+def epsilons_of(
+    mechanisms: Mapping[tuple[float, float], int], deltas: Sequence[float], accountant: str = "pld"
+) -> list[float]:
+    """Return epsilon at each of ``deltas``, which is dear only once; see :func:`epsilon_of`."""
+    deltas = [_checks.probability(delta, "delta") for delta in deltas]
     method = accountant_name(accountant)
     used = {key: times for key, times in mechanisms.items() if times}
     if not used:
-        return 0.0
+        return [0.0] * len(deltas)
     if any(noise_multiplier == 0.0 for noise_multiplier, _ in used):
-        return math.inf
+        return [math.inf] * len(deltas)
     import dp_accounting
 
     ledger = _accountant(method)
@@ -147,7 +154,7 @@ def epsilon_of(mechanisms: Mapping[tuple[float, float], int], delta: float, acco
         if sample_rate < 1.0:
             event = dp_accounting.PoissonSampledDpEvent(sample_rate, event)
         ledger.compose(event, times)
-    return float(ledger.get_epsilon(delta))
+    return [float(ledger.get_epsilon(delta)) for delta in deltas]
 
 
 class Ledger:
