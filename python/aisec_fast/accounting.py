@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from . import _checks
@@ -132,29 +132,37 @@ def _smallest(low: float, high: float, excess: Callable[[float], float], toleran
 
 def epsilon_of(mechanisms: Mapping[tuple[float, float], int], delta: float, accountant: str = "pld") -> float:
     """Return epsilon at ``delta`` of the composition of ``{(noise_multiplier, sample_rate): how often}``."""
-    return epsilons_of(mechanisms, [delta], accountant)[0]
-
-
-def epsilons_of(
-    mechanisms: Mapping[tuple[float, float], int], deltas: Sequence[float], accountant: str = "pld"
-) -> list[float]:
-    """Return epsilon at each of ``deltas``, which is dear only once; see :func:`epsilon_of`."""
-    deltas = [_checks.probability(delta, "delta") for delta in deltas]
+    delta = _checks.probability(delta, "delta")
     method = accountant_name(accountant)
     used = {key: times for key, times in mechanisms.items() if times}
     if not used:
-        return [0.0] * len(deltas)
+        return 0.0
     if any(noise_multiplier == 0.0 for noise_multiplier, _ in used):
-        return [math.inf] * len(deltas)
+        return math.inf
+    return float(_composed(used, method).get_epsilon(delta))
+
+
+def curve_of(mechanisms: Mapping[tuple[float, float], int], points: int) -> list[tuple[float, float]]:
+    """Pairs (epsilon, delta) that all hold for the composition at once, by the tight accountant.
+
+    They go from epsilon 0 to where delta is 1e-9, in equal steps. Every mechanism of ``mechanisms`` has noise.
+    """
+    ledger = _composed(mechanisms, "pld")
+    last = float(ledger.get_epsilon(1e-9))
+    epsilons = [last * i / (points - 1) for i in range(points)]
+    return [(epsilon, float(ledger.get_delta(epsilon))) for epsilon in epsilons]
+
+
+def _composed(mechanisms: Mapping[tuple[float, float], int], method: str) -> PrivacyAccountant:
     import dp_accounting
 
     ledger = _accountant(method)
-    for (noise_multiplier, sample_rate), times in used.items():
+    for (noise_multiplier, sample_rate), times in mechanisms.items():
         event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
         if sample_rate < 1.0:
             event = dp_accounting.PoissonSampledDpEvent(sample_rate, event)
         ledger.compose(event, times)
-    return [float(ledger.get_epsilon(delta)) for delta in deltas]
+    return ledger
 
 
 class Ledger:

@@ -12,9 +12,9 @@ import numpy as np
 from .. import accounting
 from . import _bounds
 
-_DELTAS = np.concatenate([np.logspace(-12, -1.5, 40), np.linspace(0.04, 0.99, 40)])
+_POINTS = 40  # of a claimed curve that are looked at
 _LARGEST_SCALE = 64.0  # of the noise: with so much of it there is hardly anything to refute
-_STEP = 1.01  # to which the search for the noise goes
+_STEP = 1.02  # to which the search for the noise goes
 _MARGIN = 1e-9  # of a probability, for the rounding of the bounds
 
 
@@ -111,13 +111,12 @@ def _scaled(spent: Mapping[tuple[float, float], int], scale: float) -> dict[tupl
 
 
 def _curve(spent: Mapping[tuple[float, float], int]) -> _bounds.Curve:
-    epsilons = np.array(accounting.epsilons_of(spent, _DELTAS.tolist()))
-    usable = np.isfinite(epsilons)
-    return _bounds.Curve(np.maximum(epsilons[usable], 0.0), _DELTAS[usable])
+    points = np.array(accounting.curve_of(spent, _POINTS))
+    return _bounds.Curve(points[:, 0], points[:, 1])
 
 
 def _least_refuted(refuted: Callable[[float], bool]) -> float | None:
-    """The least scale of the noise that is refuted, up to a hundredth; None if none is."""
+    """The least scale of the noise that is refuted, up to one part in fifty; None if none is."""
     high = 1.0
     while not refuted(high):
         high *= 2.0
