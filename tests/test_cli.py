@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aisec_fast.cli import _output, epsilon, main
+from aisec_fast.cli import _accounting, _output, main
 
 
 def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_no_noise_costs_infinite_epsilon(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_steps_of_rounds_up_but_not_for_a_rounding_error() -> None:
-    assert epsilon.steps_of(1, 1 / 469) == 469
-    assert epsilon.steps_of(1.5, 0.1) == 15
-    assert epsilon.steps_of(1, 0.3) == 4
+    assert _accounting.steps_of(1, 1 / 469) == 469
+    assert _accounting.steps_of(1.5, 0.1) == 15
+    assert _accounting.steps_of(1, 0.3) == 4
 
 
 def test_a_destination_that_cannot_be_written_is_told_before_the_work(
