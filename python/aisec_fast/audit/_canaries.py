@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..privacy._coverage import CoveredLayer
 
-_LOUD = 2.0**20  # an activation so large that the bias has no part in the gradient of a weight's canary
+_LOUD = 2.0**30  # an activation so large that the bias has no part in the gradient of a weight's canary
 _CLEAR = 2.0**10  # far above the epsilon of a normalisation
 
 # The layer, the name of its parameter, and the coordinates in it, one for each canary -> activation, output gradient.
