@@ -268,7 +268,8 @@ def count_samples_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sabotage", [halve_the_noise, do_not_clip_one_layer, count_samples_twice])
 def test_a_sabotaged_engine_is_found_out(sabotage: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     sabotage(monkeypatch)
-    # One layer has a tenth of the canaries; the others must not drown it where the noise is larger than what they show.
+    monkeypatch.setattr(_report, "_STEP", 1.3)  # a coarse search is enough
+    # Only 64 of the 1000 canaries are in the layer that is not clipped: more noise for the others.
     noise_multiplier = 4.0 if sabotage is do_not_clip_one_layer else 1.0
     report = audited(noise_multiplier)
     assert not report.passed
