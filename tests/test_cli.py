@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aisec_fast.cli import _output, epsilon, main
+from aisec_fast.cli import _accounting, _output, main
 
 
 def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -58,6 +58,57 @@ def test_noise_for_a_target_epsilon(capsys: pytest.CaptureFixture[str]) -> None:
     assert 2.99 < answer["epsilon"] <= 3
 
 
+def test_noise_multiplier(capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--sample-rate", "1/100", "--epochs", "2", "--delta", "1e-5", "--accountant", "rdp", "--json"]
+    assert main(["noise-multiplier", "--target-epsilon", "3", *run]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert main(["epsilon", "--target-epsilon", "3", *run]) == 0
+    assert json.loads(capsys.readouterr().out) == answer
+    assert answer["steps"] == 200
+    assert main(["noise-multiplier", "--target-epsilon", "0", *run]) == 2
+    assert "target_epsilon is 0.0, expected a number above 0" in capsys.readouterr().err
+
+
+def test_audit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Fails with a probability of at most 1e-6, the confidence that is asked for."""
+    file = tmp_path / "audit.json"
+    arguments = ["audit", "--target-epsilon", "8", "--epochs", "1", "--canaries", "300", "--confidence", "0.999999"]
+    assert main([*arguments, "--json", str(file)]) == 0
+    assert "not contradicted" in capsys.readouterr().out
+    result = json.loads(file.read_text())
+    assert result["passed"] is True
+    assert result["epsilon_lower"] <= result["claimed"] <= 8
+    assert (result["canaries"], result["guesses"], result["steps"], result["epochs"]) == (300, 60, 3, 1)
+
+
+def test_an_audit_that_refutes_ends_with_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from aisec_fast import audit
+
+    found = audit.AuditReport(
+        epsilon_lower=5.0,
+        epsilon_lower_any=4.0,
+        claimed=3.0,
+        passed=False,
+        delta=1e-5,
+        confidence=0.95,
+        canaries=1000,
+        guesses=200,
+        correct=190,
+        steps=30,
+    )
+    monkeypatch.setattr(audit, "one_run", lambda *_, **__: found)
+    assert main(["audit", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["correct"] == 190
+    assert main(["audit"]) == 1
+    assert "REFUTED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "value"), [("--canaries", "5"), ("--confidence", "1"), ("--guesses", "5000")])
+def test_an_audit_that_cannot_be(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", option, value]) == 2
+    assert option.strip("-") in capsys.readouterr().err
+
+
 def test_no_noise_costs_infinite_epsilon(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["epsilon", "--noise-multiplier", "0", "--sample-rate", "0.1", "--steps", "1", "--delta", "1e-5"]
     assert main(arguments) == 0
@@ -67,9 +118,9 @@ def test_no_noise_costs_infinite_epsilon(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_steps_of_rounds_up_but_not_for_a_rounding_error() -> None:
-    assert epsilon.steps_of(1, 1 / 469) == 469
-    assert epsilon.steps_of(1.5, 0.1) == 15
-    assert epsilon.steps_of(1, 0.3) == 4
+    assert _accounting.steps_of(1, 1 / 469) == 469
+    assert _accounting.steps_of(1.5, 0.1) == 15
+    assert _accounting.steps_of(1, 0.3) == 4
 
 
 def test_a_destination_that_cannot_be_written_is_told_before_the_work(
@@ -102,6 +153,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         ["epsilon"],
         ["epsilon", "--noise-multiplier", "1", "--sample-rate", "1/0", "--steps", "100", "--delta", "1e-5"],
         ["epsilon", "--noise-multiplier", "1", "--sample-rate", "0.1", "--epochs", "nan", "--delta", "1e-5"],
+        ["noise-multiplier", "--sample-rate", "0.1", "--steps", "100", "--delta", "1e-5"],
         ["epsilon", "--noise-multiplier", "-1", "--sample-rate", "0.01", "--steps", "100", "--delta", "1e-5"],
     ],
 )

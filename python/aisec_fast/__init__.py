@@ -1,8 +1,8 @@
 """aisec_fast: the fast engine under privacy and robustness work in machine learning.
 
 Submodules are loaded when first used: ``noise`` (exact, float-safe Gaussian and Laplace noise), ``clipping``
-(per-sample gradients), ``ghost`` (their norms, without them), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon), ``adversarial`` (attacks on models),
-``hashing`` (BLAKE3, SHA-256) and ``integrity`` (manifests of model folders). ``import aisec_fast`` itself imports numpy
+(per-sample gradients), ``ghost`` (their norms, without them), ``privacy`` (DP-SGD for torch), ``accounting`` (epsilon), ``audit``
+(what a training really leaked), ``adversarial`` (attacks on models), ``hashing`` (BLAKE3, SHA-256) and ``integrity`` (manifests of model folders). ``import aisec_fast`` itself imports numpy
 and nothing heavier.
 """
 
@@ -24,11 +24,11 @@ from ._errors import (
 )
 
 if TYPE_CHECKING:
-    from . import accounting, adversarial, clipping, ghost, hashing, integrity, noise, privacy
+    from . import accounting, adversarial, audit, clipping, ghost, hashing, integrity, noise, privacy
 
     __version__: str
 
-_SUBMODULES = ("accounting", "adversarial", "clipping", "ghost", "hashing", "integrity", "noise", "privacy")
+_SUBMODULES = ("accounting", "adversarial", "audit", "clipping", "ghost", "hashing", "integrity", "noise", "privacy")
 
 __all__ = [
     "AisecFastError",
@@ -42,6 +42,7 @@ __all__ = [
     "__version__",
     "accounting",
     "adversarial",
+    "audit",
     "clipping",
     "get_num_threads",
     "ghost",

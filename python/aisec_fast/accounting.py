@@ -140,15 +140,30 @@ def epsilon_of(mechanisms: Mapping[tuple[float, float], int], delta: float, acco
         return 0.0
     if any(noise_multiplier == 0.0 for noise_multiplier, _ in used):
         return math.inf
+    return float(_composed(used, method).get_epsilon(delta))
+
+
+def curve_of(mechanisms: Mapping[tuple[float, float], int], points: int) -> list[tuple[float, float]]:
+    """Pairs (epsilon, delta) that all hold for the composition at once, by the tight accountant.
+
+    They go from epsilon 0 to where delta is 1e-9, in equal steps. Every mechanism of ``mechanisms`` has noise.
+    """
+    ledger = _composed(mechanisms, "pld")
+    last = float(ledger.get_epsilon(1e-9))
+    epsilons = [last * i / (points - 1) for i in range(points)]
+    return [(epsilon, float(ledger.get_delta(epsilon))) for epsilon in epsilons]
+
+
+def _composed(mechanisms: Mapping[tuple[float, float], int], method: str) -> PrivacyAccountant:
     import dp_accounting
 
     ledger = _accountant(method)
-    for (noise_multiplier, sample_rate), times in used.items():
+    for (noise_multiplier, sample_rate), times in mechanisms.items():
         event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
         if sample_rate < 1.0:
             event = dp_accounting.PoissonSampledDpEvent(sample_rate, event)
         ledger.compose(event, times)
-    return float(ledger.get_epsilon(delta))
+    return ledger
 
 
 class Ledger:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .._errors import AisecFastError
-from . import bench, demo, epsilon, hash, info, manifest, verify
+from . import audit, bench, demo, epsilon, hash, info, manifest, noise_multiplier, verify
 from ._output import CommandError, missing_package, printable, say
 
 _DESCRIPTION = "Fast, provable kernels for privacy and robustness in machine learning."
@@ -18,6 +18,8 @@ examples:
   aisec-fast info                      what this installation can do
   aisec-fast demo                      train a real model privately and see what it costs
   aisec-fast epsilon --noise-multiplier 1.1 --sample-rate 256/60000 --epochs 10 --delta 1e-5
+  aisec-fast noise-multiplier --target-epsilon 3 --sample-rate 256/60000 --epochs 10 --delta 1e-5
+  aisec-fast audit                     does a private training leak more than it claims?
   aisec-fast hash model/               BLAKE3 of every file in a folder
   aisec-fast manifest model/           write down which files a model has, and their digests
   aisec-fast verify model/ --manifest manifest.json
@@ -70,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (info, demo, bench, epsilon, hash, manifest, verify):
+    for module in (info, demo, bench, epsilon, noise_multiplier, audit, hash, manifest, verify):
         command = commands.add_parser(
-            module.__name__.rpartition(".")[2],
+            module.__name__.rpartition(".")[2].replace("_", "-"),
             help=module.HELP,
             description=module.DESCRIPTION,
             epilog=module.EPILOG,
