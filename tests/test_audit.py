@@ -303,6 +303,27 @@ def test_scores_follow_the_coins(options: dict[str, Any]) -> None:
     canaries.detach()
 
 
+def test_members_take_part_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the loader does not sample, a pass is accounted as one mechanism: no record is in it twice, nor a canary."""
+    _, model, optimizer, loader = make(1.0, batches=4, poisson_sampling=False)
+    canaries = audit.GradientCanaries(optimizer, count=100, source=noise.SeededSource(3))
+    taken: list[int] = []
+    for group in canaries._groups:
+        original = group.invite
+
+        def counted(*arguments: Any, original: Any = original) -> Any:
+            uses = original(*arguments)
+            taken.append(uses[0].rule.batch)
+            return uses
+
+        monkeypatch.setattr(group, "invite", counted)
+    loop(model, optimizer, loader, passes=3)
+    members = sum(int(group.members.sum()) for group in canaries._groups)
+    by_step = np.array(taken).reshape(12, len(canaries._groups)).sum(1)
+    assert by_step.tolist() == [members, 0, 0, 0] * 3
+    canaries.detach()
+
+
 def test_afterwards_the_training_is_as_before() -> None:
     engine, model, optimizer, loader = make(1.0, batches=2)
     step = next(iter(optimizer._optimizer_step_pre_hooks.values()))
@@ -319,6 +340,7 @@ def test_afterwards_the_training_is_as_before() -> None:
     assert len(optimizer._optimizer_step_post_hooks) == hooks
     again = audit.GradientCanaries(optimizer, count=50)  # the place is free
     loop(model, optimizer, loader)
+    assert engine.info()[0]["update"] == "fused"  # what is audited is the step that users get
     again.detach()
     spent = dict(engine._ledger.spent)
     loop(model, optimizer, loader)
