@@ -105,6 +105,15 @@ def test_accidents_by_hand() -> None:
     assert _bounds.binomial_p_value(4, 2, 2, 0.0, 0.5) == pytest.approx(1.0)
 
 
+def test_accidents_depend_on_the_other_guesses() -> None:
+    """The mechanism of docs/audit.md, section 4, which breaks the bound that takes accidents to be independent."""
+    delta, p = 0.01, 0.875
+    found = most_right(3, 3, 1, 0.0, delta)
+    assert found == pytest.approx(p + p * delta)
+    assert found > p + 2 * 3 * delta * (1 - p)
+    assert _bounds.binomial_p_value(3, 3, 1, 0.0, delta) == pytest.approx(p + 3 * delta)
+
+
 def test_mechanisms_that_leak_together_are_within_the_bounds() -> None:
     """With probability delta everything is told, or each coin on its own: both are (0, delta)-DP."""
     size, delta = 50, 0.03
