@@ -293,7 +293,7 @@ def test_a_sabotaged_engine_is_found_out(sabotage: Callable[..., None], monkeypa
 @pytest.mark.parametrize(
     "options",
     [
-        {"batches": 4, "clipping": "automatic", "max_physical_batch_size": 4},
+        {"batches": 4, "clipping": "automatic", "max_physical_batch_size": 8},
         {"batches": 4, "poisson_sampling": False, "clipping": "per_layer"},
         {"optimizer": torch.optim.Adam, "loss_reduction": "sum"},
     ],
