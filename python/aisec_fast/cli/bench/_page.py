@@ -35,6 +35,9 @@ OPERATIONS = {
     "sha256": 36.0,
     "linf_step": 8.0,
     "l2_step": 20.0,
+    "sgd": 145.0,
+    "sgd_momentum": 149.0,
+    "adam": 158.0,
 }
 
 
