@@ -204,6 +204,7 @@ def test_products_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) ->
 
     def spy(a: Tensor, b: Tensor) -> Tensor:
         seen.append(_precision._SWITCHES[0][0].fp32_precision)
+        assert not torch.backends.cudnn.enabled
         return real(a, b)
 
     _, model, optimizer, loader = private(nn.Sequential(nn.Flatten(), nn.Linear(36, 4)))
@@ -217,6 +218,7 @@ def test_products_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) ->
         torch.set_float32_matmul_precision(before)
     assert seen
     assert set(seen) == {"ieee"}
+    assert torch.backends.cudnn.enabled
 
 
 def test_info_says_what_is_released() -> None:
@@ -273,6 +275,23 @@ def test_parts_are_one_step(way: str, poisson: bool) -> None:
     for whole, parts in zip(*results, strict=True):
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, rtol=0.0, atol=1e-6)
+
+
+def test_sigma_does_not_tell_the_size_of_a_batch() -> None:
+    """Batches of one part and of many have the same charge, so the same sigma."""
+    for size in (None, 2):
+        engine, model, optimizer, loader = private(loader=small_loader(size=12, batch=4), max_physical_batch_size=size)
+        sizes, sigmas, parts = set(), set(), 0
+        for _ in range(4):
+            for x, y in loader:
+                parts += 1
+                train(model, optimizer, [(x, y)])
+                if model[4].weight.grad is not None:
+                    sizes.add(parts)
+                    sigmas.add(engine.info()[0]["sigma"])
+                    parts = 0
+        assert len(sigmas) == 1
+        assert size is None or len(sizes) > 2
 
 
 def test_adam_counts_logical_steps() -> None:

@@ -1,4 +1,7 @@
-"""Full float32 precision for the engine's own products: the bounds of docs/privacy.md hold for no less."""
+"""Full float32 precision for the engine's own products: the bounds of docs/privacy.md hold for no less.
+
+cuDNN is left out as a whole: it may choose Winograd's algorithm, whose rounding is another one.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,14 @@ def full_precision() -> Iterator[None]:
 
 def _switches() -> list[tuple[Any, str, Any]]:
     backends = torch.backends
+    plain = (backends.cudnn, "enabled", False)
     if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
-        places = (backends.mkldnn.matmul, backends.mkldnn.conv, backends.cuda.matmul, backends.cudnn.conv)  # type: ignore[attr-defined]
-        return [(place, "fp32_precision", "ieee") for place in places]
+        places = (backends.mkldnn.matmul, backends.mkldnn.conv, backends.cuda.matmul)  # type: ignore[attr-defined]
+        return [*((place, "fp32_precision", "ieee") for place in places), plain]
     return [
         (backends.cuda.matmul, "allow_tf32", False),
-        (backends.cudnn, "allow_tf32", False),
         (_LegacyPrecision(), "matmul", "highest"),
+        plain,
     ]
 
 

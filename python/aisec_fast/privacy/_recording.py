@@ -20,6 +20,7 @@ from .._errors import PrivacyError
 from ._clip import Norms
 from ._coverage import CoveredLayer
 from ._layers import LayerGradients, Statistics, position_rank
+from ._precision import full_precision
 
 
 class Use:
@@ -67,7 +68,7 @@ class Recorder:
                 "(reentrant checkpointing also makes several passes: use_reentrant=False)"
             )
         self._pass = number
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             use = Use(layer, self._rule(layer, activation, gradient, statistics))
             if not layer.shares and self._forwards[id(layer)] == 1:
                 use.measure()

@@ -72,6 +72,7 @@ class Part(NamedTuple):
     first: bool
     last: bool
     from_loader: bool = True
+    largest: int | None = None  # records that a part may have; None: batches are not split
 
     @property
     def whole(self) -> bool:
@@ -122,7 +123,7 @@ class PartSampler(Sampler[list[int]]):
             size = self.max_physical_batch_size or max(1, len(batch))
             starts = range(0, max(1, len(batch)), size)
             for start in starts:
-                made.append(Part(first=start == 0, last=start == starts[-1]))
+                made.append(Part(first=start == 0, last=start == starts[-1], largest=self.max_physical_batch_size))
                 yield batch[start : start + size]
 
 

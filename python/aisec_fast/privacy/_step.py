@@ -97,7 +97,9 @@ class PrivateStep:
             for parameter in self.trainable.values():
                 parameter.grad = None  # so that the optimizer changes nothing, unless a release sets it
             if part.first:
-                self.sums = Sums(self.trainable, self.mechanism, self._spare())
+                # How many parts there may be, not how many there are: sigma must not tell the size of the batch.
+                most_parts = math.ceil(self.mechanism.most_samples / part.largest) if part.largest else 1
+                self.sums = Sums(self.trainable, self.mechanism, self._spare(), most_parts + len(self.guests))
             elif self.sums is None:
                 raise PrivacyError(
                     "an earlier part of this batch failed, so it cannot be finished; go on with the next batch"
@@ -153,12 +155,15 @@ class Sums:
     """The clipped sum of one logical batch, parameter by parameter; its parts may come one after the other."""
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], mechanism: Mechanism, spare: dict[nn.Parameter, Tensor]
+        self,
+        parameters: dict[str, nn.Parameter],
+        mechanism: Mechanism,
+        spare: dict[nn.Parameter, Tensor],
+        most_parts: int,
     ) -> None:
-        self.parameters, self.mechanism = parameters, mechanism
+        self.parameters, self.mechanism, self.most_parts = parameters, mechanism, most_parts
         self.totals = {id(p): Total(p, spare.get(p)) for p in parameters.values()}
         self.samples = 0
-        self.parts = 0
         self._terms: dict[int, list[int]] = {id(p): [] for p in parameters.values()}
 
     def add(self, found: list[Use]) -> None:
@@ -171,7 +176,6 @@ class Sums:
         for key, of_parameter in uses.items():
             terms = [use.rule.terms(name) for name, use in of_parameter]
             self._terms[key] = [max(pair) for pair in zip_longest(self._terms[key], terms, fillvalue=0)]
-        self.parts += 1
         self.samples += batch
         if self.samples > self.mechanism.most_samples:
             raise PrivacyError(
@@ -227,7 +231,7 @@ class Sums:
             additions = 0
             for terms in self._terms[id(parameter)]:
                 block = _charges.block_size(terms, parameter.dtype) if terms else most
-                additions += math.ceil(most / block) + self.parts
+                additions += math.ceil(most / block) + self.most_parts
                 charge = _charges.block_charge(block, terms, parameter.dtype) if terms else 0.0
                 if terms == 1 and len(self._terms[id(parameter)]) == 1:
                     single = max(single, charge)
