@@ -151,6 +151,8 @@ void blake3_stream(const Blake3Node& root, std::uint64_t index, std::size_t coun
 
 }  // namespace
 
-HashingKernels hashing_kernels() { return {blake3_chunks, blake3_parents, blake3_stream, sha256_blocks_kernel()}; }
+HashingKernels hashing_kernels() {
+  return {blake3_chunks, blake3_parents, blake3_stream, sha256_blocks_kernel(), sha256_streams, 4};
+}
 
 }  // namespace aisec_fast::AISEC_ISA

@@ -128,5 +128,10 @@ auto sha256_blocks_kernel() { return cpu_has_sha() ? sha256_blocks_x86 : sha256_
 auto sha256_blocks_kernel() { return sha256_blocks_portable; }
 #endif
 
+void sha256_streams(std::uint32_t* const* states, const unsigned char* const* data, std::size_t count,
+                    std::size_t streams) {
+  for (std::size_t stream = 0; stream < streams; ++stream) sha256_blocks_kernel()(states[stream], data[stream], count);
+}
+
 }  // namespace
 }  // namespace aisec_fast::AISEC_ISA

@@ -76,6 +76,11 @@ struct HashingKernels {
   void (*blake3_stream)(const Blake3Node& root, std::uint64_t index, std::size_t count, unsigned char* out);
   // Blocks of 64 bytes into SHA-256's chaining value.
   void (*sha256_blocks)(std::uint32_t* state, const unsigned char* data, std::size_t count);
+  // The same for `streams` independent chaining values, `count` blocks of each, computed side by side: one alone leaves
+  // most of a core idle. sha256_side_by_side is how many keep a core busy; any number is taken.
+  void (*sha256_streams)(std::uint32_t* const* states, const unsigned char* const* data, std::size_t count,
+                         std::size_t streams);
+  std::size_t sha256_side_by_side;
 };
 
 // One step over arrays of one dtype, [rows, columns]; out may be adv. low and high are values of the dtype.
