@@ -14,6 +14,7 @@ from hypothesis import settings
 
 import aisec_fast
 from aisec_fast import _core
+from aisec_fast._backends import HASHING_ONLY
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("fixed")
@@ -31,7 +32,8 @@ class Kernels(NamedTuple):
     ghost: ModuleType
 
 
-NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]
+HASHING_NATIVE = [f"native-{isa}" for isa in _core.instruction_sets()]
+NATIVE = [name for name in HASHING_NATIVE if name.removeprefix("native-") not in HASHING_ONLY]
 
 
 def load(name: str) -> Kernels:
@@ -41,14 +43,19 @@ def load(name: str) -> Kernels:
     return Kernels(name, *(importlib.import_module(f"{package}.{family}") for family in Kernels._fields[1:]))
 
 
+def running(name: str) -> Iterator[Kernels]:
+    """The kernels of that name, with their instruction set in use meanwhile."""
+    best = _core.instruction_set()
+    if name.startswith("native"):
+        _core.use_instruction_set(name.removeprefix("native-"))
+    yield load(name)
+    _core.use_instruction_set(best)
+
+
 @pytest.fixture(params=[*NATIVE, "numba", "cuda_on_host"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """One backend after the other."""
-    best = _core.instruction_set()
-    if request.param.startswith("native"):
-        _core.use_instruction_set(request.param.removeprefix("native-"))
-    yield load(request.param)
-    _core.use_instruction_set(best)
+    """One backend after the other; hashing's tests add the instruction sets that only hashing has."""
+    yield from running(request.param)
 
 
 @pytest.fixture(params=["native", "numba"])

@@ -10,9 +10,10 @@ import hmac
 import mmap
 import os
 import pickle
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ import aisec_fast
 from aisec_fast import BackendError, _arrays, hashing
 from aisec_fast._backends import Backend
 from aisec_fast._reference import hashing as reference
-from aisec_fast.hashing import _hash_array, _hashers
-from tests.conftest import NATIVE, WITHOUT_JIT, Kernels, load
+from aisec_fast.hashing import _hash_array, _hashers, _portable
+from tests.conftest import HASHING_NATIVE, WITHOUT_JIT, Kernels, load, running
 from tests.test_hashing_reference import CONTEXT, KEY, MODES
-from tests.test_runtime import in_child
+from tests.test_runtime import in_child, python
 
 DATA = np.random.default_rng(0).integers(0, 256, 70_016, np.uint8)
 # Around every border: block, chunk, groups of 2 to 64 chunks, and one length with a rest of everything.
@@ -40,7 +41,12 @@ if not WITHOUT_JIT:
 NO_INTERPRETER = pytest.mark.skipif(WITHOUT_JIT, reason="too much for an interpreter")
 MODE_NAMES = ["hash", "keyed", "derive"]
 
-ON_THE_HOST = pytest.mark.parametrize("kernels", [*NATIVE, "numba"], indirect=True)
+ON_THE_HOST = pytest.mark.parametrize("kernels", [*HASHING_NATIVE, "numba"], indirect=True)
+
+
+@pytest.fixture(params=[*HASHING_NATIVE, "numba", "cuda_on_host"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    yield from running(request.param)
 
 
 @functools.cache
@@ -153,7 +159,7 @@ def test_threads_do_not_matter(kernels: Kernels, threads) -> None:
     size = 3_500_777
     data = np.resize(DATA, size)
     expected = reference.blake3_state()
-    load(NATIVE[-1]).hashing.blake3_update(expected, data, 1)
+    load(HASHING_NATIVE[-1]).hashing.blake3_update(expected, data, 1)
     assert digest(kernels, expected) == pypi.blake3(data).digest()
     runs = [(3, 1024 * 7)] if kernels.name == "cuda_on_host" else [(1, 0), (2, 1), (2, 1024), (3, 5000), (5, 2**18)]
     for number, head in runs:
@@ -286,15 +292,49 @@ def test_anything_with_a_buffer(backend: str, hasher: str) -> None:
     assert hashing.blake3(b"x", key=memoryview(key)).digest() == pypi.blake3(b"x", key=KEY).digest()
 
 
-def test_the_backend_is_that_of_the_hashers_making() -> None:
-    from aisec_fast import _core
+def on_numba(make: Callable[..., Any], *arguments: Any) -> Any:
+    with aisec_fast.use_backend("numba"):
+        return make(*arguments)
+
+
+def test_the_backend_is_that_of_the_hashers_making(monkeypatch: pytest.MonkeyPatch) -> None:
     from aisec_fast._numba import hashing as numba
 
-    with aisec_fast.use_backend("numba"):
-        hasher = hashing.blake3()
-    assert hasher._update is numba.blake3_update
-    assert hasher.copy()._update is numba.blake3_update
-    assert hashing.blake3()._update is _core.blake3_update
+    hasher = on_numba(hashing.blake3)
+    assert isinstance(hasher, hashing.blake3)
+    assert hasher._update is hasher.copy()._update is numba.blake3_update
+    assert type(hashing.blake3()) is type(hashing.blake3().copy()) is hashing.blake3
+    assert type(hashing.sha256()) is hashing.sha256
+    monkeypatch.setenv("AISEC_FAST_BACKEND", "numba")
+    assert type(hashing.sha256()) is _portable.PortableSha256
+    with aisec_fast.use_backend("native"):
+        assert type(hashing.sha256()) is hashing.sha256
+    monkeypatch.setenv("AISEC_FAST_BACKEND", "abacus")
+    with pytest.raises(BackendError, match="backend .AISEC_FAST_BACKEND. is 'abacus'"):
+        hashing.blake3()
+
+
+def test_a_subclass_is_native_or_an_error() -> None:
+    class Mine(hashing.blake3):
+        pass
+
+    assert Mine(b"x").copy().digest() == pypi.blake3(b"x").digest()
+    with pytest.raises(TypeError, match=r"Mine is a subclass of blake3, which runs on the native backend only"):
+        on_numba(Mine)
+
+
+def test_without_native_kernels() -> None:
+    """The public classes then make portable hashers; so does a subclass of nothing native."""
+    code = """
+import sys
+sys.modules["aisec_fast._core"] = None
+from aisec_fast import hashing
+hasher = hashing.blake3(b"abc", max_threads=1)
+assert isinstance(hasher, hashing.blake3) and type(hasher).__name__ == "PortableBlake3"
+print(hasher.copy().hexdigest(), hashing.sha256(b"abc").hexdigest())
+"""
+    run = python(code)
+    assert run.stdout.split() == [pypi.blake3(b"abc").hexdigest(), hashlib.sha256(b"abc").hexdigest()], run.stderr
 
 
 def test_hashers_of_bytes_refuse_the_gpu() -> None:
@@ -305,8 +345,8 @@ def test_hashers_of_bytes_refuse_the_gpu() -> None:
 
 @pytest.mark.parametrize("hasher", [hashing.blake3, hashing.sha256])
 def test_an_interrupt_leaves_the_hasher_as_it_was(hasher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hashers, "_PIECE", 1000)
-    whole = hasher(DATA[:50])
+    monkeypatch.setattr(_portable, "_PIECE", 1000)
+    whole = on_numba(hasher, DATA[:50])
     before, update, calls = whole.digest(), whole._update, []
 
     def interrupted(*arguments: Any) -> None:
@@ -320,6 +360,46 @@ def test_an_interrupt_leaves_the_hasher_as_it_was(hasher: Any, monkeypatch: pyte
     assert whole.digest() == before
     assert whole.update(DATA[50:6000]).digest() == hasher(DATA[:6000].tobytes()).digest()  # and is not locked
     assert len(calls) == 3 + 6
+
+
+@contextlib.contextmanager
+def alarm_while_hashing(handler: Callable[[], object]) -> Iterator[None]:
+    """A signal arrives some milliseconds on."""
+    before = signal.signal(signal.SIGALRM, lambda *_: handler())
+    signal.setitimer(signal.ITIMER_REAL, 0.003)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("hasher", [hashing.blake3, hashing.sha256])
+def test_a_native_hasher_looks_for_signals(hasher: Any) -> None:
+    """Between two slices of 64 MiB, the first of which takes longer than the alarm."""
+    whole, much = hasher(b"head"), np.zeros(130 << 20, np.uint8)
+    before = whole.digest()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), alarm_while_hashing(interrupt):
+        whole.update(much)
+    assert whole.digest() == before
+    seen: list[Any] = []
+
+    def use() -> None:
+        try:
+            whole.update(b"more")
+        except RuntimeError as error:
+            seen.append(str(error))
+
+    with alarm_while_hashing(use):
+        whole.update(much)
+    assert seen == ["the hasher is in use: a signal interrupted its update on this thread"]
+    peer = (hashlib.sha256 if hasher is hashing.sha256 else pypi.blake3)(b"head")
+    peer.update(much)
+    assert whole.digest() == peer.digest()
 
 
 def test_hashers_are_not_pickled(backend: str) -> None:
@@ -351,9 +431,9 @@ def test_update_mmap_reads_what_cannot_be_mapped(tmp_path: Path) -> None:
 
 
 def test_update_mmap_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hashers, "_PIECE", 1000)
+    monkeypatch.setattr(_portable, "_PIECE", 1000)
     monkeypatch.setattr(_hashers, "_READ", 1000)
-    hasher = hashing.blake3(b"head")
+    hasher = on_numba(hashing.blake3, b"head")
     update = hasher._update
 
     def interrupted(*arguments: Any) -> None:
@@ -377,6 +457,32 @@ def test_update_mmap_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
         hasher._update = update
         assert hasher.digest() == pypi.blake3(b"head").digest()
     writer.join()
+
+
+def test_a_whole_last_chunk(backend: str) -> None:
+    """Its chaining value is known early at some lengths: it must not outlive what follows."""
+    for chunks in (1, 2, 3, 4, 8, 9, 12, 64, 65, 130):
+        data = np.resize(DATA, chunks * 1024).tobytes()
+        hasher, peer = hashing.blake3(data), pypi.blake3(data)
+        for more in (b"", b"x", DATA[:1023].tobytes(), DATA[:2048].tobytes(), DATA[:5120].tobytes()):
+            hasher.update(more)
+            peer.update(more)
+            assert hasher.digest() == hasher.copy().digest() == peer.digest(), (chunks, len(more))
+            assert hasher.digest(100, seek=7) == peer.digest(100, seek=7)
+        assert hashing.blake3(data).reset().update(b"x").digest() == pypi.blake3(b"x").digest()
+
+
+def test_arguments_of_a_digest(backend: str) -> None:
+    hasher, peer = hashing.blake3(b"x"), pypi.blake3(b"x")
+    assert hasher.digest(np.int64(5)) == hasher.digest(length=5) == peer.digest(5)
+    assert hasher.digest(length=5, seek=np.uint8(3)) == peer.digest(5, seek=3)
+    for bad in (lambda: hasher.digest(1, 2), lambda: hasher.digest(1, length=1), lambda: hasher.digest(size=1)):
+        with pytest.raises(TypeError):
+            bad()
+    for hashers in (hashing.blake3, hashing.sha256):
+        for wrong in (lambda new: new(b"", b""), lambda new: new(data=b""), lambda new: new(b"", name="x")):
+            with pytest.raises(TypeError):
+                wrong(hashers)
 
 
 # ------------------------------------------------------------------------------------------------ hash_array
@@ -512,7 +618,7 @@ def test_one_hasher_in_many_threads(backend: str, hasher: str) -> None:
 
 @pytest.mark.parametrize("hasher", [hashing.blake3, hashing.sha256])
 def test_calls_on_one_hasher_take_turns(hasher: Any) -> None:
-    shared, inside, seen = hasher(), [0], set()
+    shared, inside, seen = on_numba(hasher), [0], set()
 
     def watched(kernel: Callable[..., None]) -> Callable[..., None]:
         def call(*arguments: Any) -> None:

@@ -15,12 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import _checks
 from ._arrays import Array, as_numpy, require_same_device
 from ._errors import BackendError
 from ._sources import Source
 
 NAMES = ("native", "numba", "cuda")
+HASHING_ONLY = frozenset({"sse41"})  # instruction sets that share all kernels but those of hashing with "baseline"
 
 
 class Backend(NamedTuple):
@@ -134,6 +137,16 @@ def _choose(device: str, argument: str, *, host_only: bool) -> Backend:
     if isinstance(loaded, str):
         raise BackendError(f"{argument} lives on {device}, but backend {name!r} is missing: {loaded}")
     return loaded
+
+
+def register_hashers(*types: type) -> None:
+    """Tell the native hashers (in this order) the public and the portable class of blake3 and of sha256.
+
+    They ask themselves which backend is forced: a call of Python would cost more than hashing a short message.
+    """
+    core = _core()
+    if core is not None:
+        core.set_hashers(_forced, [np.dtype(code) for code in "?bBhHiIlLqQefdFD"], *types)
 
 
 def _default_threads() -> int:

@@ -7,6 +7,7 @@ void bind_runtime(pybind11::module_& module);
 void bind_noise(pybind11::module_& module);
 void bind_clipping(pybind11::module_& module);
 void bind_hashing(pybind11::module_& module);
+void bind_hashers(pybind11::module_& module);
 void bind_adversarial(pybind11::module_& module);
 void bind_integers(pybind11::module_& module);
 void bind_update(pybind11::module_& module);

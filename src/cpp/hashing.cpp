@@ -1,6 +1,7 @@
 #include "hashing.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "aisec_fast/hashing_state.hpp"
@@ -13,17 +14,18 @@ namespace {
 // Chunks are hashed and merged in pieces of 64 KiB, which stay in cache; pieces are what threads share. Their chaining
 // values lie on the stack for 64 MiB at a time.
 constexpr std::size_t piece_chunks = 64, most_pieces = 1024;
-constexpr std::size_t least_pieces = 8;  // smallest work that is worth a thread
+constexpr std::size_t least_pieces = 4;  // smallest work that is worth a thread
 
 class Tree {
  public:
-  explicit Tree(std::uint32_t* words) : state_(words), kernels_(active_kernels().hashing) {}
+  explicit Tree(std::uint32_t* words) : kernels_(active_kernels().hashing), state_(words, kernels_.blake3_chain) {}
 
-  // Whole chunks, and more bytes follow.
-  void absorb(const unsigned char* data, std::size_t chunks, std::size_t max_threads) {
+  // Whole chunks, and more bytes follow: a whole chunk too if its value, `next`, is asked for.
+  void absorb(const unsigned char* data, std::size_t chunks, std::size_t max_threads, std::uint32_t* next) {
     const std::size_t to_piece = (piece_chunks - state_.chunks() % piece_chunks) % piece_chunks;
     const std::size_t before = std::min(chunks, to_piece);
-    absorb_few(data, before);
+    absorb_few(data, before, before == chunks ? next : nullptr);
+    if (before == chunks) return;
     data += before * blake3_chunk_bytes;
     chunks -= before;
     for (std::size_t pieces; (pieces = std::min(chunks / piece_chunks, most_pieces)) > 0;) {
@@ -31,24 +33,26 @@ class Tree {
       data += pieces * piece_chunks * blake3_chunk_bytes;
       chunks -= pieces * piece_chunks;
     }
-    absorb_few(data, chunks);
+    absorb_few(data, chunks, next);
   }
 
  private:
-  // Fewer than a piece.
-  void absorb_few(const unsigned char* data, std::size_t chunks) {
-    if (chunks == 0) return;
+  // Fewer than a piece, and the one after them.
+  void absorb_few(const unsigned char* data, std::size_t chunks, std::uint32_t* next) {
     std::uint32_t values[8 * piece_chunks];
-    kernels_.blake3_chunks(data, chunks, state_.key(), state_.mode(), state_.chunks(), values);
+    kernels_.blake3_chunks(data, chunks + (next != nullptr), state_.key(), state_.mode(), state_.chunks(), values);
+    if (next != nullptr) std::memcpy(next, values + 8 * chunks, 32);
     push(values, chunks, 1);
   }
 
   void absorb_pieces(const unsigned char* data, std::size_t pieces, std::size_t max_threads) {
     std::uint32_t values[8 * most_pieces];
     const std::uint64_t first = state_.chunks();
-    const std::size_t fair = max_threads == 0 ? 0 : pieces / max_threads + (pieces % max_threads != 0);
-    parallel_for(pieces, std::max(least_pieces, fair), [&](std::size_t begin, std::size_t end) {
-      for (std::size_t piece = begin; piece < end; ++piece) {
+    const std::size_t most = max_threads == 0 ? thread_count() : std::min(max_threads, thread_count());
+    // Threads take pieces as they come: one that shares its core with other work holds up nobody.
+    std::atomic<std::size_t> taken{0};
+    parallel_for(std::clamp<std::size_t>(pieces / least_pieces, 1, most), 1, [&](std::size_t, std::size_t) {
+      for (std::size_t piece; (piece = taken.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
         std::uint32_t leaves[8 * piece_chunks];
         kernels_.blake3_chunks(data + piece * piece_chunks * blake3_chunk_bytes, piece_chunks, state_.key(),
                                state_.mode(), first + piece * piece_chunks, leaves);
@@ -77,8 +81,8 @@ class Tree {
     }
   }
 
-  Blake3State state_;
   const HashingKernels& kernels_;
+  Blake3State state_;
 };
 
 constexpr std::size_t sha256_block_bytes = 64, sha256_length_bytes = 8;
@@ -102,20 +106,32 @@ struct Sha256State {
 
 }  // namespace
 
-void blake3_update(std::uint32_t* words, const unsigned char* data, std::size_t size, std::size_t max_threads) {
+void blake3_update(std::uint32_t* words, const unsigned char* data, std::size_t size, std::size_t max_threads,
+                   Blake3Leaf* leaf) {
   if (size == 0) return;
-  Blake3State state(words);
+  Blake3State state(words, active_kernels().hashing.blake3_chain);
   const Blake3Split split = state.split(size);
   state.append(data, split.head);
   if (split.tail == 0) return;  // all of it fitted into the buffer
-  state.flush();
+  state.flush(leaf != nullptr && leaf->known ? leaf->value : nullptr);
   data += split.head;
-  if (split.chunks > 0) Tree(words).absorb(data, split.chunks, max_threads);
+  // A chunk more costs nothing where the vectors have lanes to spare.
+  const bool early = leaf != nullptr && split.tail == blake3_chunk_bytes && split.chunks % 8 != 0;
+  if (leaf != nullptr) leaf->known = early;
+  if (split.chunks > 0) Tree(words).absorb(data, split.chunks, max_threads, early ? leaf->value : nullptr);
   state.append(data + split.chunks * blake3_chunk_bytes, split.tail);
 }
 
-void blake3_output(const std::uint32_t* state, unsigned char* out, std::size_t size, std::uint64_t seek) {
-  write_stream(blake3_root(state), out, size, seek, active_kernels().hashing.blake3_stream);
+void blake3_output(const std::uint32_t* state, unsigned char* out, std::size_t size, std::uint64_t seek,
+                   const Blake3Leaf* leaf) {
+  const HashingKernels& kernels = active_kernels().hashing;
+  Blake3Node root = blake3_root(state, kernels.blake3_chain, leaf != nullptr && leaf->known ? leaf->value : nullptr);
+  if (seek == 0 && size <= 32) {  // what a chaining value would be
+    chain_node(root, kernels.blake3_chain);
+    std::memcpy(out, root.chaining, size);
+    return;
+  }
+  write_stream(root, out, size, seek, kernels.blake3_stream);
 }
 
 void sha256_update(std::uint32_t* words, const unsigned char* data, std::size_t size) {

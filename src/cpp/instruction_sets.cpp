@@ -15,6 +15,9 @@ AISEC_DECLARE(baseline)
 #if defined(AISEC_X86)
 AISEC_DECLARE(avx2)
 AISEC_DECLARE(avx512)
+namespace sse41 {
+HashingKernels hashing_kernels();
+}
 #endif
 
 namespace {
@@ -48,6 +51,14 @@ const std::vector<Kernels>& supported_kernels() {
     if (__builtin_cpu_supports("x86-64-v3")) found.push_back(avx2::kernels());
 #endif
     found.push_back(baseline::kernels());
+#if defined(AISEC_X86)
+    if (__builtin_cpu_supports("x86-64-v2")) {
+      Kernels kernels = baseline::kernels();
+      kernels.name = "sse41";
+      kernels.hashing = sse41::hashing_kernels();
+      found.insert(found.end() - 1, kernels);
+    }
+#endif
     return found;
   }();
   return supported;

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   aisec_fast::bind_noise(module);
   aisec_fast::bind_clipping(module);
   aisec_fast::bind_hashing(module);
+  aisec_fast::bind_hashers(module);
   aisec_fast::bind_adversarial(module);
   aisec_fast::bind_integers(module);
   aisec_fast::bind_update(module);

@@ -18,15 +18,10 @@ struct Waiting {
   std::uint32_t left[most_levels][8], right[most_levels][8];
 };
 
+template <class Unit>
 __global__ void __launch_bounds__(block_threads)
-    chunk_values_of_words_kernel(const std::uint32_t* data, std::uint64_t count, Blake3Mode mode, std::uint64_t counter,
-                                 std::uint32_t* values) {
-  chunk_values(data, count, mode, counter, values);
-}
-
-__global__ void __launch_bounds__(block_threads)
-    chunk_values_of_bytes_kernel(const unsigned char* data, std::uint64_t count, Blake3Mode mode, std::uint64_t counter,
-                                 std::uint32_t* values) {
+    chunk_values_kernel(const Unit* data, std::uint64_t count, Blake3Mode mode, std::uint64_t counter,
+                        std::uint32_t* values) {
   chunk_values(data, count, mode, counter, values);
 }
 
@@ -50,11 +45,13 @@ class Slices {
 
   void absorb(const unsigned char* data, std::uint64_t chunks) {
     const std::uint64_t first = state_.chunks();
-    if (reinterpret_cast<std::uintptr_t>(data) % sizeof(std::uint32_t) == 0)
-      queue_.run(chunks, chunk_values_of_words_kernel, reinterpret_cast<const std::uint32_t*>(data), chunks, mode_,
-                 first, values_);
+    const auto place = reinterpret_cast<std::uintptr_t>(data);
+    if (place % alignof(Quad) == 0)
+      hash_chunks<Quad>(data, chunks);
+    else if (place % alignof(std::uint32_t) == 0)
+      hash_chunks<std::uint32_t>(data, chunks);
     else
-      queue_.run(chunks, chunk_values_of_bytes_kernel, data, chunks, mode_, first, values_);
+      hash_chunks<unsigned char>(data, chunks);
     TreeLevel levels[most_levels];
     int height = 0;
     std::uint32_t *nodes = values_, *parents = parents_;
@@ -75,6 +72,12 @@ class Slices {
   }
 
  private:
+  template <class Unit>
+  void hash_chunks(const unsigned char* data, std::uint64_t chunks) {
+    queue_.run(chunks, chunk_values_kernel<Unit>, reinterpret_cast<const Unit*>(data), chunks, mode_, state_.chunks(),
+               values_);
+  }
+
   Queue& queue_;
   Blake3State& state_;
   Blake3Mode mode_{};

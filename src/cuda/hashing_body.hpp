@@ -13,23 +13,36 @@ struct Blake3Mode {
   std::uint32_t flags;
 };
 
-// Four bytes that may lie anywhere.
-__device__ inline std::uint32_t load_word(const unsigned char* bytes) {
-  return std::uint32_t{bytes[0]} | std::uint32_t{bytes[1]} << 8 | std::uint32_t{bytes[2]} << 16 |
-         std::uint32_t{bytes[3]} << 24;
+// Sixteen bytes that one instruction loads.
+struct alignas(16) Quad {
+  std::uint32_t words[4];
+};
+
+// The 16 words of a block. Unit says how the block is aligned: Quad, std::uint32_t, or unsigned char for not at all.
+__device__ inline void load_block(std::uint32_t (&message)[16], const Quad* block) {
+  for (int i = 0; i < 4; ++i) {
+    const Quad quad = block[i];
+    for (int k = 0; k < 4; ++k) message[4 * i + k] = quad.words[k];
+  }
 }
-__device__ inline std::uint32_t load_word(const std::uint32_t* words) { return *words; }
+__device__ inline void load_block(std::uint32_t (&message)[16], const std::uint32_t* block) {
+  for (int i = 0; i < 16; ++i) message[i] = block[i];
+}
+__device__ inline void load_block(std::uint32_t (&message)[16], const unsigned char* block) {
+  for (int i = 0; i < 16; ++i, block += 4)
+    message[i] = std::uint32_t{block[0]} | std::uint32_t{block[1]} << 8 | std::uint32_t{block[2]} << 16 |
+                 std::uint32_t{block[3]} << 24;
+}
 
 // The chaining value of `blocks` whole blocks; `first` and `last` are more flags of the first and the last of them.
-// Unit is std::uint32_t if the input is aligned to it, unsigned char if not.
 template <class Unit>
 __device__ void chaining_value(const Unit* input, unsigned blocks, const Blake3Mode& mode, std::uint64_t counter,
                                std::uint32_t first, std::uint32_t last, std::uint32_t* value) {
   std::uint32_t chaining[8];
   for (int i = 0; i < 8; ++i) chaining[i] = mode.key[i];
-  for (unsigned block = 0; block < blocks; ++block) {
+  for (unsigned block = 0; block < blocks; ++block, input += blake3_block_bytes / sizeof(Unit)) {
     std::uint32_t message[16], v[16];
-    for (int i = 0; i < 16; ++i, input += 4 / sizeof(Unit)) message[i] = load_word(input);
+    load_block(message, input);
     const std::uint32_t flags = mode.flags | (block == 0 ? first : 0u) | (block + 1 == blocks ? last : 0u);
     blake3_compress<PlainRotation>(v, chaining, message, static_cast<std::uint32_t>(counter),
                                    static_cast<std::uint32_t>(counter >> 32), std::uint32_t{blake3_block_bytes}, flags);

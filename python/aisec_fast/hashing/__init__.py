@@ -9,5 +9,6 @@ instruction set and number of threads; docs/hashing.md is the contract.
 from ._files import hash_directory, hash_file
 from ._hash_array import hash_array
 from ._hashers import blake3, sha256
+from ._portable import PortableBlake3 as _  # noqa: F401 - makes other backends known to the hashers
 
 __all__ = ["blake3", "hash_array", "hash_directory", "hash_file", "sha256"]

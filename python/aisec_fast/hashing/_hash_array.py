@@ -11,7 +11,8 @@ from .. import _arrays
 from .._arrays import Array
 from .._backends import choose
 from .._errors import BackendError
-from ._hashers import FRESH_BLAKE3, HASHERS
+from ._hashers import HASHERS
+from ._portable import FRESH_BLAKE3
 
 
 def hash_array(array: Any, algorithm: str = "blake3") -> bytes:

@@ -8,6 +8,13 @@
 #include "kernels/lanes.hpp"
 #include "kernels/sha256.hpp"
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define AISEC_BLAKE3_AVX2 1
+#include "kernels/blake3_avx2.hpp"
+#else
+#define AISEC_BLAKE3_AVX2 0
+#endif
+
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
@@ -52,13 +59,118 @@ inline void transpose(Lanes (&row)[lanes]) {
   swap_blocks<8>(row);
 }
 
-// What all lanes of one call share.
+// Few inputs: the state's four rows are vectors, the four quarters of half a round lie side by side in them, and a
+// vector of more than four words has the rows of several inputs.
+typedef std::uint32_t Row __attribute__((vector_size(16)));
+
+inline Row row_at(const void* words) {
+  Row row;
+  std::memcpy(&row, words, sizeof row);
+  return row;
+}
+
+// Lane i, from each input's own four words, of x (0 to 3) and y (4 to 7).
+template <int i0, int i1, int i2, int i3, class Rows>
+inline Rows words_of(Rows x, Rows y) {
+  constexpr int count = int{sizeof(Rows)} / 4;
+  constexpr auto pick = [](int lane) {
+    const int from[4] = {i0, i1, i2, i3}, word = from[lane % 4], input = lane / 4 * 4;
+    return word < 4 ? input + word : count + input + word - 4;
+  };
+  return [&]<int... lane>(std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(x, y, pick(lane)...);
+  }(std::make_integer_sequence<int, count>{});
+}
+
+template <class Rows>
+inline void mix_columns(Rows& a, Rows& b, Rows& c, Rows& d, Rows even_words, Rows odd_words) {
+  a = a + even_words + b;
+  d = Rotation::right<16>(d ^ a);
+  c += d;
+  b = Rotation::right<12>(b ^ c);
+  a = a + odd_words + b;
+  d = Rotation::right<8>(d ^ a);
+  c += d;
+  b = Rotation::right<7>(b ^ c);
+}
+
+// A block's words in the order in which a round reads them: even and odd ones of columns and diagonals.
+template <class Rows>
+struct RoundWords {
+  Rows x0, x1, x2, x3;  // {0, 2, 4, 6}, {1, 3, 5, 7}, {8, 10, 12, 14}, {9, 11, 13, 15}
+
+  void load(Rows w0, Rows w1, Rows w2, Rows w3) {
+    w0 = words_of<0, 2, 1, 3>(w0, w0);
+    w1 = words_of<0, 2, 1, 3>(w1, w1);
+    w2 = words_of<0, 2, 1, 3>(w2, w2);
+    w3 = words_of<0, 2, 1, 3>(w3, w3);
+    x0 = words_of<0, 1, 4, 5>(w0, w1);
+    x1 = words_of<2, 3, 6, 7>(w0, w1);
+    x2 = words_of<0, 1, 4, 5>(w2, w3);
+    x3 = words_of<2, 3, 6, 7>(w2, w3);
+  }
+
+  // Those of the next round (table 2 of the paper), by shuffles and blends that every processor has.
+  void permute() {
+    const Rows y0 = words_of<0, 5, 6, 3>(words_of<1, 1, 2, 2>(x0, x0), words_of<1, 1, 3, 3>(x1, x1));
+    const Rows y1 =
+        words_of<0, 5, 2, 7>(words_of<3, 3, 0, 0>(x0, x0), words_of<0, 1, 6, 7>(x2, words_of<2, 2, 2, 2>(x3, x3)));
+    const Rows y2 =
+        words_of<0, 5, 6, 7>(x1, words_of<0, 1, 6, 7>(words_of<2, 2, 2, 2>(x2, x2), words_of<0, 0, 0, 3>(x3, x3)));
+    x3 = words_of<0, 1, 6, 7>(words_of<0, 5, 2, 3>(words_of<1, 1, 1, 1>(x3, x3), words_of<2, 2, 2, 2>(x1, x1)),
+                              words_of<3, 3, 3, 0>(x2, x2));
+    x0 = y0;
+    x1 = y1;
+    x2 = y2;
+  }
+};
+
+// The compression of one block of each input.
+template <class Rows>
+struct RowState {
+  Rows a, b, c, d;
+  RoundWords<Rows> words;
+
+  void round() {
+    mix_columns(a, b, c, d, words.x0, words.x1);
+    // The diagonals become columns. b, on which all waits, stays where it is, and so lane i has quarter 4 + (i + 3)
+    // % 4.
+    a = words_of<3, 0, 1, 2>(a, a);
+    c = words_of<1, 2, 3, 0>(c, c);
+    d = words_of<2, 3, 0, 1>(d, d);
+    mix_columns(a, b, c, d, words_of<3, 0, 1, 2>(words.x2, words.x2), words_of<3, 0, 1, 2>(words.x3, words.x3));
+    a = words_of<1, 2, 3, 0>(a, a);
+    c = words_of<3, 0, 1, 2>(c, c);
+    d = words_of<2, 3, 0, 1>(d, d);
+    words.permute();
+  }
+};
+
+void blake3_chain(std::uint32_t* chaining, const Blake3Chain& chain) {
+  Row upper = row_at(chaining), lower = row_at(chaining + 4);
+  for (std::size_t block = 0; block < chain.blocks; ++block) {
+    const bool last = block + 1 == chain.blocks;
+    const unsigned char* words = chain.data + block * blake3_block_bytes;
+    RowState<Row> state;
+    state.words.load(row_at(words), row_at(words + 16), row_at(words + 32), row_at(words + 48));
+    state.a = upper;
+    state.b = lower;
+    state.c = Row{0x6a09e667u, 0xbb67ae85u, 0x3c6ef372u, 0xa54ff53au};
+    state.d = Row{static_cast<std::uint32_t>(chain.counter), static_cast<std::uint32_t>(chain.counter >> 32),
+                  last ? chain.last_length : std::uint32_t{blake3_block_bytes},
+                  chain.mode | (block == 0 ? chain.first : 0u) | (last ? chain.last : 0u)};
+    for (int round = 0; round < 7; ++round) state.round();
+    upper = state.a ^ state.c;
+    lower = state.b ^ state.d;
+  }
+  std::memcpy(chaining, &upper, sizeof upper);
+  std::memcpy(chaining + 4, &lower, sizeof lower);
+}
+
+// What all inputs of one call share.
 struct Group {
   const std::uint32_t* key;
-  std::uint32_t mode;
-  std::size_t blocks;           // of each lane's input
-  std::uint32_t first, last;    // more flags of the first and the last block
-  const unsigned char* inputs;  // lane i's input begins i * blocks * 64 bytes on
+  std::uint32_t mode, first, last;  // flags of all blocks, more of an input's first and last
 };
 
 // Counters of the lanes: first, first + step, ...
@@ -70,62 +182,194 @@ inline void count_lanes(Lanes& low, Lanes& high, std::uint64_t first, std::uint6
   }
 }
 
-// Chaining values of the next `lanes` of `left` inputs; lanes left over hash the last one again. Returns how many there
-// were. `out` may be the inputs' own memory: all is read before anything is written.
-std::size_t hash_group(const Group& group, std::size_t left, std::uint64_t counter, std::uint64_t step,
-                       std::uint32_t* out) {
-  const std::size_t count = left < std::size_t{lanes} ? left : std::size_t{lanes};
-  const std::size_t stride = group.blocks * blake3_block_bytes;
-  // Processors do not foresee reads that jump from chunk to chunk: while this group is hashed, the next one is fetched.
-  const std::size_t ahead = left >= std::size_t{2 * lanes} ? lanes * stride : 0;
-  const unsigned char* input[lanes];
-  for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane)
-    input[lane] = group.inputs + (lane < count ? lane : count - 1) * stride;
-  Lanes low, high, chaining[8];
-  count_lanes(low, high, counter, step);
-  for (int i = 0; i < 8; ++i) chaining[i] = Lanes{} + group.key[i];
-  for (std::size_t block = 0; block < group.blocks; ++block) {
-    Lanes message[16];
-    for (int lane = 0; lane < lanes; ++lane) __builtin_prefetch(input[lane] + block * blake3_block_bytes + ahead);
-    for (int word = 0; word < 16; word += lanes) {
-      Lanes row[lanes];
-      for (int lane = 0; lane < lanes; ++lane)
-        std::memcpy(&row[lane], input[lane] + block * blake3_block_bytes + 4 * word, sizeof row[lane]);
-      transpose(row);
-      for (int i = 0; i < lanes; ++i) message[word + i] = row[i];
-    }
-    const std::uint32_t flags =
-        group.mode | (block == 0 ? group.first : 0u) | (block + 1 == group.blocks ? group.last : 0u);
-    Lanes v[16];
-    blake3_compress<Rotation>(v, chaining, message, low, high, std::uint32_t{blake3_block_bytes}, flags);
-    blake3_fold(chaining, v);
+// The same block of `lanes` inputs, `stride` bytes apart, in columns.
+inline void load_columns(Lanes (&message)[16], const unsigned char* block, std::size_t stride) {
+  for (int word = 0; word < 16; word += lanes) {
+    Lanes row[lanes];
+    for (int lane = 0; lane < lanes; ++lane)
+      std::memcpy(&row[lane], block + static_cast<std::size_t>(lane) * stride + 4 * word, sizeof row[lane]);
+    transpose(row);
+    for (int i = 0; i < lanes; ++i) message[word + i] = row[i];
   }
-  std::uint32_t words[8][lanes];
-  std::memcpy(words, chaining, sizeof words);
-  for (std::size_t lane = 0; lane < count; ++lane)
-    for (int i = 0; i < 8; ++i) out[8 * lane + static_cast<std::size_t>(i)] = words[i][lane];
-  return count;
 }
 
-void hash_all(Group group, std::size_t count, std::uint64_t counter, std::uint64_t step, std::uint32_t* out) {
-  while (count > 0) {
-    const std::size_t taken = hash_group(group, count, counter, step, out);
-    group.inputs += taken * group.blocks * blake3_block_bytes;
-    counter += taken * step;
-    out += 8 * taken;
-    count -= taken;
+// Processors do not foresee reads that jump from input to input: the next group is fetched while one is hashed.
+inline void prefetch_block(const unsigned char* block, std::size_t stride) {
+  for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane) __builtin_prefetch(block + lane * stride);
+}
+
+// Chaining values of `groups` times `lanes` inputs of `blocks` blocks each. `out` may be the inputs' own memory: a
+// group's is written when its inputs, and a vector's worth of the next group's, are read.
+template <std::size_t blocks>
+void hash_groups(const unsigned char* data, std::size_t groups, const Group& group, std::uint64_t counter,
+                 std::uint64_t step, std::uint32_t* out) {
+  constexpr std::size_t stride = blocks * blake3_block_bytes;
+#if AISEC_BLAKE3_AVX2
+  const Lanes flags[3] = {Lanes{} + (group.mode | group.first), Lanes{} + group.mode,
+                          Lanes{} + (group.mode | group.last)};
+  BlockConstants constants = {{Lanes{} + 0x6a09e667u, Lanes{} + 0xbb67ae85u, Lanes{} + 0x3c6ef372u,
+                               Lanes{} + 0xa54ff53au, Lanes{}, Lanes{}, Lanes{} + std::uint32_t{blake3_block_bytes}}};
+  Lanes message[2][16];
+  std::size_t at = 0;  // which message
+  load_columns(message[at], data, stride);
+#endif
+  for (; groups > 0; --groups, counter += lanes * step, out += 8 * lanes) {
+    // Behind the last group come its own inputs once more, for nothing.
+    const unsigned char* const behind = groups > 1 ? data + lanes * stride : data;
+    Lanes low, high, chaining[8];
+    for (int i = 0; i < 8; ++i) chaining[i] = Lanes{} + group.key[i];
+    count_lanes(low, high, counter, step);
+#if AISEC_BLAKE3_AVX2
+    constants.rows[4] = low;
+    constants.rows[5] = high;
+#endif
+    for (std::size_t block = 0; block < blocks; ++block) {
+      const bool last = block + 1 == blocks;
+      const std::size_t place = block * blake3_block_bytes;
+      prefetch_block(behind + place, stride);
+#if AISEC_BLAKE3_AVX2
+      compress_and_turn<int{stride}>(chaining, constants,
+                                     flags[block == 0 ? 0
+                                           : last     ? 2
+                                                      : 1],
+                                     message[at], message[at ^ 1], last ? behind : data + place + blake3_block_bytes);
+      at ^= 1;
+#else
+      Lanes message[16], v[16];
+      load_columns(message, data + place, stride);
+      blake3_compress<Rotation>(v, chaining, message, low, high, std::uint32_t{blake3_block_bytes},
+                                group.mode | (block == 0 ? group.first : 0u) | (last ? group.last : 0u));
+      blake3_fold(chaining, v);
+#endif
+    }
+    data = behind;
+    std::uint32_t words[8][lanes];
+    std::memcpy(words, chaining, sizeof words);
+    for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane)
+      for (std::size_t i = 0; i < 8; ++i) out[8 * lane + i] = words[i][lane];
   }
+}
+
+// As many inputs as hide each other's latency: one vector of rows, or two side by side.
+constexpr std::size_t row_inputs = sizeof(Lanes) / sizeof(Row), row_vectors = lanes < 16 ? 2 : 1;
+constexpr std::size_t few_inputs = row_inputs * row_vectors;
+
+// 16 bytes of each of a vector's inputs. Put together in registers: a vector loaded from memory that was stored in
+// parts has to wait for it.
+template <std::size_t count = row_inputs>
+inline auto rows_at(const unsigned char* const* inputs, std::size_t place) {
+  if constexpr (count == 1) {
+    return row_at(inputs[0] + place);
+  } else {
+    const auto low = rows_at<count / 2>(inputs, place), high = rows_at<count / 2>(inputs + count / 2, place);
+    return [&]<int... lane>(std::integer_sequence<int, lane...>) {
+      return __builtin_shufflevector(low, high, lane...);
+    }(std::make_integer_sequence<int, int{4 * count}>{});
+  }
+}
+
+// Chaining values of 1 to few_inputs inputs; the last one stands in for those that are missing.
+template <std::size_t blocks>
+void hash_few(const unsigned char* data, std::size_t count, const Group& group, std::uint64_t counter,
+              std::uint64_t step, std::uint32_t* out) {
+  const unsigned char* inputs[few_inputs];
+  std::uint32_t rows[4][few_inputs][4],
+      bits[3][row_inputs][4] = {};  // the state's; flags of a first, middle, last block
+  for (std::size_t i = 0; i < few_inputs; ++i) {
+    const std::size_t input = i < count ? i : count - 1;
+    inputs[i] = data + input * blocks * blake3_block_bytes;
+    std::memcpy(rows[0][i], group.key, 16);
+    std::memcpy(rows[1][i], group.key + 4, 16);
+    const std::uint64_t number = counter + input * step;
+    const std::uint32_t constants[8] = {0x6a09e667u,
+                                        0xbb67ae85u,
+                                        0x3c6ef372u,
+                                        0xa54ff53au,
+                                        static_cast<std::uint32_t>(number),
+                                        static_cast<std::uint32_t>(number >> 32),
+                                        std::uint32_t{blake3_block_bytes},
+                                        group.mode};
+    std::memcpy(rows[2][i], constants, 16);
+    std::memcpy(rows[3][i], constants + 4, 16);
+  }
+  for (std::size_t i = 0; i < row_inputs; ++i) {
+    bits[0][i][3] = group.first;
+    bits[2][i][3] = group.last;
+  }
+  Lanes start[4][row_vectors], flags[3];
+  std::memcpy(start, rows, sizeof start);
+  std::memcpy(flags, bits, sizeof flags);
+  for (std::size_t block = 0; block < blocks; ++block) {
+    const std::size_t place = block * blake3_block_bytes;
+    const Lanes& bits_here = flags[block == 0 ? 0 : block + 1 == blocks ? 2 : 1];
+    const auto load = [&](RowState<Lanes>& state, std::size_t k) {
+      const unsigned char* const* from = inputs + k * row_inputs;
+      state.words.load(rows_at(from, place), rows_at(from, place + 16), rows_at(from, place + 32),
+                       rows_at(from, place + 48));
+      state.a = start[0][k];
+      state.b = start[1][k];
+      state.c = start[2][k];
+      state.d = start[3][k] | bits_here;
+    };
+    const auto store = [&](const RowState<Lanes>& state, std::size_t k) {
+      start[0][k] = state.a ^ state.c;
+      start[1][k] = state.b ^ state.d;
+    };
+    RowState<Lanes> one, two;  // no array: those would lie in memory
+    load(one, 0);
+    if constexpr (row_vectors == 2) load(two, 1);
+    for (int round = 0; round < 7; ++round) {
+      one.round();
+      if constexpr (row_vectors == 2) two.round();
+    }
+    store(one, 0);
+    if constexpr (row_vectors == 2) store(two, 1);
+  }
+  std::memcpy(rows, start, sizeof rows[0] + sizeof rows[1]);
+  for (std::size_t i = 0; i < count; ++i) {
+    std::memcpy(out + 8 * i, rows[0][i], 16);
+    std::memcpy(out + 8 * i + 4, rows[1][i], 16);
+  }
+}
+
+// Chaining values of `count` inputs, whose counters are counter, counter + step, ... `out` may be the inputs' own
+// memory.
+template <std::size_t blocks>
+void hash_all(const unsigned char* data, std::size_t count, const Group& group, std::uint64_t counter,
+              std::uint64_t step, std::uint32_t* out) {
+  constexpr std::size_t stride = blocks * blake3_block_bytes;
+  const std::size_t whole = count / lanes * lanes, rest = count % lanes;
+  if (whole > 0) hash_groups<blocks>(data, whole / lanes, group, counter, step, out);
+  data += whole * stride;
+  counter += whole * step;
+  out += 8 * whole;
+  if (rest == 0) return;
+  if (rest == 1) {
+    std::uint32_t chaining[8];  // `out` may be the input
+    std::memcpy(chaining, group.key, sizeof chaining);
+    blake3_chain(chaining,
+                 {data, blocks, counter, std::uint32_t{blake3_block_bytes}, group.mode, group.first, group.last});
+    std::memcpy(out, chaining, sizeof chaining);
+    return;
+  }
+  if (rest <= few_inputs) return hash_few<blocks>(data, rest, group, counter, step, out);
+  unsigned char inputs[lanes * stride];  // filled up with zeros
+  std::uint32_t values[8 * lanes];
+  std::memcpy(inputs, data, rest * stride);
+  std::memset(inputs + rest * stride, 0, (lanes - rest) * stride);
+  hash_groups<blocks>(inputs, 1, group, counter, step, values);
+  std::memcpy(out, values, rest * 32);
 }
 
 void blake3_chunks(const unsigned char* data, std::size_t count, const std::uint32_t* key, std::uint32_t mode,
                    std::uint64_t counter, std::uint32_t* out) {
-  hash_all({key, mode, blake3_chunk_blocks, chunk_start, chunk_end, data}, count, counter, 1, out);
+  hash_all<blake3_chunk_blocks>(data, count, {key, mode, chunk_start, chunk_end}, counter, 1, out);
 }
 
 void blake3_parents(const std::uint32_t* children, std::size_t count, const std::uint32_t* key, std::uint32_t mode,
                     std::uint32_t* out) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(children);
-  hash_all({key, mode | parent_node, 1, 0, 0, bytes}, count, 0, 0, out);
+  hash_all<1>(bytes, count, {key, mode | parent_node, 0, 0}, 0, 0, out);
 }
 
 void blake3_stream(const Blake3Node& root, std::uint64_t index, std::size_t count, unsigned char* out) {
@@ -152,7 +396,7 @@ void blake3_stream(const Blake3Node& root, std::uint64_t index, std::size_t coun
 }  // namespace
 
 HashingKernels hashing_kernels() {
-  return {blake3_chunks, blake3_parents, blake3_stream, sha256_blocks_kernel(), sha256_streams, 4};
+  return {blake3_chain, blake3_chunks, blake3_parents, blake3_stream, sha256_blocks_kernel(), sha256_streams, 4};
 }
 
 }  // namespace aisec_fast::AISEC_ISA

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import aisec_fast
+from aisec_fast._backends import HASHING_ONLY
 from aisec_fast._errors import BackendError
 
 from . import _floors
@@ -48,11 +49,13 @@ def contenders(
     updates: float = 0.0,
     writes: float = 0.0,
     on_devices: bool = True,
+    hashing: bool = False,
 ) -> tuple[list[Contender], list[FloorPart]]:
     """Our backends and the peers, and the floor of each device: the CPU, and a GPU if ``on_devices``."""
     found = []
     for isa in aisec_fast.info()["instruction_sets"]:
-        found.append(_ours(operation, "native", values, instruction_set=isa))
+        if hashing or isa not in HASHING_ONLY:
+            found.append(_ours(operation, "native", values, instruction_set=isa))
     if numba_compiles():
         found.append(_ours(operation, "numba", values))
     floors = _floors.memory(values, reads=reads, updates=updates, writes=writes)

@@ -21,17 +21,29 @@ inline void compress_node(std::uint32_t (&v)[16], const Blake3Node& node, std::u
                                  static_cast<std::uint32_t>(counter >> 32), node.length, node.flags);
 }
 
-// Its chaining value becomes what its parent, or its next block, sees.
-inline void chain_node(Blake3Node& node) {
-  std::uint32_t v[16];
-  compress_node(v, node, node.counter);
-  blake3_fold(node.chaining, v);
+// HashingKernels::blake3_chain for every processor.
+inline void blake3_chain_plain(std::uint32_t* chaining, const Blake3Chain& chain) {
+  for (std::size_t block = 0; block < chain.blocks; ++block) {
+    const bool last = block + 1 == chain.blocks;
+    Blake3Node node;
+    std::memcpy(node.chaining, chaining, sizeof node.chaining);
+    load_words(node.message, chain.data + block * blake3_block_bytes);
+    node.counter = chain.counter;
+    node.length = last ? chain.last_length : std::uint32_t{blake3_block_bytes};
+    node.flags = chain.mode | (block == 0 ? chain.first : 0u) | (last ? chain.last : 0u);
+    std::uint32_t v[16];
+    compress_node(v, node, node.counter);
+    blake3_fold(node.chaining, v);
+    std::memcpy(chaining, node.chaining, sizeof node.chaining);
+  }
 }
 
-// Block `index` of a root's stream.
-inline void stream_block(std::uint32_t (&words)[16], const Blake3Node& root, std::uint64_t index) {
-  compress_node(words, root, index);
-  blake3_fold_stream(words, root.chaining);
+using ChainKernel = decltype(HashingKernels::blake3_chain);
+
+// A node's chaining value becomes what its parent, or its next block, sees.
+inline void chain_node(Blake3Node& node, ChainKernel chain = blake3_chain_plain) {
+  const auto* message = reinterpret_cast<const unsigned char*>(node.message);
+  chain(node.chaining, {message, 1, node.counter, node.length, node.flags, 0, 0});
 }
 
 inline Blake3Node parent_of(const std::uint32_t* key, std::uint32_t mode, const std::uint32_t* left,
@@ -46,6 +58,12 @@ inline Blake3Node parent_of(const std::uint32_t* key, std::uint32_t mode, const 
   return node;
 }
 
+// Block `index` of a root's stream.
+inline void stream_block(std::uint32_t (&words)[16], const Blake3Node& root, std::uint64_t index) {
+  compress_node(words, root, index);
+  blake3_fold_stream(words, root.chaining);
+}
+
 // How an update is shared out: bytes that fill the buffer up, whole chunks, bytes that stay in the buffer.
 struct Blake3Split {
   std::size_t head, chunks, tail;
@@ -53,7 +71,7 @@ struct Blake3Split {
 
 class Blake3State {
  public:
-  explicit Blake3State(std::uint32_t* words) : words_(words) {}
+  explicit Blake3State(std::uint32_t* words, ChainKernel chain = blake3_chain_plain) : words_(words), chain_(chain) {}
 
   const std::uint32_t* key() const { return words_; }
   std::uint32_t mode() const { return words_[8]; }
@@ -83,14 +101,19 @@ class Blake3State {
     words_[9] += static_cast<std::uint32_t>(size);
   }
 
-  // Hashes the full buffer, if there is one: more bytes follow.
-  void flush() {
+  // Hashes the full buffer, if there is one: more bytes follow. `value` is its chaining value if that is known.
+  void flush(const std::uint32_t* value = nullptr) {
     if (buffered() == 0) return;
-    Blake3Node last = last_block();
-    chain_node(last);
+    std::uint32_t chaining[8];
+    if (value == nullptr) {
+      std::memcpy(chaining, key(), sizeof chaining);
+      chain_(chaining, {buffer(), blake3_chunk_blocks, chunks(), std::uint32_t{blake3_block_bytes}, mode(), chunk_start,
+                        chunk_end});
+      value = chaining;
+    }
+    push(value, 1);
     std::memset(buffer(), 0, blake3_chunk_bytes);
     words_[9] = 0;
-    push(last.chaining, 1);
   }
 
   // Adds the chaining value of the next `count` chunks, a power of two that divides chunks().
@@ -100,7 +123,7 @@ class Blake3State {
     std::size_t entries = subtrees();
     for (std::uint64_t size = count; (chunks() & size) != 0; size <<= 1) {
       Blake3Node parent = parent_of(key(), mode(), entry(--entries), top);
-      chain_node(parent);
+      chain_node(parent, chain_);
       std::memcpy(top, parent.chaining, sizeof top);
       std::memset(entry(entries), 0, sizeof top);
     }
@@ -110,11 +133,17 @@ class Blake3State {
     words_[11] = static_cast<std::uint32_t>(total >> 32);
   }
 
-  // The node whose stream is the hash of everything absorbed.
-  Blake3Node root() const {
-    Blake3Node node = last_block();
-    for (std::size_t entries = subtrees(); entries-- > 0;) {
-      chain_node(node);
+  // The node whose stream is the hash of everything absorbed. `value`: the buffer's chaining value, if that is known
+  // and other chunks came before it.
+  Blake3Node root(const std::uint32_t* value = nullptr) const {
+    std::size_t entries = subtrees();
+    Blake3Node node;
+    if (value != nullptr)
+      node = parent_of(key(), mode(), entry(--entries), value);
+    else
+      node = last_block();
+    while (entries-- > 0) {
+      chain_node(node, chain_);
       node = parent_of(key(), mode(), entry(entries), node.chaining);
     }
     node.flags |= root_node;
@@ -128,29 +157,25 @@ class Blake3State {
 
   // The buffer's last block, after those before it.
   Blake3Node last_block() const {
+    const std::size_t before = buffered() == 0 ? 0 : (buffered() - 1) / blake3_block_bytes;
     Blake3Node node;
     std::memcpy(node.chaining, key(), sizeof node.chaining);
+    chain_(node.chaining, {buffer(), before, chunks(), std::uint32_t{blake3_block_bytes}, mode(), chunk_start, 0});
+    load_words(node.message, buffer() + before * blake3_block_bytes);
     node.counter = chunks();
-    const std::size_t blocks = buffered() == 0 ? 1 : (buffered() + blake3_block_bytes - 1) / blake3_block_bytes;
-    for (std::size_t block = 0;; ++block) {
-      load_words(node.message, buffer() + block * blake3_block_bytes);
-      node.flags = mode() | (block == 0 ? chunk_start : 0u) | (block + 1 == blocks ? chunk_end : 0u);
-      node.length = blake3_block_bytes;
-      if (block + 1 == blocks) break;
-      chain_node(node);
-    }
-    node.length = static_cast<std::uint32_t>(buffered() - (blocks - 1) * blake3_block_bytes);
+    node.length = static_cast<std::uint32_t>(buffered() - before * blake3_block_bytes);
+    node.flags = mode() | chunk_end | (before == 0 ? chunk_start : 0u);
     return node;
   }
 
   std::uint32_t* words_;
+  ChainKernel chain_;
 };
 
-// The root of a state that must not change.
-inline Blake3Node blake3_root(const std::uint32_t* state) {
-  std::uint32_t words[blake3_state_words];
-  std::memcpy(words, state, sizeof words);
-  return Blake3State(words).root();
+// The root of a state that does not change.
+inline Blake3Node blake3_root(const std::uint32_t* state, ChainKernel chain = blake3_chain_plain,
+                              const std::uint32_t* value = nullptr) {
+  return Blake3State(const_cast<std::uint32_t*>(state), chain).root(value);  // root() writes nothing
 }
 
 // Bytes `seek` to `seek` + `size` of a root's stream. whole(root, index, count, out) makes whole blocks.

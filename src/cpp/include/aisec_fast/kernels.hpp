@@ -65,7 +65,18 @@ struct Blake3Node {
   std::uint32_t length, flags;
 };
 
+// Blocks of one node in their order: some of a chunk's, or a parent's only one.
+struct Blake3Chain {
+  const unsigned char* data;  // blocks * 64 bytes, zero beyond the last block's length
+  std::size_t blocks;
+  std::uint64_t counter;
+  std::uint32_t last_length;        // bytes of the last block
+  std::uint32_t mode, first, last;  // flags of all blocks, more of the first and of the last
+};
+
 struct HashingKernels {
+  // What `chaining`, 8 words, becomes by these blocks.
+  void (*blake3_chain)(std::uint32_t* chaining, const Blake3Chain& chain);
   // Chaining values (8 words each) of `count` whole chunks; the first has number `counter`. `mode` is the hash's flags.
   void (*blake3_chunks)(const unsigned char* data, std::size_t count, const std::uint32_t* key, std::uint32_t mode,
                         std::uint64_t counter, std::uint32_t* out);
