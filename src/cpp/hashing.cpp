@@ -20,12 +20,12 @@ class Tree {
  public:
   explicit Tree(std::uint32_t* words) : kernels_(active_kernels().hashing), state_(words, kernels_.blake3_chain) {}
 
-  // Whole chunks, and more bytes follow: a whole chunk too if its value, `next`, is asked for.
-  void absorb(const unsigned char* data, std::size_t chunks, std::size_t max_threads, std::uint32_t* next) {
+  // Whole chunks, and more bytes follow: one more whole chunk if there is a leaf to be filled in.
+  void absorb(const unsigned char* data, std::size_t chunks, std::size_t max_threads, Blake3Leaf* leaf) {
     const std::size_t to_piece = (piece_chunks - state_.chunks() % piece_chunks) % piece_chunks;
     const std::size_t before = std::min(chunks, to_piece);
-    absorb_few(data, before, before == chunks ? next : nullptr);
-    if (before == chunks) return;
+    if (before == chunks) return absorb_few(data, before, leaf);
+    absorb_few(data, before, nullptr);
     data += before * blake3_chunk_bytes;
     chunks -= before;
     for (std::size_t pieces; (pieces = std::min(chunks / piece_chunks, most_pieces)) > 0;) {
@@ -33,16 +33,15 @@ class Tree {
       data += pieces * piece_chunks * blake3_chunk_bytes;
       chunks -= pieces * piece_chunks;
     }
-    absorb_few(data, chunks, next);
+    absorb_few(data, chunks, leaf);
   }
 
  private:
-  // Fewer than a piece, and the one after them.
-  void absorb_few(const unsigned char* data, std::size_t chunks, std::uint32_t* next) {
+  // Fewer than a piece, and the leaf after them.
+  void absorb_few(const unsigned char* data, std::size_t chunks, Blake3Leaf* leaf) {
     std::uint32_t values[8 * piece_chunks];
-    kernels_.blake3_chunks(data, chunks + (next != nullptr), state_.key(), state_.mode(), state_.chunks(), values);
-    if (next != nullptr) std::memcpy(next, values + 8 * chunks, 32);
-    push(values, chunks, 1);
+    kernels_.blake3_chunks(data, chunks + (leaf != nullptr), state_.key(), state_.mode(), state_.chunks(), values);
+    push(values, chunks, 1, leaf);
   }
 
   void absorb_pieces(const unsigned char* data, std::size_t pieces, std::size_t max_threads) {
@@ -60,7 +59,7 @@ class Tree {
         std::memcpy(values + 8 * piece, leaves, 32);
       }
     });
-    push(values, pieces, piece_chunks);
+    push(values, pieces, piece_chunks, nullptr);
   }
 
   // The root of a full subtree takes the first place.
@@ -68,17 +67,46 @@ class Tree {
     for (; count > 1; count /= 2) kernels_.blake3_parents(values, count / 2, state_.key(), state_.mode(), values);
   }
 
-  // Adds the roots of `count` neighbouring subtrees of `size` chunks, in full subtrees as large as they come.
-  void push(std::uint32_t* values, std::size_t count, std::size_t size) {
-    while (count > 0) {
-      const std::uint64_t place = state_.chunks() / size;
-      std::size_t together = 1;
-      while (2 * together <= count && place % (2 * together) == 0) together *= 2;
-      merge(values, together);
-      state_.push(values, together * size);
-      values += 8 * together;
-      count -= together;
+  // Adds the roots of `count` neighbouring subtrees of `size` chunks, and after them the leaf's value. A level at a
+  // time, so that lanes are full: a node without its sibling among ours goes to the stack, from the left side at once,
+  // from the right side when all that is larger is there.
+  void push(std::uint32_t* values, std::size_t count, std::size_t size, Blake3Leaf* leaf) {
+    constexpr std::size_t most_levels = 12;  // of 1024 nodes and a leaf
+    std::uint32_t waiting[most_levels][8];
+    bool waits[most_levels] = {};
+    std::uint64_t begin = state_.chunks() / size, end = begin + count + (leaf != nullptr);
+    if (leaf != nullptr) {
+      std::memcpy(leaf->value, values + 8 * count, 32);
+      leaf->merged = 0;
     }
+    std::size_t level = 0;
+    for (; begin < end; ++level, begin /= 2, end /= 2) {
+      const auto node = [&](std::uint64_t index) { return values + 8 * (index - begin); };
+      const auto wait = [&](const std::uint32_t* value) {
+        std::memcpy(waiting[level], value, 32);
+        waits[level] = true;
+      };
+      if (leaf != nullptr) {  // the last node is the leaf, or has it in it
+        const bool alone = end - begin == 1 || end % 2 == 1, below_root = begin == 0 && end == 2;
+        if (alone || below_root) {
+          std::memcpy(leaf->spine, node(--end), 32);
+          leaf = nullptr;
+          if (begin == end) break;
+        } else {
+          wait(node(end - 2));
+          ++leaf->merged;
+        }
+      }
+      if (begin % 2 == 1) {
+        state_.push(values, size << level);
+        values += 8;
+        ++begin;
+      }
+      if (begin < end && leaf == nullptr && end % 2 == 1) wait(node(--end));
+      if (begin < end) kernels_.blake3_parents(values, (end - begin) / 2, state_.key(), state_.mode(), values);
+    }
+    while (level-- > 0)
+      if (waits[level]) state_.push(waiting[level], size << level);
   }
 
   const HashingKernels& kernels_;
@@ -113,19 +141,19 @@ void blake3_update(std::uint32_t* words, const unsigned char* data, std::size_t 
   const Blake3Split split = state.split(size);
   state.append(data, split.head);
   if (split.tail == 0) return;  // all of it fitted into the buffer
-  state.flush(leaf != nullptr && leaf->known ? leaf->value : nullptr);
+  state.flush(leaf);
   data += split.head;
   // A chunk more costs nothing where the vectors have lanes to spare.
   const bool early = leaf != nullptr && split.tail == blake3_chunk_bytes && split.chunks % 8 != 0;
   if (leaf != nullptr) leaf->known = early;
-  if (split.chunks > 0) Tree(words).absorb(data, split.chunks, max_threads, early ? leaf->value : nullptr);
+  if (split.chunks > 0) Tree(words).absorb(data, split.chunks, max_threads, early ? leaf : nullptr);
   state.append(data + split.chunks * blake3_chunk_bytes, split.tail);
 }
 
 void blake3_output(const std::uint32_t* state, unsigned char* out, std::size_t size, std::uint64_t seek,
                    const Blake3Leaf* leaf) {
   const HashingKernels& kernels = active_kernels().hashing;
-  Blake3Node root = blake3_root(state, kernels.blake3_chain, leaf != nullptr && leaf->known ? leaf->value : nullptr);
+  Blake3Node root = blake3_root(state, kernels.blake3_chain, leaf);
   if (seek == 0 && size <= 32) {  // what a chaining value would be
     chain_node(root, kernels.blake3_chain);
     std::memcpy(out, root.chaining, size);

@@ -4,14 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace aisec_fast {
+#include "aisec_fast/hashing_state.hpp"
 
-// The chaining value of a whole chunk in a state's buffer, where it is known. It lies beside the state: computed
-// together with the chunks before it it often costs nothing, but when the state is asked for it has to be a chunk's.
-struct Blake3Leaf {
-  bool known = false;
-  std::uint32_t value[8];
-};
+namespace aisec_fast {
 
 // max_threads = 0: as many as pay off. `leaf`, if there is one, belongs to the state before and after.
 void blake3_update(std::uint32_t* state, const unsigned char* data, std::size_t size, std::size_t max_threads,

@@ -69,6 +69,15 @@ struct Blake3Split {
   std::size_t head, chunks, tail;
 };
 
+// What is known early of a whole chunk that is still in the buffer, because it is the last. It lies beside the state:
+// computed together with the chunks before it, it often costs nothing, but the state is the same with it or without.
+struct Blake3Leaf {
+  bool known = false;
+  std::uint32_t value[8];  // the chunk's chaining value
+  std::uint32_t spine[8];  // that of the largest subtree around it, the root left out, if nothing follows
+  std::size_t merged;      // how many entries of the stack, from the top, are in that subtree
+};
+
 class Blake3State {
  public:
   explicit Blake3State(std::uint32_t* words, ChainKernel chain = blake3_chain_plain) : words_(words), chain_(chain) {}
@@ -101,10 +110,11 @@ class Blake3State {
     words_[9] += static_cast<std::uint32_t>(size);
   }
 
-  // Hashes the full buffer, if there is one: more bytes follow. `value` is its chaining value if that is known.
-  void flush(const std::uint32_t* value = nullptr) {
+  // Hashes the full buffer, if there is one: more bytes follow.
+  void flush(const Blake3Leaf* leaf = nullptr) {
     if (buffered() == 0) return;
     std::uint32_t chaining[8];
+    const std::uint32_t* value = leaf != nullptr && leaf->known ? leaf->value : nullptr;
     if (value == nullptr) {
       std::memcpy(chaining, key(), sizeof chaining);
       chain_(chaining, {buffer(), blake3_chunk_blocks, chunks(), std::uint32_t{blake3_block_bytes}, mode(), chunk_start,
@@ -133,15 +143,16 @@ class Blake3State {
     words_[11] = static_cast<std::uint32_t>(total >> 32);
   }
 
-  // The node whose stream is the hash of everything absorbed. `value`: the buffer's chaining value, if that is known
-  // and other chunks came before it.
-  Blake3Node root(const std::uint32_t* value = nullptr) const {
+  // The node whose stream is the hash of everything absorbed.
+  Blake3Node root(const Blake3Leaf* leaf = nullptr) const {
     std::size_t entries = subtrees();
     Blake3Node node;
-    if (value != nullptr)
-      node = parent_of(key(), mode(), entry(--entries), value);
-    else
+    if (leaf != nullptr && leaf->known) {
+      entries -= leaf->merged + 1;
+      node = parent_of(key(), mode(), entry(entries), leaf->spine);
+    } else {
       node = last_block();
+    }
     while (entries-- > 0) {
       chain_node(node, chain_);
       node = parent_of(key(), mode(), entry(entries), node.chaining);
@@ -174,8 +185,8 @@ class Blake3State {
 
 // The root of a state that does not change.
 inline Blake3Node blake3_root(const std::uint32_t* state, ChainKernel chain = blake3_chain_plain,
-                              const std::uint32_t* value = nullptr) {
-  return Blake3State(const_cast<std::uint32_t*>(state), chain).root(value);  // root() writes nothing
+                              const Blake3Leaf* leaf = nullptr) {
+  return Blake3State(const_cast<std::uint32_t*>(state), chain).root(leaf);  // root() writes nothing
 }
 
 // Bytes `seek` to `seek` + `size` of a root's stream. whole(root, index, count, out) makes whole blocks.
