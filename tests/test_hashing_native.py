@@ -34,6 +34,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _core.use_instruction_set(best)
 
 
+@pytest.fixture(params=[True, False], ids=["sha", "plain"])
+def sha_isa(isa: str, request: pytest.FixtureRequest) -> str:
+    """Each instruction set with the CPU's SHA instructions, if it has them, and without."""
+    _core.use_instruction_set(isa, request.param)
+    return isa
+
+
 def blake3_state(flags: int = 0) -> np.ndarray:
     state = np.zeros(700, np.uint32)
     state[:8], state[8] = IV, flags
@@ -161,7 +168,7 @@ def test_more_pieces_than_one_round_takes(threads: Any) -> None:
     assert bits(absorbed(data, max_threads=0)) == bits(absorbed(data, cuts, max_threads=0))
 
 
-def test_splits_of_every_kind(isa: str) -> None:
+def test_splits_of_every_kind(sha_isa: str) -> None:
     rng = np.random.default_rng(3)
     whole = absorbed(DATA[:200_000])
     sha = sha256_state()
@@ -179,8 +186,24 @@ def test_splits_of_every_kind(isa: str) -> None:
         assert bits(state) == bits(sha)
 
 
+@pytest.mark.parametrize("blocks", [0, 1, 2, 5])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_sha256_streams_side_by_side(sha_isa: str, blocks: int, shift: int) -> None:
+    """Any number of streams, from chaining values of their own: each as hashlib has it, alone and after a first block."""
+    for streams in range(36):
+        data = DATA[shift : shift + streams * 64 * (blocks + 1)].reshape(streams, -1)
+        states = np.tile(np.array(IV, np.uint32), (streams, 1))
+        _core.sha256_streams(states, np.ascontiguousarray(data[:, :64]))
+        _core.sha256_streams(states, np.ascontiguousarray(data[:, 64:]))
+        for stream in range(streams):
+            state, out = sha256_state(), np.empty(32, np.uint8)
+            state[:8], state[8] = states[stream], data.shape[1]
+            _core.sha256_output(state, out)
+            assert out.tobytes() == hashlib.sha256(data[stream]).digest(), (streams, stream)
+
+
 @pytest.mark.parametrize("size", [*range(54, 66), 118, 119, 120, 128, 1000])
-def test_sha256_padding(isa: str, size: int) -> None:
+def test_sha256_padding(sha_isa: str, size: int) -> None:
     state, out = sha256_state(), np.empty(32, np.uint8)
     _core.sha256_update(state, DATA[:size])
     before = state.copy()

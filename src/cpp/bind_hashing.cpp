@@ -1,9 +1,11 @@
 #include <stdexcept>
+#include <vector>
 
 #include "aisec_fast/array_view.hpp"
 #include "aisec_fast/hashing_call.hpp"
 #include "bind.hpp"
 #include "hashing.hpp"
+#include "instruction_sets.hpp"
 
 namespace aisec_fast {
 namespace {
@@ -53,6 +55,24 @@ void output_sha256(const py::object& state_, const py::object& out_) {
   sha256_output(words, bytes);
 }
 
+// For tests: row i of data, [n, 64 k] uint8, into row i of states, [n, 8] uint32, side by side.
+void streams_sha256(const py::object& states_, const py::object& data_) {
+  const ArrayView states(states_, "states"), data(data_, "data");
+  states.on_device(dlpack::on_cpu).of_type(DType::uint32).contiguous().writable();
+  data.on_device(dlpack::on_cpu).of_type(DType::uint8).contiguous();
+  if (states.dimensions() != 2 || states.size(1) != 8) throw py::value_error("states must be [n, 8]");
+  if (data.dimensions() != 2 || data.size(0) != states.size(0) || data.size(1) % 64 != 0)
+    throw py::value_error("data must be [n, 64 k]");
+  std::vector<std::uint32_t*> chaining;
+  std::vector<const unsigned char*> inputs;
+  for (std::size_t i = 0; i < states.size(0); ++i) {
+    chaining.push_back(states.data<std::uint32_t>() + 8 * i);
+    inputs.push_back(data.data<const unsigned char>() + data.size(1) * i);
+  }
+  const py::gil_scoped_release unlocked;
+  active_kernels().hashing.sha256_streams(chaining.data(), inputs.data(), data.size(1) / 64, chaining.size());
+}
+
 }  // namespace
 
 void bind_hashing(py::module_& module) {
@@ -60,6 +80,7 @@ void bind_hashing(py::module_& module) {
   module.def("blake3_output", &output_blake3, py::arg("state"), py::arg("out"), py::arg("seek"));
   module.def("sha256_update", &update_sha256, py::arg("state"), py::arg("data"));
   module.def("sha256_output", &output_sha256, py::arg("state"), py::arg("out"));
+  module.def("sha256_streams", &streams_sha256, py::arg("states"), py::arg("data"));
 }
 
 }  // namespace aisec_fast

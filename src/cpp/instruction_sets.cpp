@@ -5,26 +5,59 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(AISEC_X86)
+#include <cpuid.h>
+#endif
+
 namespace aisec_fast {
 
 #define AISEC_DECLARE(isa) \
   namespace isa {          \
-  Kernels kernels();       \
+  Kernels kernels(bool);   \
   }
 AISEC_DECLARE(baseline)
 #if defined(AISEC_X86)
 AISEC_DECLARE(avx2)
 AISEC_DECLARE(avx512)
 namespace sse41 {
-HashingKernels hashing_kernels();
+HashingKernels hashing_kernels(bool);
 }
 #endif
 
 namespace {
 
-const Kernels& find(std::string_view name) {
+// CPUID leaf 7, EBX bit 29. The instruction sets with kernels for them have SSE4.1, which settles the rest.
+bool cpu_has_sha() {
+#if defined(AISEC_X86)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b >> 29 & 1) != 0;
+#else
+  return false;
+#endif
+}
+
+std::vector<Kernels> runnable(bool sha) {
+  std::vector<Kernels> found;
+#if defined(AISEC_X86)
+  if (__builtin_cpu_supports("x86-64-v4")) found.push_back(avx512::kernels(sha));
+  if (__builtin_cpu_supports("x86-64-v3")) found.push_back(avx2::kernels(sha));
+#endif
+  found.push_back(baseline::kernels(sha));
+#if defined(AISEC_X86)
+  if (__builtin_cpu_supports("x86-64-v2")) {
+    Kernels kernels = baseline::kernels(sha);
+    kernels.name = "sse41";
+    kernels.hashing = sse41::hashing_kernels(sha);
+    found.insert(found.end() - 1, kernels);
+  }
+#endif
+  return found;
+}
+
+const Kernels& find(std::string_view name, bool sha = true) {
+  static const std::vector<Kernels> plain = runnable(false);
   std::string known;
-  for (const Kernels& kernels : supported_kernels()) {
+  for (const Kernels& kernels : sha ? supported_kernels() : plain) {
     if (name == kernels.name) return kernels;
     known += known.empty() ? kernels.name : std::string(", ") + kernels.name;
   }
@@ -44,23 +77,7 @@ std::atomic<const Kernels*>& active() {
 }  // namespace
 
 const std::vector<Kernels>& supported_kernels() {
-  static const std::vector<Kernels> supported = [] {
-    std::vector<Kernels> found;
-#if defined(AISEC_X86)
-    if (__builtin_cpu_supports("x86-64-v4")) found.push_back(avx512::kernels());
-    if (__builtin_cpu_supports("x86-64-v3")) found.push_back(avx2::kernels());
-#endif
-    found.push_back(baseline::kernels());
-#if defined(AISEC_X86)
-    if (__builtin_cpu_supports("x86-64-v2")) {
-      Kernels kernels = baseline::kernels();
-      kernels.name = "sse41";
-      kernels.hashing = sse41::hashing_kernels();
-      found.insert(found.end() - 1, kernels);
-    }
-#endif
-    return found;
-  }();
+  static const std::vector<Kernels> supported = runnable(cpu_has_sha());
   return supported;
 }
 
@@ -77,6 +94,8 @@ Generator aes_instructions() {
 #endif
 }
 
-void use_instruction_set(std::string_view name) { active().store(&find(name), std::memory_order_relaxed); }
+void use_instruction_set(std::string_view name, bool sha) {
+  active().store(&find(name, sha), std::memory_order_relaxed);
+}
 
 }  // namespace aisec_fast

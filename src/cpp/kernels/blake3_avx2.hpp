@@ -49,14 +49,15 @@ alignas(32) constexpr unsigned char turn_8[32] = {1, 2, 3, 0, 5, 6, 7, 4, 9, 10,
 #define AISEC_HALF_(MOVE, lane0, lane1, pair0, pair1, w0, w1, w2, w3, a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, \
                     d0, d1, d2, d3, table, right, left)                                                               \
   AISEC_ADD_WORD(a0, w0)                                                                                              \
-  AISEC_ADD_WORD(a1, w1) AISEC_ADD_WORD(a2, w2) AISEC_ADD_WORD(a3, w3) MOVE(lane0, pair0) AISEC_ADD(a0, b0)           \
-      AISEC_ADD(a1, b1) AISEC_ADD(a2, b2) AISEC_ADD(a3, b3) AISEC_XOR(d0, a0) AISEC_XOR(d1, a1) AISEC_XOR(d2, a2)     \
-          AISEC_XOR(d3, a3) MOVE(lane1, pair0) AISEC_TURN_BYTES(d0, table) AISEC_TURN_BYTES(d1, table)                \
-              AISEC_TURN_BYTES(d2, table) AISEC_TURN_BYTES(d3, table) AISEC_ADD(c0, d0) AISEC_ADD(c1, d1)             \
-                  AISEC_ADD(c2, d2) AISEC_ADD_WAITING(c3, d3) MOVE(lane0, pair1) AISEC_XOR(b0, c0) AISEC_WAIT(c0)     \
-                      AISEC_XOR(b1, c1) AISEC_XOR(b2, c2) AISEC_XOR(b3, c3) MOVE(lane1, pair1)                        \
-                          AISEC_TURN_BITS(b0, right, left, c0) AISEC_TURN_BITS(b1, right, left, c0)                   \
-                              AISEC_TURN_BITS(b2, right, left, c0) AISEC_TURN_BITS(b3, right, left, c0)
+  AISEC_ADD_WORD(a1, w1)                                                                                              \
+  AISEC_ADD_WORD(a2, w2) AISEC_ADD_WORD(a3, w3) MOVE(lane0, pair0) AISEC_ADD(a0, b0) AISEC_ADD(a1, b1)                \
+      AISEC_ADD(a2, b2) AISEC_ADD(a3, b3) AISEC_XOR(d0, a0) AISEC_XOR(d1, a1) AISEC_XOR(d2, a2) AISEC_XOR(d3, a3)     \
+          MOVE(lane1, pair0) AISEC_TURN_BYTES(d0, table) AISEC_TURN_BYTES(d1, table) AISEC_TURN_BYTES(d2, table)      \
+              AISEC_TURN_BYTES(d3, table) AISEC_ADD(c0, d0) AISEC_ADD(c1, d1) AISEC_ADD(c2, d2)                       \
+                  AISEC_ADD_WAITING(c3, d3) MOVE(lane0, pair1) AISEC_XOR(b0, c0) AISEC_WAIT(c0) AISEC_XOR(b1, c1)     \
+                      AISEC_XOR(b2, c2) AISEC_XOR(b3, c3) MOVE(lane1, pair1) AISEC_TURN_BITS(b0, right, left, c0)     \
+                          AISEC_TURN_BITS(b1, right, left, c0) AISEC_TURN_BITS(b2, right, left, c0)                   \
+                              AISEC_TURN_BITS(b3, right, left, c0)
 #define AISEC_HALF(...) AISEC_HALF_(__VA_ARGS__)
 
 // A round over message words in this order, while two lanes' words move. Columns, then diagonals; the second half of

@@ -1,12 +1,12 @@
 // Hashing kernels, compiled once per instruction set. docs/hashing.md says what they compute. BLAKE3 takes as many
 // blocks at once as a vector has words, one lane a block.
 #include <cstring>
-#include <utility>
 
 #include "aisec_fast/hashing_math.hpp"
 #include "kernels/families.hpp"
 #include "kernels/lanes.hpp"
 #include "kernels/sha256.hpp"
+#include "kernels/transpose.hpp"
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define AISEC_BLAKE3_AVX2 1
@@ -17,47 +17,6 @@
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
-
-// lane(i) of the result is lane pick(i) of a and b laid end to end.
-template <class Pick>
-inline Lanes picked(Lanes a, Lanes b, const Pick&) {
-  return [&]<int... lane>(std::integer_sequence<int, lane...>) {
-    return __builtin_shufflevector(a, b, Pick{}(lane)...);
-  }(std::make_integer_sequence<int, lanes>{});
-}
-
-// Of each two rows `size` apart, the upper right and the lower left blocks of `size` words change places.
-template <int size>
-inline void swap_blocks(Lanes (&row)[lanes]) {
-  if constexpr (size < lanes) {
-    constexpr auto upper = [](int i) { return (i & size) != 0 ? i - size + lanes : i; };
-    constexpr auto lower = [](int i) { return (i & size) != 0 ? i + lanes : i + size; };
-    for (int r = 0; r < lanes; ++r) {
-      if ((r & size) != 0) continue;
-      const Lanes a = row[r], b = row[r + size];
-      row[r] = picked(a, b, upper);
-      row[r + size] = picked(a, b, lower);
-    }
-  }
-}
-
-// Rows of words to columns: 4 by 4 inside 16 bytes, then blocks of 4, then of 8.
-inline void transpose(Lanes (&row)[lanes]) {
-  constexpr auto low_words = [](int i) { return i / 4 * 4 + i % 4 / 2 + i % 2 * lanes; };
-  constexpr auto high_words = [](int i) { return i / 4 * 4 + i % 4 / 2 + 2 + i % 2 * lanes; };
-  constexpr auto low_pairs = [](int i) { return i / 4 * 4 + i % 2 + i % 4 / 2 * lanes; };
-  constexpr auto high_pairs = [](int i) { return i / 4 * 4 + 2 + i % 2 + i % 4 / 2 * lanes; };
-  for (int r = 0; r < lanes; r += 4) {
-    const Lanes low01 = picked(row[r], row[r + 1], low_words), high01 = picked(row[r], row[r + 1], high_words);
-    const Lanes low23 = picked(row[r + 2], row[r + 3], low_words), high23 = picked(row[r + 2], row[r + 3], high_words);
-    row[r] = picked(low01, low23, low_pairs);
-    row[r + 1] = picked(low01, low23, high_pairs);
-    row[r + 2] = picked(high01, high23, low_pairs);
-    row[r + 3] = picked(high01, high23, high_pairs);
-  }
-  swap_blocks<4>(row);
-  swap_blocks<8>(row);
-}
 
 // Few inputs: the state's four rows are vectors, the four quarters of half a round lie side by side in them, and a
 // vector of more than four words has the rows of several inputs.
@@ -395,8 +354,19 @@ void blake3_stream(const Blake3Node& root, std::uint64_t index, std::size_t coun
 
 }  // namespace
 
-HashingKernels hashing_kernels() {
-  return {blake3_chain, blake3_chunks, blake3_parents, blake3_stream, sha256_blocks_kernel(), sha256_streams, 4};
+HashingKernels hashing_kernels(bool sha_instructions) {
+  HashingKernels kernels = {blake3_chain,           blake3_chunks,        blake3_parents,    blake3_stream,
+                            sha256_blocks_portable, sha256_streams_lanes, std::size_t{lanes}};
+#if defined(AISEC_HAS_SHA)
+  if (sha_instructions) {
+    kernels.sha256_blocks = sha256_blocks_x86;
+    kernels.sha256_streams = sha256_streams_x86;
+    kernels.sha256_side_by_side = sha_streams;
+  }
+#else
+  static_cast<void>(sha_instructions);
+#endif
+  return kernels;
 }
 
 }  // namespace aisec_fast::AISEC_ISA

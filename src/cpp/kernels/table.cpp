@@ -5,14 +5,14 @@
 #define AISEC_TEXT(name) AISEC_TEXT_(name)
 
 namespace aisec_fast::AISEC_ISA {
-Kernels kernels() {
+Kernels kernels(bool sha_instructions) {
   return {
       AISEC_TEXT(AISEC_ISA),
       noise_kernels(),
       clipping_kernels(DType::float32),
       clipping_kernels(DType::float64),
       clipping_kernels(DType::bfloat16),
-      hashing_kernels(),
+      hashing_kernels(sha_instructions),
       adversarial_kernels(),
       integer_kernels(),
       update_kernels(DType::float32),
