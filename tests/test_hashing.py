@@ -472,6 +472,18 @@ def test_a_whole_last_chunk(backend: str) -> None:
         assert hashing.blake3(data).reset().update(b"x").digest() == pypi.blake3(b"x").digest()
 
 
+@NO_INTERPRETER
+def test_whole_chunks_from_any_place(backend: str) -> None:
+    """Each subtree's border that a last chunk can have to its left."""
+    data = np.resize(DATA, 130 * 1024)
+    for before in (0, 1, 2, 3, 5, 6, 8, 12, 31, 63, 64):
+        for chunks in range(1, 35):
+            end = (before + chunks) * 1024
+            hasher = hashing.blake3(data[: before * 1024]).update(data[before * 1024 : end])
+            assert hasher.digest() == pypi.blake3(data[:end]).digest(), (before, chunks)
+            assert hasher.update(b"x").digest() == pypi.blake3(data[:end]).update(b"x").digest(), (before, chunks)
+
+
 def test_arguments_of_a_digest(backend: str) -> None:
     hasher, peer = hashing.blake3(b"x"), pypi.blake3(b"x")
     assert hasher.digest(np.int64(5)) == hasher.digest(length=5) == peer.digest(5)

@@ -291,11 +291,39 @@ PyObject* update(PyObject* self, PyObject* data) {
   return self;
 }
 
+constexpr std::uint32_t initial_value[8] = {0x6a09e667u, 0xbb67ae85u, 0x3c6ef372u, 0xa54ff53au,
+                                            0x510e527fu, 0x9b05688cu, 0x1f83d9abu, 0x5be0cd19u};
+
+// The state of docs/hashing.md, but for entries of the stack that are not in use.
+void start(State<Blake3Algorithm>& state) {
+  constexpr std::size_t stack = 12, buffer = 444;
+  state.limit = 0;
+  state.leaf.known = false;
+  std::memcpy(state.words, initial_value, sizeof initial_value);
+  std::fill(state.words + 8, state.words + stack, 0u);
+  std::fill(state.words + buffer, state.words + blake3_state_words, 0u);
+}
+
+void start(State<Sha256Algorithm>& state) {
+  std::memcpy(state.words, initial_value, sizeof initial_value);
+  std::fill(state.words + 8, state.words + Sha256Algorithm::words, 0u);
+}
+
+// Where nobody has added to our type, most of the object's 3 KB stay as they are: unused entries of a stack.
+template <class Algorithm>
+PyObject* allocate(PyTypeObject* type) {
+  const bool ours = type->tp_basicsize == Py_ssize_t{sizeof(Hasher<Algorithm>)} && !PyType_IS_GC(type);
+  PyObject* self = ours ? reinterpret_cast<PyObject*>(PyObject_New(Hasher<Algorithm>, type)) : type->tp_alloc(type, 0);
+  if (self == nullptr) return nullptr;
+  new (&cast<Algorithm>(self)->mutex) std::mutex;
+  cast<Algorithm>(self)->looking = 0;
+  return self;
+}
+
 template <class Algorithm>
 PyObject* copy(PyObject* self, PyObject*) {
-  PyObject* made = Py_TYPE(self)->tp_alloc(Py_TYPE(self), 0);
+  PyObject* made = allocate<Algorithm>(Py_TYPE(self));
   if (made == nullptr) return nullptr;
-  new (&cast<Algorithm>(made)->mutex) std::mutex;
   const Turn<Algorithm> turn(self);
   if (turn) {
     cast<Algorithm>(made)->state = cast<Algorithm>(self)->state;
@@ -401,16 +429,17 @@ PyObject* blake3_reset(PyObject* self, PyObject*) {
   const Turn<Blake3Algorithm> turn(self);
   if (!turn) return nullptr;
   State<Blake3Algorithm>& state = cast<Blake3Algorithm>(self)->state;
-  std::fill(state.words + 9, state.words + blake3_state_words, 0u);
-  state.leaf.known = false;
+  std::uint32_t key[9];  // and mode
+  std::memcpy(key, state.words, sizeof key);
+  const std::size_t limit = state.limit;
+  start(state);
+  std::memcpy(state.words, key, sizeof key);
+  state.limit = limit;
   Py_INCREF(self);
   return self;
 }
 
 // --- Construction ----------------------------------------------------------------------------------------------------
-
-constexpr std::uint32_t initial_value[8] = {0x6a09e667u, 0xbb67ae85u, 0x3c6ef372u, 0xa54ff53au,
-                                            0x510e527fu, 0x9b05688cu, 0x1f83d9abu, 0x5be0cd19u};
 
 bool is_none(PyObject* object) { return object == nullptr || object == Py_None; }
 
@@ -448,8 +477,8 @@ bool set_up(State<Blake3Algorithm>& state, const Keywords& given) {
     Py_ssize_t size;
     const char* text = PyUnicode_AsUTF8AndSize(given.context, &size);
     if (text == nullptr) return false;
-    State<Blake3Algorithm> context{};
-    std::memcpy(context.words, initial_value, sizeof initial_value);
+    State<Blake3Algorithm> context;
+    start(context);
     context.words[8] = derive_key_context;
     context.limit = 1;
     absorb(context, reinterpret_cast<const unsigned char*>(text), static_cast<std::size_t>(size));
@@ -490,13 +519,6 @@ bool parse(PyObject* arguments, PyObject* names, PyObject*& data, Keywords& give
 }
 
 template <class Algorithm>
-PyObject* allocate(PyTypeObject* type) {
-  PyObject* self = type->tp_alloc(type, 0);  // all zero
-  if (self != nullptr) new (&cast<Algorithm>(self)->mutex) std::mutex;
-  return self;
-}
-
-template <class Algorithm>
 PyObject* create(PyTypeObject* type, PyObject* arguments, PyObject* names) {
   auto* const portable = reinterpret_cast<PyTypeObject*>(Algorithm::portable_type);
   if (portable != nullptr && PyType_IsSubtype(type, portable)) return allocate<Algorithm>(type);
@@ -515,7 +537,7 @@ PyObject* create(PyTypeObject* type, PyObject* arguments, PyObject* names) {
   PyObject* self = allocate<Algorithm>(type);
   if (self == nullptr) return nullptr;
   State<Algorithm>& state = cast<Algorithm>(self)->state;
-  std::memcpy(state.words, initial_value, sizeof initial_value);
+  start(state);
   Bytes bytes;
   if (set_up(state, given) && (data == nullptr || (bytes.take(data, "data") && absorb_all<Algorithm>(self, bytes))))
     return self;

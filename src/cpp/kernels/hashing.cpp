@@ -88,12 +88,10 @@ struct RoundWords {
 template <class Rows>
 struct RowState {
   Rows a, b, c, d;
-  RoundWords<Rows> words;
 
-  void round() {
+  void round(RoundWords<Rows>& words) {
     mix_columns(a, b, c, d, words.x0, words.x1);
-    // The diagonals become columns. b, on which all waits, stays where it is, and so lane i has quarter 4 + (i + 3)
-    // % 4.
+    // The diagonals become columns. b, on which all waits, stays where it is: lane i has quarter 4 + (i + 3) % 4.
     a = words_of<3, 0, 1, 2>(a, a);
     c = words_of<1, 2, 3, 0>(c, c);
     d = words_of<2, 3, 0, 1>(d, d);
@@ -111,14 +109,15 @@ void blake3_chain(std::uint32_t* chaining, const Blake3Chain& chain) {
     const bool last = block + 1 == chain.blocks;
     const unsigned char* words = chain.data + block * blake3_block_bytes;
     RowState<Row> state;
-    state.words.load(row_at(words), row_at(words + 16), row_at(words + 32), row_at(words + 48));
+    RoundWords<Row> message;
+    message.load(row_at(words), row_at(words + 16), row_at(words + 32), row_at(words + 48));
     state.a = upper;
     state.b = lower;
     state.c = Row{0x6a09e667u, 0xbb67ae85u, 0x3c6ef372u, 0xa54ff53au};
     state.d = Row{static_cast<std::uint32_t>(chain.counter), static_cast<std::uint32_t>(chain.counter >> 32),
                   last ? chain.last_length : std::uint32_t{blake3_block_bytes},
                   chain.mode | (block == 0 ? chain.first : 0u) | (last ? chain.last : 0u)};
-    for (int round = 0; round < 7; ++round) state.round();
+    for (int round = 0; round < 7; ++round) state.round(message);
     upper = state.a ^ state.c;
     lower = state.b ^ state.d;
   }
@@ -210,8 +209,7 @@ void hash_groups(const unsigned char* data, std::size_t groups, const Group& gro
 }
 
 // As many inputs as hide each other's latency: one vector of rows, or two side by side.
-constexpr std::size_t row_inputs = sizeof(Lanes) / sizeof(Row), row_vectors = lanes < 16 ? 2 : 1;
-constexpr std::size_t few_inputs = row_inputs * row_vectors;
+constexpr std::size_t row_inputs = sizeof(Lanes) / sizeof(Row), most_row_vectors = lanes < 16 ? 2 : 1;
 
 // 16 bytes of each of a vector's inputs. Put together in registers: a vector loaded from memory that was stored in
 // parts has to wait for it.
@@ -227,18 +225,15 @@ inline auto rows_at(const unsigned char* const* inputs, std::size_t place) {
   }
 }
 
-// Chaining values of 1 to few_inputs inputs; the last one stands in for those that are missing.
-template <std::size_t blocks>
+// Chaining values of 1 to `vectors` * row_inputs inputs; the last one stands in for those that are missing.
+template <std::size_t blocks, std::size_t vectors>
 void hash_few(const unsigned char* data, std::size_t count, const Group& group, std::uint64_t counter,
               std::uint64_t step, std::uint32_t* out) {
-  const unsigned char* inputs[few_inputs];
-  std::uint32_t rows[4][few_inputs][4],
-      bits[3][row_inputs][4] = {};  // the state's; flags of a first, middle, last block
-  for (std::size_t i = 0; i < few_inputs; ++i) {
+  constexpr std::size_t most = vectors * row_inputs;
+  const unsigned char* inputs[most];
+  std::uint32_t rows[4][most][4], bits[3][row_inputs][4] = {};  // the states'; flags of a first, middle, last block
+  for (std::size_t i = 0; i < most; ++i) {
     const std::size_t input = i < count ? i : count - 1;
-    inputs[i] = data + input * blocks * blake3_block_bytes;
-    std::memcpy(rows[0][i], group.key, 16);
-    std::memcpy(rows[1][i], group.key + 4, 16);
     const std::uint64_t number = counter + input * step;
     const std::uint32_t constants[8] = {0x6a09e667u,
                                         0xbb67ae85u,
@@ -248,6 +243,9 @@ void hash_few(const unsigned char* data, std::size_t count, const Group& group, 
                                         static_cast<std::uint32_t>(number >> 32),
                                         std::uint32_t{blake3_block_bytes},
                                         group.mode};
+    inputs[i] = data + input * blocks * blake3_block_bytes;
+    std::memcpy(rows[0][i], group.key, 16);
+    std::memcpy(rows[1][i], group.key + 4, 16);
     std::memcpy(rows[2][i], constants, 16);
     std::memcpy(rows[3][i], constants + 4, 16);
   }
@@ -255,34 +253,40 @@ void hash_few(const unsigned char* data, std::size_t count, const Group& group, 
     bits[0][i][3] = group.first;
     bits[2][i][3] = group.last;
   }
-  Lanes start[4][row_vectors], flags[3];
+  Lanes start[4][vectors], flags[3];
   std::memcpy(start, rows, sizeof start);
   std::memcpy(flags, bits, sizeof flags);
   for (std::size_t block = 0; block < blocks; ++block) {
-    const std::size_t place = block * blake3_block_bytes;
-    const Lanes& bits_here = flags[block == 0 ? 0 : block + 1 == blocks ? 2 : 1];
-    const auto load = [&](RowState<Lanes>& state, std::size_t k) {
-      const unsigned char* const* from = inputs + k * row_inputs;
-      state.words.load(rows_at(from, place), rows_at(from, place + 16), rows_at(from, place + 32),
-                       rows_at(from, place + 48));
-      state.a = start[0][k];
-      state.b = start[1][k];
-      state.c = start[2][k];
-      state.d = start[3][k] | bits_here;
+    const Lanes& more = flags[block == 0 ? 0 : block + 1 == blocks ? 2 : 1];
+    const auto begun = [&](std::size_t k) {
+      return RowState<Lanes>{start[0][k], start[1][k], start[2][k], start[3][k] | more};
     };
-    const auto store = [&](const RowState<Lanes>& state, std::size_t k) {
+    const auto loaded = [&](std::size_t k) {
+      const unsigned char* const* from = inputs + k * row_inputs;
+      const std::size_t place = block * blake3_block_bytes;
+      RoundWords<Lanes> words;
+      words.load(rows_at(from, place), rows_at(from, place + 16), rows_at(from, place + 32), rows_at(from, place + 48));
+      return words;
+    };
+    const auto end = [&](const RowState<Lanes>& state, std::size_t k) {
       start[0][k] = state.a ^ state.c;
       start[1][k] = state.b ^ state.d;
     };
-    RowState<Lanes> one, two;  // no array: those would lie in memory
-    load(one, 0);
-    if constexpr (row_vectors == 2) load(two, 1);
-    for (int round = 0; round < 7; ++round) {
-      one.round();
-      if constexpr (row_vectors == 2) two.round();
+    if constexpr (vectors == 1) {
+      RowState<Lanes> state = begun(0);
+      RoundWords<Lanes> words = loaded(0);
+      for (int round = 0; round < 7; ++round) state.round(words);
+      end(state, 0);
+    } else {
+      RowState<Lanes> one = begun(0), two = begun(1);  // no arrays: those would lie in memory
+      RoundWords<Lanes> words_of_one = loaded(0), words_of_two = loaded(1);
+      for (int round = 0; round < 7; ++round) {
+        one.round(words_of_one);
+        two.round(words_of_two);
+      }
+      end(one, 0);
+      end(two, 1);
     }
-    store(one, 0);
-    if constexpr (row_vectors == 2) store(two, 1);
   }
   std::memcpy(rows, start, sizeof rows[0] + sizeof rows[1]);
   for (std::size_t i = 0; i < count; ++i) {
@@ -311,7 +315,9 @@ void hash_all(const unsigned char* data, std::size_t count, const Group& group, 
     std::memcpy(out, chaining, sizeof chaining);
     return;
   }
-  if (rest <= few_inputs) return hash_few<blocks>(data, rest, group, counter, step, out);
+  if (rest <= row_inputs) return hash_few<blocks, 1>(data, rest, group, counter, step, out);
+  if constexpr (most_row_vectors == 2)
+    if (rest <= 2 * row_inputs) return hash_few<blocks, 2>(data, rest, group, counter, step, out);
   unsigned char inputs[lanes * stride];  // filled up with zeros
   std::uint32_t values[8 * lanes];
   std::memcpy(inputs, data, rest * stride);

@@ -9,6 +9,16 @@
 #include "aisec_fast/kernels.hpp"
 
 namespace aisec_fast {
+
+// What is known early of a whole chunk that is still in the buffer, because it is the last. It lies beside the state:
+// computed together with the chunks before it, it often costs nothing, but the state is the same with it or without.
+struct Blake3Leaf {
+  bool known = false;
+  std::uint32_t value[8];  // the chunk's chaining value
+  std::uint32_t spine[8];  // that of the largest subtree around it, the root left out, if nothing follows
+  std::size_t merged;      // how many entries of the stack, from the top, are in that subtree
+};
+
 namespace {
 
 constexpr std::size_t blake3_state_words = 700;
@@ -67,15 +77,6 @@ inline void stream_block(std::uint32_t (&words)[16], const Blake3Node& root, std
 // How an update is shared out: bytes that fill the buffer up, whole chunks, bytes that stay in the buffer.
 struct Blake3Split {
   std::size_t head, chunks, tail;
-};
-
-// What is known early of a whole chunk that is still in the buffer, because it is the last. It lies beside the state:
-// computed together with the chunks before it, it often costs nothing, but the state is the same with it or without.
-struct Blake3Leaf {
-  bool known = false;
-  std::uint32_t value[8];  // the chunk's chaining value
-  std::uint32_t spine[8];  // that of the largest subtree around it, the root left out, if nothing follows
-  std::size_t merged;      // how many entries of the stack, from the top, are in that subtree
 };
 
 class Blake3State {
