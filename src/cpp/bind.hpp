@@ -10,5 +10,6 @@ void bind_hashing(pybind11::module_& module);
 void bind_adversarial(pybind11::module_& module);
 void bind_integers(pybind11::module_& module);
 void bind_update(pybind11::module_& module);
+void bind_records(pybind11::module_& module);
 void bind_ghost(pybind11::module_& module);
 }  // namespace aisec_fast

@@ -97,6 +97,38 @@ def _eight(s: Words, at: int) -> Eight:
     )
 
 
+@inlined
+def _compress_column(s: Words, lane: int, length: U32, flags: U32) -> None:
+    """The compression function on one column of the scratch array, in place."""
+    h = _eight(s, lane)
+    m = _eight(s, MESSAGE + lane) + _eight(s, MESSAGE + 8 * LANES + lane)
+    low, high = s[COUNTER + lane], s[COUNTER + LANES + lane]
+    v = (h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], IV0, IV1, IV2, IV3, low, high, length, flags)
+    # Not a loop: LLVM would not unroll passes of this length, and then not vectorise the loop over lanes.
+    v = _round(v, m)
+    m = _permuted(m)
+    v = _round(v, m)
+    m = _permuted(m)
+    v = _round(v, m)
+    m = _permuted(m)
+    v = _round(v, m)
+    m = _permuted(m)
+    v = _round(v, m)
+    m = _permuted(m)
+    v = _round(v, m)
+    m = _permuted(m)
+    v = _round(v, m)
+    s[lane], s[lane + LANES] = U32(v[0] ^ v[8]), U32(v[1] ^ v[9])
+    s[lane + 2 * LANES], s[lane + 3 * LANES] = U32(v[2] ^ v[10]), U32(v[3] ^ v[11])
+    s[lane + 4 * LANES], s[lane + 5 * LANES] = U32(v[4] ^ v[12]), U32(v[5] ^ v[13])
+    s[lane + 6 * LANES], s[lane + 7 * LANES] = U32(v[6] ^ v[14]), U32(v[7] ^ v[15])
+    at = SECOND + lane
+    s[at], s[at + LANES] = U32(v[8] ^ h[0]), U32(v[9] ^ h[1])
+    s[at + 2 * LANES], s[at + 3 * LANES] = U32(v[10] ^ h[2]), U32(v[11] ^ h[3])
+    s[at + 4 * LANES], s[at + 5 * LANES] = U32(v[12] ^ h[4]), U32(v[13] ^ h[5])
+    s[at + 6 * LANES], s[at + 7 * LANES] = U32(v[14] ^ h[6]), U32(v[15] ^ h[7])
+
+
 @kernel
 def _compress(s: Words, length: U32, flags: U32) -> None:
     """The compression function on every column of the scratch array, in place.
@@ -104,33 +136,7 @@ def _compress(s: Words, length: U32, flags: U32) -> None:
     One column would cost no less than a vector of them, and a second copy of this code would cost seconds to compile.
     """
     for lane in range(LANES):
-        h = _eight(s, lane)
-        m = _eight(s, MESSAGE + lane) + _eight(s, MESSAGE + 8 * LANES + lane)
-        low, high = s[COUNTER + lane], s[COUNTER + LANES + lane]
-        v = (h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], IV0, IV1, IV2, IV3, low, high, length, flags)
-        # Not a loop: LLVM would not unroll passes of this length, and then not vectorise the loop over lanes.
-        v = _round(v, m)
-        m = _permuted(m)
-        v = _round(v, m)
-        m = _permuted(m)
-        v = _round(v, m)
-        m = _permuted(m)
-        v = _round(v, m)
-        m = _permuted(m)
-        v = _round(v, m)
-        m = _permuted(m)
-        v = _round(v, m)
-        m = _permuted(m)
-        v = _round(v, m)
-        s[lane], s[lane + LANES] = U32(v[0] ^ v[8]), U32(v[1] ^ v[9])
-        s[lane + 2 * LANES], s[lane + 3 * LANES] = U32(v[2] ^ v[10]), U32(v[3] ^ v[11])
-        s[lane + 4 * LANES], s[lane + 5 * LANES] = U32(v[4] ^ v[12]), U32(v[5] ^ v[13])
-        s[lane + 6 * LANES], s[lane + 7 * LANES] = U32(v[6] ^ v[14]), U32(v[7] ^ v[15])
-        at = SECOND + lane
-        s[at], s[at + LANES] = U32(v[8] ^ h[0]), U32(v[9] ^ h[1])
-        s[at + 2 * LANES], s[at + 3 * LANES] = U32(v[10] ^ h[2]), U32(v[11] ^ h[3])
-        s[at + 4 * LANES], s[at + 5 * LANES] = U32(v[12] ^ h[4]), U32(v[13] ^ h[5])
-        s[at + 6 * LANES], s[at + 7 * LANES] = U32(v[14] ^ h[6]), U32(v[15] ^ h[7])
+        _compress_column(s, lane, length, flags)
 
 
 @inlined
