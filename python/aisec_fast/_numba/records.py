@@ -19,8 +19,10 @@ from aisec_fast._numba.hashing import (
     CHUNK,
     CHUNK_END,
     CHUNK_START,
+    FLAGS,
     I64,
     LANES,
+    LENGTH,
     MESSAGE,
     MODE,
     NO_ROOTS,
@@ -33,21 +35,21 @@ from aisec_fast._numba.hashing import (
     K,
     Words,
     _absorb,
-    _compress_column,
+    _compress_lanes,
     _eight,
     _output,
     _read_only,
     _rotate_right,
+    _sha_round,
     _swapped,
     _word,
 )
 
 U64: TypeAlias = np.uint64
+Longs: TypeAlias = NDArray[np.uint64]
 Places: TypeAlias = NDArray[np.int64]
 Four: TypeAlias = tuple[U64, U64, U64, U64]
 
-# Rows of the scratch array after those of _numba/hashing.py: a lane's length and flags.
-LENGTH, FLAGS, SCRATCH = ROWS * LANES, (ROWS + 1) * LANES, (ROWS + 2) * LANES
 FEWEST_RECORDS = 4096  # below that many bytes' worth threads cost more than they save
 RECORD_COST = 128  # a record costs about as much as this many of its bytes
 
@@ -56,45 +58,57 @@ RECORD_COST = 128  # a record costs about as much as this many of its bytes
 
 
 @inlined
-def _load(data: Bytes, start: int, size: int, s: Words, row: int) -> None:
-    """Column `row` of s = the words of at most 64 bytes, zeros after them."""
-    whole = size // 4
-    part, column = data[start : start + size], s[row:]
-    for k in range(whole):
-        column[k * LANES] = _word(part, 4 * k)
-    for k in range(whole, 16):
-        column[k * LANES] = U32(0)
-    for i in range(4 * whole, size):
-        at = (i // 4) * LANES
-        column[at] = U32(column[at] | U32(U32(part[i]) << U32(8 * (i % 4))))
-
-
-@kernel
-def _compress_lanes(s: Words) -> None:
-    """The compression function on every column, each with a length and flags of its own."""
-    for lane in range(LANES):
-        _compress_column(s, lane, s[LENGTH + lane], s[FLAGS + lane])
+def _long_word(data: Bytes, at: int) -> U64:
+    """The 8 bytes at a position, as a little-endian word."""
+    return U64(U64(_word(data, at)) | U64(U64(_word(data, at + 4)) << U64(32)))
 
 
 @inlined
-def _write(s: Words, lane: int, row: Bytes) -> None:
-    """The first bytes of a lane's output."""
-    size = row.size
-    for k in range(size // 4):
-        word = s[k * LANES + lane]
-        row[4 * k] = U8(word & U32(0xFF))
-        row[4 * k + 1] = U8(U32(word >> U32(8)) & U32(0xFF))
-        row[4 * k + 2] = U8(U32(word >> U32(16)) & U32(0xFF))
-        row[4 * k + 3] = U8(word >> U32(24))
-    for i in range(size // 4 * 4, size):
-        row[i] = U8(U32(s[(i // 4) * LANES + lane] >> U32(8 * (i % 4))) & U32(0xFF))
+def _last_word(part: Bytes) -> U64:
+    """The bytes behind the last whole word of 8, as the low bytes of a word."""
+    rest = part.size % 8
+    last = U64(0)
+    if rest > 0 and part.size > 8:
+        last = U64(_long_word(part, part.size - 8) >> U64(8 * (8 - rest)))
+    else:
+        for i in range(part.size - rest, part.size):
+            last = U64(last | U64(U64(part[i]) << U64(8 * (i % 8))))
+    return last
+
+
+@inlined
+def _fill(block: Longs, part: Bytes) -> None:
+    """A block of zeros begins with these bytes, at most 64, now."""
+    whole = part.size // 8
+    for k in range(whole):
+        block[k] = _long_word(part, 8 * k)
+    if whole < 8:
+        block[whole] = _last_word(part)
+
+
+@inlined
+def _to_columns(rows: Words, s: Words, first: int) -> None:
+    """Block `lane` of rows becomes column `lane` of s, whose first row begins at word `first`."""
+    for k in range(16):
+        for lane in range(LANES):
+            s[first + k * LANES + lane] = rows[16 * lane + k]
+
+
+@inlined
+def _to_rows(s: Words, rows: Words) -> None:
+    """The first 16 words of column `lane` become block `lane` of rows."""
+    for lane in range(LANES):
+        for k in range(16):
+            rows[16 * lane + k] = s[k * LANES + lane]
 
 
 @kernel
 def _blake3(
     data: Bytes, starts: Places, ends: Places, key: Words, mode: U32, out: Bytes, begin: int, end: int
 ) -> None:
-    s, fresh, saved = np.zeros(SCRATCH, U32), np.zeros(STATE, U32), np.empty((LANES, 8), U32)
+    s, fresh = np.zeros(ROWS * LANES, U32), np.zeros(STATE, U32)
+    blocks = np.empty(8 * LANES, U64)
+    rows, digests = blocks.view(U32), blocks.view(U8)
     fresh[:8] = key
     fresh[MODE] = mode
     size = out.shape[1]
@@ -117,74 +131,68 @@ def _blake3(
             for lane in range(LANES):
                 s[k * LANES + lane] = key[k]
         for block in range(max(1, (most + BLOCK - 1) // BLOCK)):
+            blocks[:] = U64(0)
             for lane in range(lanes):
-                i, done = index[lane], block * BLOCK
+                done = block * BLOCK
                 part = max(0, min(BLOCK, left[lane] - done))
-                _load(data, I64(starts[i]) + min(done, left[lane]), part, s, MESSAGE + lane)
+                start = I64(starts[index[lane]]) + min(done, left[lane])
+                _fill(blocks[8 * lane : 8 * lane + 8], data[start : start + part])
                 flags = U32(mode)
                 if block == 0:
                     flags = U32(flags | CHUNK_START)
                 if left[lane] <= done + BLOCK:
                     flags = U32(U32(flags | CHUNK_END) | ROOT)
                 s[LENGTH + lane], s[FLAGS + lane] = U32(part), flags
+            _to_columns(rows, s, MESSAGE)
             _compress_lanes(s)
+            _to_rows(s, rows)
             for lane in range(lanes):
-                last = max(1, (left[lane] + BLOCK - 1) // BLOCK) - 1
-                if last == block:
-                    _write(s, lane, out[index[lane]])
+                if max(1, (left[lane] + BLOCK - 1) // BLOCK) - 1 == block:
+                    out[index[lane]] = digests[BLOCK * lane : BLOCK * lane + size]
 
 
 # --- SHA-256 ----------------------------------------------------------------------------------------------------------
 
 
 @kernel
-def _sha_lanes(h: Words, w: Words, v: Words) -> None:
-    """The compression function on every lane: h, [8 LANES], with the block in w[: 16 LANES]; the rest of w, and v, are scratch."""
+def _sha_lanes(h: Words, w: Words) -> None:
+    """The compression function on every lane: h, [8 LANES], with the block in w[: 16 LANES]; the rest of w is scratch."""
     for t in range(16, 64):
         for lane in range(LANES):
             x, y = w[(t - 15) * LANES + lane], w[(t - 2) * LANES + lane]
             s0 = U32(U32(_rotate_right(x, 7) ^ _rotate_right(x, 18)) ^ U32(x >> U32(3)))
             s1 = U32(U32(_rotate_right(y, 17) ^ _rotate_right(y, 19)) ^ U32(y >> U32(10)))
             w[t * LANES + lane] = U32(U32(w[(t - 16) * LANES + lane] + s0) + U32(w[(t - 7) * LANES + lane] + s1))
-    v[:] = h
-    for t in range(64):
-        # The eight variables do not move: in round t variable k is row (k - t) % 8.
-        ra, rb, rc, rd = (-t) % 8 * LANES, (1 - t) % 8 * LANES, (2 - t) % 8 * LANES, (3 - t) % 8 * LANES
-        re, rf, rg, rh = (4 - t) % 8 * LANES, (5 - t) % 8 * LANES, (6 - t) % 8 * LANES, (7 - t) % 8 * LANES
-        constant = K[t]
+    v = h.copy()
+    for t in range(0, 64, 8):
         for lane in range(LANES):
-            a, b, c, e = v[ra + lane], v[rb + lane], v[rc + lane], v[re + lane]
-            f, g = v[rf + lane], v[rg + lane]
-            s1 = U32(U32(_rotate_right(e, 6) ^ _rotate_right(e, 11)) ^ _rotate_right(e, 25))
-            choice = U32(g ^ U32(e & U32(f ^ g)))
-            t1 = U32(U32(U32(v[rh + lane] + s1) + choice) + U32(constant + w[t * LANES + lane]))
-            s0 = U32(U32(_rotate_right(a, 2) ^ _rotate_right(a, 13)) ^ _rotate_right(a, 22))
-            majority = U32(U32(a & b) | U32(c & U32(a | b)))
-            v[rd + lane] = U32(v[rd + lane] + t1)
-            v[rh + lane] = U32(U32(t1 + s0) + majority)
+            a, b, c, d, e, f, g, z = _eight(v, lane)
+            d, z = _sha_round(a, b, c, d, e, f, g, z, U32(K[t] + w[t * LANES + lane]))
+            c, g = _sha_round(z, a, b, c, d, e, f, g, U32(K[t + 1] + w[(t + 1) * LANES + lane]))
+            b, f = _sha_round(g, z, a, b, c, d, e, f, U32(K[t + 2] + w[(t + 2) * LANES + lane]))
+            a, e = _sha_round(f, g, z, a, b, c, d, e, U32(K[t + 3] + w[(t + 3) * LANES + lane]))
+            z, d = _sha_round(e, f, g, z, a, b, c, d, U32(K[t + 4] + w[(t + 4) * LANES + lane]))
+            g, c = _sha_round(d, e, f, g, z, a, b, c, U32(K[t + 5] + w[(t + 5) * LANES + lane]))
+            f, b = _sha_round(c, d, e, f, g, z, a, b, U32(K[t + 6] + w[(t + 6) * LANES + lane]))
+            e, a = _sha_round(b, c, d, e, f, g, z, a, U32(K[t + 7] + w[(t + 7) * LANES + lane]))
+            v[lane], v[lane + LANES], v[lane + 2 * LANES], v[lane + 3 * LANES] = a, b, c, d
+            v[lane + 4 * LANES], v[lane + 5 * LANES], v[lane + 6 * LANES], v[lane + 7 * LANES] = e, f, g, z
     for i in range(8 * LANES):
         h[i] = U32(h[i] + v[i])
 
 
 @inlined
-def _load_padded(data: Bytes, start: int, size: int, done: int, bits: int, w: Words, lane: int) -> None:
-    """Column `lane` of w = the block at byte `done` of a record with its padding (FIPS 180-4, 5.1.1)."""
-    part = max(0, min(BLOCK, size - done))
-    _load(data, start + min(done, size), part, w, lane)
-    place = size - done
-    if 0 <= place < BLOCK:
-        w[(place // 4) * LANES + lane] |= U32(U32(0x80) << U32(8 * (place % 4)))
-    for k in range(16):
-        w[k * LANES + lane] = _swapped(w[k * LANES + lane])
-    if place <= BLOCK - 9:
-        w[14 * LANES + lane], w[15 * LANES + lane] = U32(bits >> 32), U32(bits & 0xFFFFFFFF)
+def _swap_all(words: Words, count: int) -> None:
+    for i in range(count):
+        words[i] = _swapped(words[i])
 
 
 @kernel
 def _sha256(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Bytes, begin: int, end: int) -> None:
-    h, w, v = np.zeros(8 * LANES, U32), np.zeros(64 * LANES, U32), np.empty(8 * LANES, U32)
-    digests = np.empty(8 * LANES, U32)
-    keyed = chaining.size == 16
+    h, w, last = np.zeros(16 * LANES, U32), np.zeros(64 * LANES, U32), np.empty(8 * LANES, U32)
+    blocks = np.empty(8 * LANES, U64)
+    rows, digests = blocks.view(U32), blocks.view(U8)
+    keyed, size = chaining.size == 16, out.shape[1]
     for at in range(begin, end, LANES):
         lanes, most = min(LANES, end - at), 0
         for lane in range(lanes):
@@ -193,29 +201,41 @@ def _sha256(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Byt
             for lane in range(LANES):
                 h[k * LANES + lane] = chaining[k]
         for block in range((most + 8) // BLOCK + 1):
+            blocks[:] = U64(0)
             for lane in range(lanes):
-                start, size = I64(starts[at + lane]), I64(ends[at + lane]) - I64(starts[at + lane])
-                bits = 8 * (size + (BLOCK if keyed else 0))
-                _load_padded(data, start, size, block * BLOCK, bits, w, lane)
-            _sha_lanes(h, w, v)
+                start, length = I64(starts[at + lane]), I64(ends[at + lane]) - I64(starts[at + lane])
+                place = length - block * BLOCK  # where in this block the record ends and its padding begins (5.1.1)
+                if place > 0:
+                    first = start + block * BLOCK
+                    _fill(blocks[8 * lane : 8 * lane + 8], data[first : first + min(BLOCK, place)])
+                if 0 <= place < BLOCK:
+                    digests[BLOCK * lane + place] = U8(0x80)
+            _to_columns(rows, w, 0)
+            _swap_all(w, 16 * LANES)
+            for lane in range(lanes):
+                length = I64(ends[at + lane]) - I64(starts[at + lane])
+                if (length + 8) // BLOCK == block:
+                    bits = 8 * (length + (BLOCK if keyed else 0))
+                    w[14 * LANES + lane], w[15 * LANES + lane] = U32(bits >> 32), U32(bits & 0xFFFFFFFF)
+            _sha_lanes(h[: 8 * LANES], w)
             for lane in range(lanes):
                 if (I64(ends[at + lane]) - I64(starts[at + lane]) + 8) // BLOCK == block:
                     for k in range(8):
-                        digests[k * LANES + lane] = h[k * LANES + lane]
+                        last[k * LANES + lane] = h[k * LANES + lane]
+        h[: 8 * LANES] = last
         if keyed:
+            w[: 8 * LANES] = last
+            w[8 * LANES : 16 * LANES] = U32(0)
+            w[8 * LANES : 9 * LANES] = U32(0x80000000)
+            w[15 * LANES : 16 * LANES] = U32(8 * (BLOCK + 32))
             for k in range(8):
                 for lane in range(LANES):
-                    w[k * LANES + lane] = digests[k * LANES + lane]
-                    w[(8 + k) * LANES + lane] = U32(0)
                     h[k * LANES + lane] = chaining[8 + k]
-            for lane in range(LANES):
-                w[8 * LANES + lane], w[15 * LANES + lane] = U32(0x80000000), U32(8 * (BLOCK + 32))
-            _sha_lanes(h, w, v)
-            digests[:] = h
-        for i in range(8 * LANES):
-            digests[i] = _swapped(digests[i])
+            _sha_lanes(h[: 8 * LANES], w)
+        _swap_all(h, 8 * LANES)
+        _to_rows(h, rows)
         for lane in range(lanes):
-            _write(digests, lane, out[at + lane])
+            out[at + lane] = digests[BLOCK * lane : BLOCK * lane + size]
 
 
 # --- SipHash ----------------------------------------------------------------------------------------------------------
@@ -259,12 +279,9 @@ def _siphash(data: Bytes, starts: Places, ends: Places, key: Words, out: Bytes, 
         whole = record.size // 8
         for k in range(whole + 1):
             if k < whole:
-                low, high = _word(record, 8 * k), _word(record, 8 * k + 4)
-                word = U64(U64(low) | U64(U64(high) << U64(32)))
+                word = _long_word(record, 8 * k)
             else:
-                word = U64(U64(record.size & 0xFF) << U64(56))
-                for i in range(8 * whole, record.size):
-                    word = U64(word | U64(U64(record[i]) << U64(8 * (i - 8 * whole))))
+                word = U64(U64(U64(record.size & 0xFF) << U64(56)) | _last_word(record))
             v3 = U64(v3 ^ word)
             v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
             v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
