@@ -32,6 +32,7 @@ from aisec_fast._numba.hashing import (
     U8,
     U32,
     Bytes,
+    Eight,
     K,
     Words,
     _absorb,
@@ -103,9 +104,7 @@ def _to_rows(s: Words, rows: Words) -> None:
 
 
 @kernel
-def _blake3(
-    data: Bytes, starts: Places, ends: Places, key: Words, mode: U32, out: Bytes, begin: int, end: int
-) -> None:
+def _blake3(data: Bytes, starts: Places, ends: Places, key: Words, mode: U32, out: Bytes, begin: int, end: int) -> None:
     s, fresh = np.zeros(ROWS * LANES, U32), np.zeros(STATE, U32)
     blocks = np.empty(8 * LANES, U64)
     rows, digests = blocks.view(U32), blocks.view(U8)
@@ -154,29 +153,56 @@ def _blake3(
 # --- SHA-256 ----------------------------------------------------------------------------------------------------------
 
 
+@inlined
+def _sha_word(w16: U32, w15: U32, w7: U32, w2: U32) -> U32:
+    """The word of the message schedule that comes as many places after each of these."""
+    s0 = U32(U32(_rotate_right(w15, 7) ^ _rotate_right(w15, 18)) ^ U32(w15 >> U32(3)))
+    s1 = U32(U32(_rotate_right(w2, 17) ^ _rotate_right(w2, 19)) ^ U32(w2 >> U32(10)))
+    return U32(U32(w16 + s0) + U32(w7 + s1))
+
+
+@inlined
+def _set_eight(v: Words, at: int, words: Eight) -> None:
+    v[at], v[at + LANES], v[at + 2 * LANES], v[at + 3 * LANES] = words[0], words[1], words[2], words[3]
+    v[at + 4 * LANES], v[at + 5 * LANES], v[at + 6 * LANES], v[at + 7 * LANES] = words[4], words[5], words[6], words[7]
+
+
 @kernel
-def _sha_lanes(h: Words, w: Words) -> None:
-    """The compression function on every lane: h, [8 LANES], with the block in w[: 16 LANES]; the rest of w is scratch."""
-    for t in range(16, 64):
-        for lane in range(LANES):
-            x, y = w[(t - 15) * LANES + lane], w[(t - 2) * LANES + lane]
-            s0 = U32(U32(_rotate_right(x, 7) ^ _rotate_right(x, 18)) ^ U32(x >> U32(3)))
-            s1 = U32(U32(_rotate_right(y, 17) ^ _rotate_right(y, 19)) ^ U32(y >> U32(10)))
-            w[t * LANES + lane] = U32(U32(w[(t - 16) * LANES + lane] + s0) + U32(w[(t - 7) * LANES + lane] + s1))
-    v = h.copy()
+def _sha_rounds(v: Words, t: int) -> None:
+    """Rounds t to t + 7 of every lane: v has the eight variables and the next sixteen words of the schedule.
+
+    One array, one loop, and variables that end with it: else LLVM does not make vectors of the lanes.
+    """
+    for lane in range(LANES):
+        a, b, c, d, e, f, g, z = _eight(v, lane)
+        m = _eight(v, 8 * LANES + lane) + _eight(v, 16 * LANES + lane)
+        d, z = _sha_round(a, b, c, d, e, f, g, z, U32(K[t + 0] + m[0]))
+        c, g = _sha_round(z, a, b, c, d, e, f, g, U32(K[t + 1] + m[1]))
+        b, f = _sha_round(g, z, a, b, c, d, e, f, U32(K[t + 2] + m[2]))
+        a, e = _sha_round(f, g, z, a, b, c, d, e, U32(K[t + 3] + m[3]))
+        z, d = _sha_round(e, f, g, z, a, b, c, d, U32(K[t + 4] + m[4]))
+        g, c = _sha_round(d, e, f, g, z, a, b, c, U32(K[t + 5] + m[5]))
+        f, b = _sha_round(c, d, e, f, g, z, a, b, U32(K[t + 6] + m[6]))
+        e, a = _sha_round(b, c, d, e, f, g, z, a, U32(K[t + 7] + m[7]))
+        n0 = _sha_word(m[0], m[1], m[9], m[14])
+        n1 = _sha_word(m[1], m[2], m[10], m[15])
+        n2 = _sha_word(m[2], m[3], m[11], n0)
+        n3 = _sha_word(m[3], m[4], m[12], n1)
+        n4 = _sha_word(m[4], m[5], m[13], n2)
+        n5 = _sha_word(m[5], m[6], m[14], n3)
+        n6 = _sha_word(m[6], m[7], m[15], n4)
+        n7 = _sha_word(m[7], m[8], n0, n5)
+        _set_eight(v, lane, (a, b, c, d, e, f, g, z))
+        _set_eight(v, 8 * LANES + lane, (m[8], m[9], m[10], m[11], m[12], m[13], m[14], m[15]))
+        _set_eight(v, 16 * LANES + lane, (n0, n1, n2, n3, n4, n5, n6, n7))
+
+
+@kernel
+def _sha_lanes(h: Words, v: Words) -> None:
+    """The compression function on every lane: h, [8 LANES], with the block in v[8 LANES : 24 LANES]; v is overwritten."""
+    v[: 8 * LANES] = h
     for t in range(0, 64, 8):
-        for lane in range(LANES):
-            a, b, c, d, e, f, g, z = _eight(v, lane)
-            d, z = _sha_round(a, b, c, d, e, f, g, z, U32(K[t] + w[t * LANES + lane]))
-            c, g = _sha_round(z, a, b, c, d, e, f, g, U32(K[t + 1] + w[(t + 1) * LANES + lane]))
-            b, f = _sha_round(g, z, a, b, c, d, e, f, U32(K[t + 2] + w[(t + 2) * LANES + lane]))
-            a, e = _sha_round(f, g, z, a, b, c, d, e, U32(K[t + 3] + w[(t + 3) * LANES + lane]))
-            z, d = _sha_round(e, f, g, z, a, b, c, d, U32(K[t + 4] + w[(t + 4) * LANES + lane]))
-            g, c = _sha_round(d, e, f, g, z, a, b, c, U32(K[t + 5] + w[(t + 5) * LANES + lane]))
-            f, b = _sha_round(c, d, e, f, g, z, a, b, U32(K[t + 6] + w[(t + 6) * LANES + lane]))
-            e, a = _sha_round(b, c, d, e, f, g, z, a, U32(K[t + 7] + w[(t + 7) * LANES + lane]))
-            v[lane], v[lane + LANES], v[lane + 2 * LANES], v[lane + 3 * LANES] = a, b, c, d
-            v[lane + 4 * LANES], v[lane + 5 * LANES], v[lane + 6 * LANES], v[lane + 7 * LANES] = e, f, g, z
+        _sha_rounds(v, t)
     for i in range(8 * LANES):
         h[i] = U32(h[i] + v[i])
 
@@ -189,7 +215,8 @@ def _swap_all(words: Words, count: int) -> None:
 
 @kernel
 def _sha256(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Bytes, begin: int, end: int) -> None:
-    h, w, last = np.zeros(16 * LANES, U32), np.zeros(64 * LANES, U32), np.empty(8 * LANES, U32)
+    h, v, last = np.zeros(16 * LANES, U32), np.zeros(24 * LANES, U32), np.empty(8 * LANES, U32)
+    w = v[8 * LANES :]
     blocks = np.empty(8 * LANES, U64)
     rows, digests = blocks.view(U32), blocks.view(U8)
     keyed, size = chaining.size == 16, out.shape[1]
@@ -217,7 +244,7 @@ def _sha256(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Byt
                 if (length + 8) // BLOCK == block:
                     bits = 8 * (length + (BLOCK if keyed else 0))
                     w[14 * LANES + lane], w[15 * LANES + lane] = U32(bits >> 32), U32(bits & 0xFFFFFFFF)
-            _sha_lanes(h[: 8 * LANES], w)
+            _sha_lanes(h[: 8 * LANES], v)
             for lane in range(lanes):
                 if (I64(ends[at + lane]) - I64(starts[at + lane]) + 8) // BLOCK == block:
                     for k in range(8):
@@ -231,7 +258,7 @@ def _sha256(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Byt
             for k in range(8):
                 for lane in range(LANES):
                     h[k * LANES + lane] = chaining[8 + k]
-            _sha_lanes(h[: 8 * LANES], w)
+            _sha_lanes(h[: 8 * LANES], v)
         _swap_all(h, 8 * LANES)
         _to_rows(h, rows)
         for lane in range(lanes):
@@ -316,7 +343,9 @@ def _places(places: NDArray[np.uint32] | Places) -> Places:
 
 
 @quiet
-def blake3_records(data: Bytes, starts: Places, ends: Places, key: Words, mode: int, out: Bytes, max_threads: int) -> None:
+def blake3_records(
+    data: Bytes, starts: Places, ends: Places, key: Words, mode: int, out: Bytes, max_threads: int
+) -> None:
     """out[i] = the first bytes of BLAKE3's output for record i."""
     data, starts, ends, key = _read_only(data), _places(starts), _places(ends), key.copy()
     _over_threads(
@@ -328,9 +357,7 @@ def blake3_records(data: Bytes, starts: Places, ends: Places, key: Words, mode: 
 def sha256_records(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Bytes, max_threads: int) -> None:
     """out[i] = the first bytes of SHA-256 or, with a second chaining value, of HMAC."""
     data, starts, ends, chaining = _read_only(data), _places(starts), _places(ends), chaining.reshape(-1).copy()
-    _over_threads(
-        starts, ends, max_threads, lambda begin, end: _sha256(data, starts, ends, chaining, out, begin, end)
-    )
+    _over_threads(starts, ends, max_threads, lambda begin, end: _sha256(data, starts, ends, chaining, out, begin, end))
 
 
 @quiet

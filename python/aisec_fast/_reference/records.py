@@ -112,9 +112,7 @@ def _records(data: Bytes, starts: Any, ends: Any) -> Iterator[Bytes]:
         yield data[int(start) : int(end)]
 
 
-def blake3_records(
-    data: Bytes, starts: Any, ends: Any, key: State, mode: int, out: Bytes, max_threads: int
-) -> None:
+def blake3_records(data: Bytes, starts: Any, ends: Any, key: State, mode: int, out: Bytes, max_threads: int) -> None:
     """out[i] = output stream of BLAKE3 in a mode."""
     for i, record in enumerate(_records(data, starts, ends)):
         state = blake3_state()

@@ -48,7 +48,9 @@ def records_of(data: Any, offsets: Any) -> list[Records]:
     if offsets is not None:
         return [_of_offsets(_as_buffer(data), offsets)]
     if isinstance(data, (str, bytes, bytearray, memoryview)):
-        raise TypeError(f"data is a {type(data).__name__} and offsets is None, expected offsets, or a column of records")
+        raise TypeError(
+            f"data is a {type(data).__name__} and offsets is None, expected offsets, or a column of records"
+        )
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(data, (pandas.Series, pandas.Index)):
         return _of_pandas(data, pandas)
@@ -195,7 +197,9 @@ def _encoded(text: str, i: int) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"data[{i}] is a str that has no UTF-8 form ({error.reason}), expected text or bytes") from None
+        raise ValueError(
+            f"data[{i}] is a str that has no UTF-8 form ({error.reason}), expected text or bytes"
+        ) from None
 
 
 def _is_null(item: Any) -> bool:
@@ -404,7 +408,9 @@ def _of_views(buffers: list[int | None], first: int, rows: int, valid: Mask | No
     home = int(buffers[1] or 0) + 16 * first + 4 + 16 * np.arange(rows, dtype=np.int64)
     number = np.where(inside, 0, views[:, 2])
     if sizes.min() < 0 or number.min() < 0 or number.max() >= addresses.size:
-        raise ValueError("data is an Arrow column whose views are damaged: a negative length, or a buffer that is not there")
+        raise ValueError(
+            "data is an Arrow column whose views are damaged: a negative length, or a buffer that is not there"
+        )
     starts = np.where(inside, home, addresses[number] + np.where(inside, 0, views[:, 3]))
     ends = starts + sizes
     base = int(starts.min())

@@ -173,7 +173,9 @@ def _blake3(backend: Backend, key: bytes | None, size: int, limit: int) -> _Meth
 
 def _sha256(backend: Backend, key: bytes | None, size: int, limit: int) -> _Method:
     if key is not None:
-        raise ValueError("key is given, but 'sha256' has none, and a hash of key and record is no MAC: use 'hmac-sha256'")
+        raise ValueError(
+            "key is given, but 'sha256' has none, and a hash of key and record is no MAC: use 'hmac-sha256'"
+        )
     return _sha256_from(backend, FRESH_SHA256[:8].copy(), lambda record: sha256(record).digest()[:size], limit)
 
 
