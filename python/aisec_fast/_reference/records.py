@@ -112,7 +112,7 @@ def _records(data: Bytes, starts: Any, ends: Any) -> Iterator[Bytes]:
         yield data[int(start) : int(end)]
 
 
-def blake3_records(data: Bytes, starts: Any, ends: Any, key: State, mode: int, out: Bytes, max_threads: int) -> None:
+def blake3_records(data: Bytes, starts: Any, ends: Any, key: State, mode: int, out: Bytes) -> None:
     """out[i] = output stream of BLAKE3 in a mode."""
     for i, record in enumerate(_records(data, starts, ends)):
         state = blake3_state()
@@ -121,7 +121,7 @@ def blake3_records(data: Bytes, starts: Any, ends: Any, key: State, mode: int, o
         blake3_output(state, out[i], 0)
 
 
-def sha256_records(data: Bytes, starts: Any, ends: Any, chaining: State, out: Bytes, max_threads: int) -> None:
+def sha256_records(data: Bytes, starts: Any, ends: Any, chaining: State, out: Bytes) -> None:
     """out[i] = first bytes of SHA-256, or, with a second chaining value, of HMAC."""
     inner, *outer = chaining.reshape(-1, 8)
 
@@ -137,7 +137,7 @@ def sha256_records(data: Bytes, starts: Any, ends: Any, chaining: State, out: By
         out[i] = np.frombuffer(digest[: out.shape[1]], np.uint8)
 
 
-def siphash24_records(data: Bytes, starts: Any, ends: Any, key: State, out: Bytes, max_threads: int) -> None:
+def siphash24_records(data: Bytes, starts: Any, ends: Any, key: State, out: Bytes) -> None:
     """out[i] = SipHash-2-4 of as many bytes as out has columns."""
     for i, record in enumerate(_records(data, starts, ends)):
         out[i] = np.frombuffer(siphash24(key.tobytes(), record.tobytes(), out.shape[1]), np.uint8)

@@ -8,6 +8,7 @@ another library is imported.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from ._hashers import Bytes, as_bytes
 
 Places = npt.NDArray[Any]  # uint32 or int64
 Mask = npt.NDArray[np.bool_]
+
+_DLPACK_CPU, _DLPACK_CUDA, _DLPACK_PINNED = 1, 2, 3
 
 
 class Records(NamedTuple):
@@ -70,16 +73,18 @@ def records_of(data: Any, offsets: Any) -> list[Records]:
 
 def require_host(value: Any, name: str) -> None:
     """BackendError for what lives on a GPU."""
+    if isinstance(value, np.ndarray):
+        return
     if hasattr(value, "__cuda_array_interface__"):
         device = "a CUDA device"
-    elif hasattr(value, "__dlpack_device__") and not isinstance(value, np.ndarray):
-        device = _arrays.describe(value, name).device
-    elif hasattr(value, "__arrow_c_device_array__") and not hasattr(value, "__arrow_c_array__"):
-        device = "a device" if not hasattr(value, "__arrow_c_stream__") else "cpu"
+    elif hasattr(value, "__dlpack_device__"):
+        kind, number = map(int, value.__dlpack_device__())
+        if kind in (_DLPACK_CPU, _DLPACK_PINNED):
+            return
+        device = f"cuda:{number}" if kind == _DLPACK_CUDA else f"DLPack device {kind}"
     else:
         return
-    if device != "cpu":
-        raise BackendError(f"{name} lives on {device}, but records are hashed on the CPU: pass a copy there")
+    raise BackendError(f"{name} lives on {device}, but records are hashed on the CPU: pass a copy there")
 
 
 # --- Buffers with offsets ---------------------------------------------------------------------------------------------
@@ -204,7 +209,7 @@ def _encoded(text: str, i: int) -> bytes:
 
 def _is_null(item: Any) -> bool:
     pandas = sys.modules.get("pandas")
-    return item is None or (isinstance(item, float) and item != item) or (pandas is not None and item is pandas.NA)
+    return item is None or (isinstance(item, float) and math.isnan(item)) or (pandas is not None and item is pandas.NA)
 
 
 def _coded(values: Records, codes: npt.NDArray[np.int64], valid: Mask | None) -> Records:
@@ -400,18 +405,22 @@ def _of_views(buffers: list[int | None], first: int, rows: int, valid: Mask | No
     views = _memory(buffers[1], 4 * (first + rows), np.int32, owner).reshape(-1, 4)[first:]
     if rows == 0:
         return Records(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64))
-    sizes, inside = views[:, 0].astype(np.int64), views[:, 0] <= 12
-    if valid is not None:
-        sizes = np.where(valid, sizes, 0)
-        inside |= ~valid
+    sizes = views[:, 0].astype(np.int64)
+    inside = sizes <= 12
+    if valid is not None:  # what the view of a null says is undefined
+        sizes, inside = np.where(valid, sizes, 0), inside | ~valid
     addresses = np.array([address or 0 for address in buffers[2:-1]] or [0], np.int64)
-    home = int(buffers[1] or 0) + 16 * first + 4 + 16 * np.arange(rows, dtype=np.int64)
-    number = np.where(inside, 0, views[:, 2])
-    if sizes.min() < 0 or number.min() < 0 or number.max() >= addresses.size:
-        raise ValueError(
-            "data is an Arrow column whose views are damaged: a negative length, or a buffer that is not there"
-        )
-    starts = np.where(inside, home, addresses[number] + np.where(inside, 0, views[:, 3]))
-    ends = starts + sizes
+    number, place = views[:, 2], views[:, 3].astype(np.int64)
+    mixed = bool(inside.any())
+    if mixed:
+        number, place = np.where(inside, 0, number), np.where(inside, 0, place)
+    if sizes.min() < 0 or place.min() < 0 or number.min() < 0 or number.max() >= addresses.size:
+        raise ValueError("data is an Arrow column whose views are damaged: a negative length or place, or a buffer too many")
+    starts = place + (addresses[0] if addresses.size == 1 else addresses[number])
+    if mixed:
+        home = int(buffers[1] or 0) + 16 * first + 4
+        starts = np.where(inside, np.arange(home, home + 16 * rows, 16, np.int64), starts)
     base = int(starts.min())
-    return Records(_memory(base, int(ends.max()) - base, np.uint8, owner), starts - base, ends - base)
+    starts -= base
+    ends = starts + sizes
+    return Records(_memory(base, int(ends.max()), np.uint8, owner), starts, ends)

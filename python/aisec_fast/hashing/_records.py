@@ -128,7 +128,8 @@ def _hash(method: _Method, records: Records, out: Bytes) -> None:
     for first in range(0, len(out), _MOST_RECORDS):
         part = slice(first, first + _MOST_RECORDS)
         starts, ends = records.starts[part], records.ends[part]
-        if records.adjoin and int(ends[-1]) - int(starts[0]) <= _MOST_BYTES:
+        size = int(ends[-1]) - int(starts[0]) if records.adjoin else int((ends - starts).sum())
+        if size <= _MOST_BYTES:
             method.kernel(records.data, starts, ends, out[part])
         else:
             _hash_by_bytes(method, records.data, starts, ends, out[part])
