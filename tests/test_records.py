@@ -23,6 +23,7 @@ from aisec_fast._reference import records as reference
 from aisec_fast.hashing import _records, hash_records
 from tests.conftest import NATIVE, WITHOUT_JIT
 from tests.test_codebase import PACKAGE, functions
+from tests.test_records_reference import RFC_4231, SIP_KEY, VECTORS
 
 KEY = bytes(range(32))
 DATA = np.random.default_rng(5).integers(0, 256, 1 << 20, dtype=np.uint8)
@@ -95,6 +96,23 @@ def test_against_oracles(kernels: str, sizes: list[int]) -> None:
         found = hash_records(DATA, offsets, key=key, algorithm=algorithm, digest_size=size)
         assert found.shape == (len(sizes), size)
         assert_equal(found, expected(records, algorithm, key, size))
+
+
+def test_backends_have_the_vectors(kernels: str) -> None:
+    for size, columns, tag in VECTORS:
+        found: Any = hash_records([bytes(range(size))], key=SIP_KEY, algorithm="siphash24", digest_size=columns)
+        assert found.tobytes().hex() == tag
+    for key, message, tag in RFC_4231:
+        found = hash_records([message], key=key, algorithm="hmac-sha256", digest_size=len(tag) // 2)
+        assert found.tobytes().hex() == tag
+
+
+def test_blocks_of_hmac_are_the_keys(kernels: str) -> None:
+    """A key longer than a block is its digest, a shorter one is filled up: RFC 2104, section 2."""
+    long = b"x" * 65
+    for key, same in ((long, reference.sha256(long)), (b"abc", b"abc\0\0"), (b"", b"\0" * 64)):
+        digests = [hash_records([b"m"], key=k, algorithm="hmac-sha256") for k in (key, same)]
+        assert np.array_equal(*digests)
 
 
 def test_the_reference_agrees() -> None:
@@ -304,7 +322,11 @@ def call(**changed: Any) -> Any:
         ({"digest_size": 0}, ValueError, "digest_size is 0, expected at least 1"),
         ({"digest_size": 65537}, ValueError, "digest_size is 65537, expected 1 to 65536 for 'blake3'"),
         ({"digest_size": 33, "algorithm": "sha256"}, ValueError, "digest_size is 33, expected 1 to 32"),
-        ({"digest_size": 12, "algorithm": "siphash24", "key": KEY[:16]}, ValueError, "digest_size is 12, expected 8 or 16"),
+        (
+            {"digest_size": 12, "algorithm": "siphash24", "key": KEY[:16]},
+            ValueError,
+            "digest_size is 12, expected 8 or 16",
+        ),
         ({"digest_size": 8.0}, TypeError, "digest_size is a float"),
         ({"max_threads": 0}, ValueError, "max_threads is 0, expected at least 1"),
         ({"nulls": "drop"}, ValueError, "nulls is 'drop', expected 'raise' or 'zero'"),

@@ -162,7 +162,8 @@ def _rows(array: npt.NDArray[Any], width: int) -> Records:
 def _of_pandas(column: Any, pandas: Any) -> list[Records]:
     dtype = column.dtype
     if isinstance(dtype, pandas.CategoricalDtype):
-        (values,) = _joined(_of_pandas(dtype.categories, pandas))
+        known = dtype.categories
+        (values,) = _joined(_of_pandas(known, pandas)) if len(known) else [_of_sequence([])]
         codes = np.asarray(column.cat.codes if hasattr(column, "cat") else column.codes, np.int64)
         return [_coded(values, codes, codes >= 0)]
     if getattr(dtype, "storage", None) == "pyarrow" or type(dtype).__name__ == "ArrowDtype":
@@ -415,11 +416,13 @@ def _of_views(buffers: list[int | None], first: int, rows: int, valid: Mask | No
     if mixed:
         number, place = np.where(inside, 0, number), np.where(inside, 0, place)
     if sizes.min() < 0 or place.min() < 0 or number.min() < 0 or number.max() >= addresses.size:
-        raise ValueError("data is an Arrow column whose views are damaged: a negative length or place, or a buffer too many")
+        raise ValueError(
+            "data is an Arrow column whose views are damaged: a negative length or place, or a buffer too many"
+        )
     starts = place + (addresses[0] if addresses.size == 1 else addresses[number])
     if mixed:
         home = int(buffers[1] or 0) + 16 * first + 4
-        starts = np.where(inside, np.arange(home, home + 16 * rows, 16, np.int64), starts)
+        starts = np.where(inside, home + 16 * np.arange(rows, dtype=np.int64), starts)
     base = int(starts.min())
     starts -= base
     ends = starts + sizes

@@ -27,7 +27,7 @@ class _Method(NamedTuple):
     """An algorithm with its key and size of digest."""
 
     kernel: Callable[[Bytes, Any, Any, Bytes], None]  # data, starts, ends, out
-    alone: Callable[[Bytes], bytes] | None  # one long record, in pieces
+    alone: Callable[[Any], bytes] | None  # one long record, in pieces
 
 
 def hash_records(
@@ -188,11 +188,12 @@ def _hmac_sha256(backend: Backend, key: bytes | None, size: int, limit: int) -> 
     for state, pad in zip(states, (0x36, 0x5C), strict=True):
         backend.hashing.sha256_update(state, padded ^ np.uint8(pad))
     chaining = states[:, :8].copy()
-    return _sha256_from(backend, chaining, lambda record: hmac.new(given, record, sha256).digest()[:size], limit)
+    method: Any = sha256  # typeshed asks for a hash object of hashlib
+    return _sha256_from(backend, chaining, lambda record: hmac.new(given, record, method).digest()[:size], limit)
 
 
 def _sha256_from(
-    backend: Backend, chaining: npt.NDArray[np.uint32], alone: Callable[[Bytes], bytes], limit: int
+    backend: Backend, chaining: npt.NDArray[np.uint32], alone: Callable[[Any], bytes], limit: int
 ) -> _Method:
     kernel = backend.records.sha256_records
     return _Method(lambda data, starts, ends, out: kernel(data, starts, ends, chaining, out, limit), alone)
