@@ -70,7 +70,7 @@ unit-without-jit: $(READY)
 	@echo '-- contract tests of the Numba backend without its compiler'
 	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q $(WORKERS) --cov --cov-append -k numba tests/test_noise.py \
 	  tests/test_noise_integers.py tests/test_clipping.py tests/test_ghost.py tests/test_hashing.py tests/test_adversarial.py \
-	  tests/test_update.py
+	  tests/test_update.py tests/test_records.py tests/test_records_reference.py
 
 # Sanitizer builds go to a folder of their own; -S keeps the editable install's import hook from hiding them. The interpreter
 # is not instrumented, so the runtimes are preloaded; leaks are not looked for: CPython and torch keep memory on purpose.

@@ -564,7 +564,11 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     with monkeypatch.context() as patch:
         patch.setattr(_arrays, "describe", elsewhere)
         patch.setattr(
-            _hash_array, "choose", lambda _: Backend(**{**kernels._asdict(), "name": "cuda", "integers": kernels.noise})
+            _hash_array,
+            "choose",
+            lambda _: Backend(
+                **{**kernels._asdict(), "name": "cuda", "integers": kernels.noise, "records": kernels.noise}
+            ),
         )
         yield
 

@@ -191,7 +191,8 @@ def test_splits_of_every_kind(sha_isa: str) -> None:
 def test_sha256_streams_side_by_side(sha_isa: str, blocks: int, shift: int) -> None:
     """Any number of streams, from chaining values of their own: each as hashlib has it, alone and after a first block."""
     for streams in range(36):
-        data = DATA[shift : shift + streams * 64 * (blocks + 1)].reshape(streams, 64 * (blocks + 1))
+        size = 64 * (blocks + 1)
+        data = DATA[shift : shift + streams * size].reshape(streams, size)
         states = np.tile(np.array(IV, np.uint32), (streams, 1))
         _core.sha256_streams(states, np.ascontiguousarray(data[:, :64]))
         _core.sha256_streams(states, np.ascontiguousarray(data[:, 64:]))

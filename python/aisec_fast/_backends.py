@@ -29,7 +29,8 @@ HASHING_ONLY = frozenset({"sse41"})  # instruction sets that share all kernels b
 class Backend(NamedTuple):
     """One backend: a module of kernels for each family, all with the same functions (docs/<family>.md).
 
-    CUDA has no SHA-256: one stream of it is sequential (docs/hashing.md). ``integers`` are those of the noise family,
+    CUDA has no SHA-256: one stream of it is sequential (docs/hashing.md). ``records`` are hashed on the CPU
+    (docs/hashing-records.md). ``integers`` are those of the noise family,
     which are made on the CPU (docs/noise-integers.md); ``update`` is noise and an optimizer's step in one.
     """
 
@@ -38,6 +39,7 @@ class Backend(NamedTuple):
     clipping: ModuleType
     adversarial: ModuleType
     hashing: ModuleType
+    records: ModuleType
     integers: ModuleType
     update: ModuleType
     ghost: ModuleType

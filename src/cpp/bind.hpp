@@ -11,5 +11,6 @@ void bind_hashers(pybind11::module_& module);
 void bind_adversarial(pybind11::module_& module);
 void bind_integers(pybind11::module_& module);
 void bind_update(pybind11::module_& module);
+void bind_records(pybind11::module_& module);
 void bind_ghost(pybind11::module_& module);
 }  // namespace aisec_fast

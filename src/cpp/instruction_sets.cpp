@@ -21,6 +21,7 @@ AISEC_DECLARE(avx2)
 AISEC_DECLARE(avx512)
 namespace sse41 {
 HashingKernels hashing_kernels(bool);
+RecordKernels record_kernels(bool);
 }
 #endif
 
@@ -48,6 +49,7 @@ std::vector<Kernels> runnable(bool sha) {
     Kernels kernels = baseline::kernels(sha);
     kernels.name = "sse41";
     kernels.hashing = sse41::hashing_kernels(sha);
+    kernels.records = sse41::record_kernels(sha);
     found.insert(found.end() - 1, kernels);
   }
 #endif

@@ -36,8 +36,8 @@ MODE, BUFFERED, CHUNKS, STACK, BUFFER, STATE = 8, 9, 10, 12, 444, 700
 
 LANES = 2 if getattr(numba.config, "DISABLE_JIT", 0) else 8  # only the compiler makes one vector of them
 # Rows of the scratch array, LANES words each: chaining value (and first half of the output), second half of the
-# output, message, counter.
-SECOND, MESSAGE, COUNTER, ROWS = 8 * LANES, 16 * LANES, 32 * LANES, 34
+# output, message, counter, length and flags of each lane.
+SECOND, MESSAGE, COUNTER, LENGTH, FLAGS, ROWS = 8 * LANES, 16 * LANES, 32 * LANES, 34 * LANES, 35 * LANES, 36
 SUBTREE = 256  # most chunks hashed as one subtree
 FEWEST_SUBTREES = 4  # below 1 MiB threads cost more than they save
 NO_ROOTS = np.empty((0, 8), np.uint32)
@@ -98,7 +98,7 @@ def _eight(s: Words, at: int) -> Eight:
 
 
 @kernel
-def _compress(s: Words, length: U32, flags: U32) -> None:
+def _compress_lanes(s: Words) -> None:
     """The compression function on every column of the scratch array, in place.
 
     One column would cost no less than a vector of them, and a second copy of this code would cost seconds to compile.
@@ -106,7 +106,7 @@ def _compress(s: Words, length: U32, flags: U32) -> None:
     for lane in range(LANES):
         h = _eight(s, lane)
         m = _eight(s, MESSAGE + lane) + _eight(s, MESSAGE + 8 * LANES + lane)
-        low, high = s[COUNTER + lane], s[COUNTER + LANES + lane]
+        low, high, length, flags = s[COUNTER + lane], s[COUNTER + LANES + lane], s[LENGTH + lane], s[FLAGS + lane]
         v = (h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], IV0, IV1, IV2, IV3, low, high, length, flags)
         # Not a loop: LLVM would not unroll passes of this length, and then not vectorise the loop over lanes.
         v = _round(v, m)
@@ -131,6 +131,14 @@ def _compress(s: Words, length: U32, flags: U32) -> None:
         s[at + 2 * LANES], s[at + 3 * LANES] = U32(v[10] ^ h[2]), U32(v[11] ^ h[3])
         s[at + 4 * LANES], s[at + 5 * LANES] = U32(v[12] ^ h[4]), U32(v[13] ^ h[5])
         s[at + 6 * LANES], s[at + 7 * LANES] = U32(v[14] ^ h[6]), U32(v[15] ^ h[7])
+
+
+@kernel
+def _compress(s: Words, length: U32, flags: U32) -> None:
+    """The same, where all lanes have one length and the same flags."""
+    for lane in range(LANES):
+        s[LENGTH + lane], s[FLAGS + lane] = length, flags
+    _compress_lanes(s)
 
 
 @inlined

@@ -6,6 +6,7 @@ namespace aisec_fast::AISEC_ISA {
 NoiseKernels noise_kernels();
 ClippingKernels clipping_kernels(DType dtype);
 HashingKernels hashing_kernels(bool sha_instructions);
+RecordKernels record_kernels(bool sha_instructions);
 AdversarialKernels adversarial_kernels();
 IntegerKernels integer_kernels();
 UpdateKernels update_kernels(DType dtype);

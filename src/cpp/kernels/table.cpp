@@ -13,6 +13,7 @@ Kernels kernels(bool sha_instructions) {
       clipping_kernels(DType::float64),
       clipping_kernels(DType::bfloat16),
       hashing_kernels(sha_instructions),
+      record_kernels(sha_instructions),
       adversarial_kernels(),
       integer_kernels(),
       update_kernels(DType::float32),

@@ -52,10 +52,10 @@ AISEC_HD void blake3_round(Word (&v)[16], const Word (&message)[16]) {
 }
 
 // The working state after seven rounds; the caller folds it. Word is std::uint32_t, or a vector of them (one
-// lane a block).
-template <class Rotation, class Word>
+// lane a block). Length and flags are words that all lanes share, or a vector of them too.
+template <class Rotation, class Word, class Shared>
 AISEC_HD void blake3_compress(Word (&v)[16], const Word (&chaining)[8], const Word (&message)[16], Word counter_low,
-                              Word counter_high, std::uint32_t length, std::uint32_t flags) {
+                              Word counter_high, Shared length, Shared flags) {
   const Word zero = counter_low ^ counter_low;  // broadcasts a scalar to any Word
   for (int i = 0; i < 8; ++i) v[i] = chaining[i];
   v[8] = zero + 0x6a09e667u;

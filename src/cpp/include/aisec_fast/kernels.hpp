@@ -94,6 +94,30 @@ struct HashingKernels {
   std::size_t sha256_side_by_side;
 };
 
+// Many records in one buffer: record i is bytes starts[i] to ends[i] - 1 of data. Nothing else of data is read, so
+// there may be anything, or no memory, between two of them.
+struct Records {
+  const unsigned char* data;
+  const void *starts, *ends;
+  bool wide;           // they are int64, else uint32
+  unsigned char* out;  // digest i is bytes i * size to (i + 1) * size - 1
+  std::size_t size;
+};
+
+// Digests of records first, ..., last - 1 (docs/hashing-records.md).
+struct RecordKernels {
+  // Plain or keyed BLAKE3, as `mode` says, of records of at most a chunk, and digests of at most blake3_block_bytes. The
+  // longer records are left alone; returns how many they are.
+  std::size_t (*blake3)(const Records& records, const std::uint32_t* key, std::uint32_t mode, std::size_t first,
+                        std::size_t last);
+  // SHA-256 from the chaining value `inner`, which has absorbed nothing or, if there is an `outer` (HMAC), one block.
+  // `outer` absorbs the digest after the block that it has absorbed.
+  void (*sha256)(const Records& records, const std::uint32_t* inner, const std::uint32_t* outer, std::size_t first,
+                 std::size_t last);
+  // Digests of 8 or 16 bytes.
+  void (*siphash24)(const Records& records, const std::uint64_t* key, std::size_t first, std::size_t last);
+};
+
 // One step over arrays of one dtype, [rows, columns]; out may be adv. low and high are values of the dtype.
 struct AdversarialStep {
   const void *adv, *x, *gradient;
@@ -203,6 +227,7 @@ struct Kernels {
   NoiseKernels noise;
   ClippingKernels clipping_float32, clipping_float64, clipping_bfloat16;
   HashingKernels hashing;
+  RecordKernels records;
   AdversarialKernels adversarial;
   IntegerKernels integers;
   UpdateKernels update_float32, update_float64;
