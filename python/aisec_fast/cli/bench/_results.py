@@ -61,8 +61,13 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 def load(path: Path) -> dict[str, Any]:
     """A document from a file; CommandError if it is none, or of another format."""
+    return parse(path.read_bytes(), str(path))
+
+
+def parse(data: bytes, path: str) -> dict[str, Any]:
+    """The document that the bytes of the file ``path`` hold."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also of the encoding, and numbers beyond what Python reads
         raise CommandError(f"{path} is no JSON: {error}") from None
     if not isinstance(found, dict) or "rows" not in found or "format" not in found:
