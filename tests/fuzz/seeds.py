@@ -35,6 +35,7 @@ _MANIFESTS = (
     Manifest({}),
 )
 
+JSON = ("manifest", "results")  # parsers whose inputs are JSON
 SEEDS = {
     "checksum_file": [
         f"{_DIGEST}  name\n{_DIGEST.upper()} *binary\r\n\n# comment\n".encode(),
@@ -51,13 +52,23 @@ SEEDS = {
 
 _JSON = ["null", "true", "false", "NaN", "Infinity", "1e308", "1e-308", "5e-324", "1e999", "9" * 400, "9" * 5000]
 _JSON += ["[]", "{}", '""', "[[[[", '"\\ud800"', '"\\udcff"', '"\\u0000"', '"\\u001b[2J"']
+_KEYS = [
+    "_type",
+    "subject",
+    "dsseEnvelope",
+    "ignore_paths",
+    "resources",
+    "name",
+    "method",
+    "hash_type",
+    "allow_symlinks",
+    "digest",
+    "sha256",
+    "blake3",
+]
 WORDS = {
     "checksum_file": ["SHA256 (", "BLAKE3 (", ") = ", "\\\\", "\\n", "\\r", "  ", " *", "\0", "\r\n", _DIGEST],
-    "manifest": [
-        *_JSON,
-        *(f'"{key}"' for key in ("_type", "subject", "dsseEnvelope", "ignore_paths", "resources", "name")),
-    ]
-    + ['"method"', '"hash_type"', '"allow_symlinks"', '"digest"', '"sha256"', '"blake3"', "/../", "/./", "//", "a/a/"],
+    "manifest": [*_JSON, *(f'"{key}"' for key in _KEYS), "/../", "/./", "//", "a/a/"],
     "results": [*_JSON, *(f'"{key}"' for key in {**_ROW, **_RESULTS})],
     "arguments": ["1/", "e9", "_", "inf", "nan", "0x", "9" * 400, "٣", "²"],
     "names": ["\x1b", "\x9b", "\u202e", "\\x1b", "\\u009b", "\ufeff", "\U000e0001"],

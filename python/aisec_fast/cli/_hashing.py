@@ -43,8 +43,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads, expected 1 or more")
+    if not text.isdecimal() or len(text) > 18 or int(text) < 1:  # the kernels count in 64 bits
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no number of threads, expected 1 or more")
     return int(text)
 
 
