@@ -125,7 +125,7 @@ def test_numbers_that_are_none(command: list[str], text: str, capsys: pytest.Cap
 @pytest.mark.parametrize("text", ["0", "-1", "x", "9" * 19, "9" * 5000, "1.5", "²"])
 def test_a_number_of_threads_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AISEC_FAST_NUM_THREADS", text)
-    with pytest.raises(ValueError, match="^AISEC_FAST_NUM_THREADS is .{3,110}, expected an integer of at least 1$"):
+    with pytest.raises(ValueError, match=r"^AISEC_FAST_NUM_THREADS is .{3,110}, expected an integer of at least 1$"):
         _backends._default_threads()
 
 

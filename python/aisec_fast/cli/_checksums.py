@@ -113,7 +113,7 @@ def _lines(file: BinaryIO, end: bytes) -> Iterator[bytes | None]:
     rest, dropping = b"", False
     while block := file.read(_BLOCK):
         first, *others = block.split(end)
-        rest = b"" if dropping else rest + first
+        rest += first
         for following in others:
             yield None if dropping else rest
             rest, dropping = following, False
