@@ -93,7 +93,11 @@ def main() -> int:
         for finding in rows[-1]["findings"]:
             print(*finding.values(), sep="\n", flush=True)
     versions = record._results.versions(("atheris",))
-    path = record.write("fuzzing", {"atheris": versions.get("atheris"), "rows": rows}, time.perf_counter() - start)
+    path = record.write(
+        "-".join(["fuzzing", *arguments.parsers]),
+        {"atheris": versions.get("atheris"), "rows": rows},
+        time.perf_counter() - start,
+    )
     print("written to", path)
     return 1 if any(row["findings"] for row in rows) else 0
 
