@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def escapes_cr(tool: str, folder: Path) -> bool:
-    """coreutils before 9 and b3sum before 1.6 leave a carriage return in a name as it is, and cannot read it back."""
+    """Older versions of both leave a carriage return in a name as it is, and cannot read it back."""
     (folder / "\r").touch()
     return run(tool, "--", "\r", folder=folder).stdout.startswith(b"\\")
 
