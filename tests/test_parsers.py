@@ -114,7 +114,7 @@ def test_results_that_are_none(data: bytes, tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("command", [["hash", "x", "--max-threads"], ["epsilon", "--sample-rate"]])
 @pytest.mark.parametrize(
-    "text", ["9" * 400, "9" * 5000, "944e944", "11e9111111111111", "1/0", "nan", "-inf", "1/1e-400", "²"]
+    "text", ["9" * 400, "9" * 5000, "944e944", "11e9111111111111", "1/0", "nan", "inf", "1/1e-400", "²"]
 )
 def test_numbers_that_are_none(command: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each ends at once: 11e9111111111111 written out in full would fill any memory."""
