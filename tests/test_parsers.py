@@ -83,6 +83,7 @@ def row(**more: Any) -> bytes:
         row(ns=5e-324, quartiles=[1e308, 1e308]),  # a ratio beyond float64
         row(dtype=float("inf")),
         row(shape={}),
+        row(shape=[8.5]),
         row(shape=[10**400]),
         row(threads=-1),
         row(backend=[[]]),
