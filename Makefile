@@ -14,7 +14,7 @@ DEFINES := -C cmake.define.AISEC_WERROR=ON -C cmake.define.AISEC_CUDA=$(CUDA) \
            -C "cmake.define.AISEC_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)"
 
 .NOTPARALLEL:
-.PHONY: help demo test lint unit unit-without-jit asan tsan tidy bench bench-pytest bench-guard format clean
+.PHONY: help demo test lint unit unit-without-jit asan tsan tidy bench bench-pytest bench-guard fuzz format clean
 
 help:
 	@echo 'make demo    train a real model privately, attack it, seal it, see what it costs (a minute after the build)'
@@ -22,6 +22,7 @@ help:
 	@echo 'make bench   kernels beside peers and floor, as a page  make format  format Python and C++'
 	@echo 'make bench-guard    no kernel may need more instructions than is committed (valgrind)'
 	@echo 'make asan    all tests under AddressSanitizer + UBSan  make tsan    the threaded tests under ThreadSanitizer'
+	@echo 'make fuzz    the parsers under a coverage-guided fuzzer, SECONDS=60 for each'
 	@echo 'make tidy    clang-tidy                                make clean   remove .venv and build'
 
 # torch first and by pip: pulled in by another package, or by another installer, it brings gigabytes of CUDA.
@@ -116,6 +117,15 @@ bench-guard: $(READY)
 
 format: $(READY)
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet . ; $(BIN)/clang-format -i $(CPP)
+
+# Coverage-guided, every parser of what others wrote. SECONDS=600 is what benchmarks/evidence/results/ has.
+FUZZED := checksum_file manifest results arguments names
+SECONDS ?= 60
+fuzz: $(READY)
+	@$(BIN)/python -m pip install --quiet --group fuzz
+	@for parser in $(FUZZED); do echo "-- $$parser"; mkdir -p build/fuzz; \
+	  $(BIN)/python tests/fuzz/fuzz.py $$parser build/fuzz/$$parser -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 \
+	    -max_len=16384 -verbosity=0 -artifact_prefix=build/fuzz/ || exit 1; done
 
 clean:
 	rm -rf $(VENV) build

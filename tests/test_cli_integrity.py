@@ -17,7 +17,7 @@ import blake3 as peer
 import pytest
 
 from aisec_fast.cli import _hashing, _output, main
-from aisec_fast.cli.hash import line
+from aisec_fast.cli._checksums import format_line
 from aisec_fast.hashing import _files
 from aisec_fast.integrity import Manifest
 
@@ -137,12 +137,16 @@ def test_hash_as_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+def line(name: str, *, terminal: bool) -> str:
+    return format_line(name, b"\0", "sha256", terminal=terminal)
+
+
 def test_no_name_steers_a_terminal() -> None:
-    assert line("a b", "00", terminal=True) == line("a b", "00", terminal=False) == "00  a b\n"
-    assert line("a\x1b[2J\x7f\u202eb", "00", terminal=True) == "\\00  a\\x1b[2J\\x7f\\u202eb\n"
-    assert line(os.fsdecode(b"\xff\xc2\x9b"), "00", terminal=True) == "\\00  \\xff\\u009b\n"
-    assert line("a\rb\\c\nd", "00", terminal=False) == "\\00  a\\rb\\\\c\\nd\n"
-    assert line("a\x1bb", "00", terminal=False) == "00  a\x1bb\n"  # a pipe gets the name as it is, as from sha256sum
+    assert line("a b", terminal=True) == line("a b", terminal=False) == "00  a b\n"
+    assert line("a\x1b[2J\x7f\u202eb", terminal=True) == "\\00  a\\x1b[2J\\x7f\\u202eb\n"
+    assert line(os.fsdecode(b"\xff\xc2\x9b"), terminal=True) == "\\00  \\xff\\u009b\n"
+    assert line("a\rb\\c\nd", terminal=False) == "\\00  a\\rb\\\\c\\nd\n"
+    assert line("a\x1bb", terminal=False) == "00  a\x1bb\n"  # a pipe gets the name as it is, as from sha256sum
     assert _output.printable_name("a\\nb\nü\U0001f600\U000e0001") == "a\\\\nb\\nü\U0001f600\\U000e0001"
     assert _output.printable("line\nline\x1b") == "line\nline\\x1b"
 

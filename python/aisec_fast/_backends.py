@@ -154,8 +154,10 @@ def register_hashers(*types: type) -> None:
 def _default_threads() -> int:
     wanted = os.environ.get("AISEC_FAST_NUM_THREADS")
     if wanted:
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise ValueError(f"AISEC_FAST_NUM_THREADS is {wanted!r}, expected an integer of at least 1")
+        if (
+            not wanted.isdecimal() or len(wanted) > 18 or int(wanted) < 1
+        ):  # more digits fit no kernel, or not even int()
+            raise ValueError(f"AISEC_FAST_NUM_THREADS is {wanted[:100]!r}, expected an integer of at least 1")
         return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -171,7 +173,10 @@ def get_num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Let calls use at most ``n`` CPU threads, any ``n >= 1`` (more than cores is allowed). Results do not depend on it."""
     global _threads
-    _threads = _checks.whole(n, "n", least=1)
+    number = _checks.whole(n, "n", least=1)
+    if number >= 2**63:
+        raise ValueError(f"n is {number}, expected at most {2**63 - 1}")
+    _threads = number
     _core()
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -76,7 +76,7 @@ class Manifest:
         """Check everything, and keep copies that the caller does not hold."""
         _check_algorithm(self.algorithm, "algorithm")
         ignored = _checked_ignore(self.ignore, "ignore")
-        left_out = frozenset(ignored)
+        left_out = _Ignored(ignored)
         for index, (name, digest) in enumerate(self.digests.items()):
             _check_name(name, left_out, f"name {index}")
             _check_bytes(digest, DIGEST_SIZES[self.algorithm], f"digest of {name!r}")
@@ -121,7 +121,7 @@ class Manifest:
         ignored = _checked_ignore(list(_files.ignored_names(ignore)), "ignore")
         files = _files.regular_files(path, ignore=ignored, allow_symlinks=allow_symlinks)
         for found in files:  # before the hours of hashing, not after them
-            _check_name(found.name, (), "name of a file")
+            _check_name(found.name, _Ignored(()), "name of a file")
         digests = _files.hash_found(files, algorithm, max_threads=max_threads, progress=progress)
         names = (found.name for found in files)
         return cls(dict(zip(names, digests, strict=True)), algorithm, _model_name(path), ignored, allow_symlinks)
@@ -205,9 +205,9 @@ class Manifest:
             ValueError: ``ignore`` would hide a listed file.
         """
         ignored = _files.ignored_names(ignore)
-        left_out = frozenset(ignored)
+        left_out = _Ignored(ignored)
         for name in self.digests:
-            if _is_ignored(name, left_out):
+            if name in left_out:
                 raise ValueError(f"ignore covers {name!r}, which the manifest lists, expected paths outside of it")
         found = _files.scan(path, ignore=(*self.ignore, *ignored), allow_symlinks=self.allow_symlinks)
         present = {entry.name: entry for entry in found}
@@ -240,8 +240,11 @@ def _bad(field: str, value: object, expected: str, kind: type[ValueError] = Mani
     shown = (
         repr(value) if isinstance(value, (str, bytes, bool, int, float, type(None))) else f"a {type(value).__name__}"
     )
-    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
-    raise kind(f"{field} is {shown}, expected {expected}")
+    raise kind(f"{field} is {_shortened(shown)}, expected {expected}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _check_text(value: object, field: str) -> str:
@@ -254,12 +257,12 @@ def _check_text(value: object, field: str) -> str:
     return value
 
 
-def _check_name(value: object, ignored: Collection[str], field: str) -> str:
+def _check_name(value: object, ignored: _Ignored, field: str) -> str:
     name = _check_text(value, field)
     # Also absolute ("" comes first), and what another reader might take for another file.
     if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         _bad(field, name, 'a path inside the folder, relative to it, without empty parts, "." and ".."')
-    if _is_ignored(name, ignored):
+    if name in ignored:
         _bad(field, name, "a path that is not ignored at the same time")
     return name
 
@@ -269,10 +272,22 @@ def _check_bytes(value: object, size: int, field: str) -> None:
         _bad(field, value, f"{size} bytes")
 
 
-def _is_ignored(name: str, ignored: Collection[str]) -> bool:
-    """Whether a name or a folder above it is ignored; ``ignored`` should be a set."""
-    parts = name.split("/")
-    return any("/".join(parts[:count]) in ignored for count in range(1, len(parts) + 1))
+class _Ignored:
+    """The paths that are ignored, ready to be asked for any name."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.paths = frozenset(paths)
+        # A name is cut only where an ignored path could end: a name of very many parts would take hours otherwise.
+        self.lengths = sorted({len(path) for path in self.paths})
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a name or a folder above it is ignored."""
+        for length in self.lengths:
+            if length > len(name):
+                return False
+            if name[length : length + 1] in ("/", "") and name[:length] in self.paths:
+                return True
+        return False
 
 
 def _checked_ignore(value: object, field: str) -> tuple[str, ...]:
@@ -281,7 +296,7 @@ def _checked_ignore(value: object, field: str) -> tuple[str, ...]:
     try:
         ignored = _files.ignored_names(value)
     except (TypeError, ValueError) as error:
-        raise ManifestError(f"{field}: {error}") from None
+        raise ManifestError(f"{field}: {_shortened(str(error))}") from None
     for name in ignored:
         _check_text(name, field)
     return ignored
@@ -311,7 +326,7 @@ def _json(data: bytes) -> object:
         # Readers differ in which of two equal keys they take; so may what was signed and what is checked.
         if len(found := dict(pairs)) < len(pairs):
             double = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            raise ManifestError(f"key {double!r} stands twice in one object, expected once")
+            raise ManifestError(f"key {_shortened(repr(double))} stands twice in one object, expected once")
         return found
 
     try:
@@ -352,7 +367,7 @@ def _resources(value: object, algorithm: str, ignored: Sequence[str]) -> dict[st
     if not isinstance(value, list):
         _bad("predicate.resources", value, "a list")
     digests: dict[str, bytes] = {}
-    left_out = frozenset(ignored)
+    left_out = _Ignored(ignored)
     for index, item in enumerate(value):
         field = f"predicate.resources[{index}]"
         resource = _object(item, field)

@@ -22,7 +22,7 @@ AISEC_DECLARE(avx512)
 namespace sse41 {
 HashingKernels hashing_kernels(bool);
 RecordKernels record_kernels(bool);
-}
+}  // namespace sse41
 #endif
 
 namespace {

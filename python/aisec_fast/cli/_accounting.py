@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from fractions import Fraction
 from typing import Any
 
 from aisec_fast import accounting
@@ -86,7 +85,12 @@ def steps_of(epochs: float, sample_rate: float) -> int:
 
 
 def _number(text: str) -> float:
+    # Not by Fraction: it would write out 1e999999999 in full.
+    numerator, slash, denominator = text.partition("/")
     try:
-        return float(Fraction(text))
+        number = float(numerator) / float(denominator) if slash else float(numerator)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number, expected 0.01 or 256/60000") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no number, expected 0.01 or 256/60000")
+    return number

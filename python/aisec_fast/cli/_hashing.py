@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from ..hashing._files import DIGEST_SIZES, Progress
+from .._backends import get_num_threads
+from ..hashing._files import DIGEST_SIZES, Progress, hashers
+from ._output import CommandError
 
 
 def add_algorithm(parser: argparse.ArgumentParser, default: str) -> None:
@@ -39,8 +43,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads, expected 1 or more")
+    if not text.isdecimal() or len(text) > 18 or int(text) < 1:  # the kernels count in 64 bits
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no number of threads, expected 1 or more")
     return int(text)
 
 
@@ -70,3 +74,37 @@ def inside(file: str, folder: str) -> str | None:
     root, place = Path(os.path.realpath(folder)), Path(file)
     place = Path(os.path.realpath(place.parent)) / place.name
     return place.relative_to(root).as_posix() if place != root and place.is_relative_to(root) else None
+
+
+def standard_input() -> BinaryIO:
+    """Its bytes; OSError if whoever started us has closed it."""
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed", "-")
+    return sys.stdin.buffer
+
+
+def hash_standard_input(algorithm: str, max_threads: int | None) -> bytes | OSError:
+    """The digest of all that is left of it, or what went wrong."""
+    hasher = hashers(algorithm)(max_threads or get_num_threads())
+    try:
+        file = standard_input()
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    except OSError as error:
+        return error
+    digest: bytes = hasher.digest()
+    return digest
+
+
+def reason(error: OSError) -> str:
+    """What went wrong, without the name that stands beside it."""
+    return error.strerror or str(error)
+
+
+def print_names(text: str) -> None:
+    """Print lines with names of files, which go out as the bytes that they are on the disk."""
+    if sys.stdout is None:
+        raise CommandError("standard output is closed")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(text))
+    sys.stdout.buffer.flush()

@@ -6,7 +6,6 @@ import contextlib
 import datetime as dt
 import importlib.metadata
 import json
-import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from ._measure import Skipped
 FORMAT = 1
 KEY = ("family", "operation", "shape", "dtype", "backend", "instruction_set", "device", "threads")
 _PACKAGES = ("numpy", "numba", "torch", "dp-accounting", "blake3", "opacus", "opendp", "torchattacks")
+_LEAST, _MOST = 1e-6, 1e18  # ns: no time lies beyond, and the ratio of two within is a plain number
 _SLOWER = 1.10  # ratio of medians above which, with quartiles apart, a row counts as slower
 
 
@@ -61,23 +61,28 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 def load(path: Path) -> dict[str, Any]:
     """A document from a file; CommandError if it is none, or of another format."""
+    return parse(path.read_bytes(), str(path))
+
+
+def parse(data: bytes, path: str) -> dict[str, Any]:
+    """The document that the bytes of the file ``path`` hold."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also of the encoding, and numbers beyond what Python reads
         raise CommandError(f"{path} is no JSON: {error}") from None
     if not isinstance(found, dict) or "rows" not in found or "format" not in found:
         raise CommandError(f"{path} holds no benchmark results: expected the file that aisec-fast bench --json writes")
     if found["format"] != FORMAT:
-        raise CommandError(f"{path} has results of format {found['format']}, expected {FORMAT}: measure again")
+        raise CommandError(f"{path} has results of format {_short(found['format'])}, expected {FORMAT}: measure again")
     try:
         for row in found["rows"]:
             _check(row)
         for what in ("version", "commit", "date"):
-            found[what] = str(found[what])
-        str(found["machine"]["model"])
+            _check_text(found[what])
+        _check_text(found["machine"]["model"])
     except (TypeError, KeyError, ValueError) as error:
         raise CommandError(
-            f"{path} holds benchmark results that were not written by aisec-fast bench: {error!r}"
+            f"{path} holds benchmark results that were not written by aisec-fast bench: {_short(error)}"
         ) from None
     return found
 
@@ -85,12 +90,31 @@ def load(path: Path) -> dict[str, Any]:
 def _check(row: dict[str, Any]) -> None:
     """Raise unless ``compare`` can read the row: a time that is no time must not pass for a fast one."""
     for time in (row["ns"], *row["quartiles"]):
-        if isinstance(time, bool) or not isinstance(time, (int, float)) or not 0 < time < math.inf:
-            raise ValueError(f"a time is {time!r}")
+        if isinstance(time, bool) or not isinstance(time, (int, float)) or not _LEAST < time < _MOST:
+            raise ValueError(f"a time is {_short(time)}")
     if len(row["quartiles"]) != 2 or not isinstance(row["busy"], bool):
         raise ValueError("quartiles or busy")
-    hash(_key(row))
-    [f"{extent:d}" for extent in (*row["shape"], row["threads"])]
+    for key in KEY:
+        if key not in ("shape", "threads"):
+            _check_text(row[key])
+    if not isinstance(row["shape"], list):
+        raise TypeError(f"a shape is {_short(row['shape'])}")
+    for extent in (*row["shape"], row["threads"]):
+        if type(extent) is not int or not 0 <= extent < 2**63:
+            raise ValueError(f"an extent or a number of threads is {_short(extent)}")
+
+
+def _check_text(value: object) -> None:
+    if not isinstance(value, (str, type(None))):
+        raise TypeError(f"a name is {_short(value)}")
+
+
+def _short(value: object) -> str:
+    """What stands in a file, or what is wrong with it, for a message: never all of a large one."""
+    if isinstance(value, (dict, list)):  # maybe nested deeper than repr goes
+        return f"a {type(value).__name__}"
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
