@@ -13,7 +13,8 @@ from .. import _arrays, _checks
 from .._backends import Backend, choose_host
 from .._reference.hashing import BLOCK, IV, KEYED_HASH
 from ._columns import Records, records_of
-from ._hashers import FRESH_SHA256, Bytes, as_bytes, blake3, sha256
+from ._hashers import Bytes, as_bytes, blake3, sha256
+from ._portable import FRESH_SHA256
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -7,7 +7,7 @@
 
 #include "kernels/lanes.hpp"
 
-#if defined(__AVX2__)
+#if defined(__SSE4_1__)
 #include <immintrin.h>
 #endif
 
@@ -35,7 +35,7 @@ inline std::uint64_t few_bytes(const unsigned char* bytes, std::size_t size) {
          std::uint64_t{bytes[size - 1]} << (8 * (size - 1));
 }
 
-#if defined(__AVX2__)
+#if defined(__SSE4_1__)
 // Vectors that take the place of others when a window is moved over them.
 alignas(64) constexpr unsigned char shift_bytes[32] = {0,    1,    2,    3,    4,    5,    6,    7,    8,    9,    10,
                                                        11,   12,   13,   14,   15,   0x80, 0x80, 0x80, 0x80, 0x80, 0x80,
@@ -89,6 +89,10 @@ inline void load_block(Block& block, const unsigned char* bytes, std::size_t siz
   load_quarters(quarter, bytes, size);
   block.part[0] = reinterpret_cast<Lanes>(_mm256_set_m128i(quarter[1], quarter[0]));
   block.part[1] = reinterpret_cast<Lanes>(_mm256_set_m128i(quarter[3], quarter[2]));
+#elif defined(__SSE4_1__)
+  __m128i quarter[4];
+  load_quarters(quarter, bytes, size);
+  std::memcpy(&block, quarter, sizeof block);
 #else
   block = Block{};
   if (size > 0) std::memcpy(&block, bytes, size);
