@@ -232,6 +232,17 @@ def test_what_is_no_column(data: Any, error: type[Exception], message: str) -> N
         hash_records(data)
 
 
+def test_what_lies_under_a_null_is_not_looked_at() -> None:
+    """Arrow leaves it undefined: here a view into a buffer that is not there, and an index beyond the dictionary."""
+    first_only = pa.py_buffer(b"\1")
+    views = np.array([[3, int.from_bytes(b"abc", "little"), 0, 0], [50, 0, 9, 2**30]], np.int32)
+    column = pa.Array.from_buffers(pa.string_view(), 2, [first_only, pa.py_buffer(views)])
+    assert hash_records(column, nulls="zero").tobytes() == digests(["abc", None])
+    codes = pa.Array.from_buffers(pa.int32(), 2, [first_only, pa.py_buffer(np.array([0, 2**30], np.int32))])
+    column = pa.DictionaryArray.from_arrays(codes, pa.array(["abc", None, "x"]), safe=False)
+    assert hash_records(column, nulls="zero").tobytes() == digests(["abc", None])
+
+
 def test_damaged_columns() -> None:
     falling = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.py_buffer(np.array([0, 5, 3], np.int32)), pa.py_buffer(b"abcdef")]
