@@ -109,6 +109,10 @@ def test_a_dictionary_larger_than_its_column() -> None:
     assert hash_records(column).tobytes() == digests([VALUES[5], VALUES[2]])
 
 
+def test_a_column_of_no_chunks() -> None:
+    assert hash_records(pa.chunked_array([], pa.string()), digest_size=7).shape == (0, 7)
+
+
 def test_nulls_alone() -> None:
     assert hash_records(pa.nulls(3), nulls="zero").tobytes() == bytes(96)
     assert hash_records(pl.Series([None, None]), nulls="zero").tobytes() == bytes(64)
