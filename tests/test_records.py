@@ -87,6 +87,7 @@ SIZES: dict[str, list[int]] = {
     "none": [],
 }
 if WITHOUT_JIT:
+    CASES = CASES[::3]
     SIZES = {"some": [*range(10), 31, 55, 56, 63, 64, 65, 119, 120, 129, 1030], "none": []}
 
 
@@ -151,7 +152,9 @@ def test_offsets_of_any_stride_and_alignment() -> None:
 
 
 def test_threads_do_not_matter(kernels: str, threads: Any) -> None:
-    sizes = np.random.default_rng(4).integers(0, 70, 300 if WITHOUT_JIT else 20_000)
+    if WITHOUT_JIT:
+        pytest.skip("minutes for as many records as threads share")
+    sizes = np.random.default_rng(4).integers(0, 70, 20_000)
     sizes[::5000] = 3000
     offsets, _ = cut(sizes.tolist())
     for algorithm, key, size in (("blake3", KEY, 32), ("hmac-sha256", KEY, 32), ("siphash24", KEY[:16], 8)):

@@ -109,6 +109,10 @@ def test_a_dictionary_larger_than_its_column() -> None:
     assert hash_records(column).tobytes() == digests([VALUES[5], VALUES[2]])
 
 
+def test_a_column_of_no_chunks() -> None:
+    assert hash_records(pa.chunked_array([], pa.string()), digest_size=7).shape == (0, 7)
+
+
 def test_nulls_alone() -> None:
     assert hash_records(pa.nulls(3), nulls="zero").tobytes() == bytes(96)
     assert hash_records(pl.Series([None, None]), nulls="zero").tobytes() == bytes(64)
@@ -230,6 +234,17 @@ def test_many_views_in_many_buffers() -> None:
 def test_what_is_no_column(data: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         hash_records(data)
+
+
+def test_what_lies_under_a_null_is_not_looked_at() -> None:
+    """Arrow leaves it undefined: here a view into a buffer that is not there, and an index beyond the dictionary."""
+    first_only = pa.py_buffer(b"\1")
+    views = np.array([[3, int.from_bytes(b"abc", "little"), 0, 0], [50, 0, 9, 2**30]], np.int32)
+    column = pa.Array.from_buffers(pa.string_view(), 2, [first_only, pa.py_buffer(views)])
+    assert hash_records(column, nulls="zero").tobytes() == digests(["abc", None])
+    codes = pa.Array.from_buffers(pa.int32(), 2, [first_only, pa.py_buffer(np.array([0, 2**30], np.int32))])
+    column = pa.DictionaryArray.from_arrays(codes, pa.array(["abc", None, "x"]), safe=False)
+    assert hash_records(column, nulls="zero").tobytes() == digests(["abc", None])
 
 
 def test_damaged_columns() -> None:

@@ -21,7 +21,7 @@ using namespace aisec_fast;
 
 namespace {
 
-constexpr std::size_t samples = 16384, rows = 16, columns = 5000, chunks = 64;
+constexpr std::size_t samples = 16384, rows = 16, columns = 5000, chunks = 64, records = 1024;
 
 // The same numbers on every machine, about as spread as a standard normal.
 template <class T>
@@ -48,6 +48,13 @@ struct Inputs {
   NoiseCall noise{{1, 2, 3, 4, 5, 6, 7, 8}, 1048576.0, 0x1p-20, Generator::chacha};
   std::vector<unsigned char> bytes = std::vector<unsigned char>(chunks * 1024, 7);
   std::vector<std::uint32_t> hashes = std::vector<std::uint32_t>(chunks * 8);
+  std::vector<std::uint32_t> places = [] {  // of records of 16 to 32 bytes
+    std::vector<std::uint32_t> made{0};
+    while (made.size() <= records) made.push_back(made.back() + 16 + static_cast<std::uint32_t>(made.size() % 17));
+    return made;
+  }();
+  std::vector<unsigned char> digests = std::vector<unsigned char>(32 * records);
+  Records column{bytes.data(), places.data(), places.data() + 1, false, digests.data(), 32};
   std::vector<float> adv = x, gradient = values<float>(rows * columns);
   std::vector<float> lengths = std::vector<float>(rows * columns, 1.0f);
   AdversarialStep step{adv.data(), x.data(), gradient.data(), out.data(), columns, 0.01, 0.03, -10.0, 10.0};
@@ -95,6 +102,15 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
        }},
       {"sha256_blocks",  // valgrind's processor has no SHA instructions: the portable text
        [&](const Kernels& k) { k.hashing.sha256_blocks(in.hashes.data(), in.bytes.data(), in.bytes.size() / 64); }},
+      {"records_blake3", [&](const Kernels& k) { k.records.blake3(in.column, in.noise.key, 16, 0, records); }},
+      {"records_hmac_sha256",
+       [&](const Kernels& k) { k.records.sha256(in.column, in.noise.key, in.hashes.data(), 0, records); }},
+      {"records_siphash24",
+       [&](const Kernels& k) {
+         Records tags = in.column;
+         tags.size = 8;
+         k.records.siphash24(tags, in.words.data(), 0, records);
+       }},
       {"linf_float32", [&](const Kernels& k) { k.adversarial.linf_float32(in.step, 0, rows * columns); }},
       {"l2_float32", [&](const Kernels& k) { k.adversarial.l2_float32(in.step, 0, rows); }},
       {"gram_squares",
