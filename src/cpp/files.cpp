@@ -47,6 +47,7 @@ constexpr std::size_t small_for_a_thread = 8;  // fewer small files are not wort
 constexpr std::size_t at_once_bytes = std::size_t{1} << 18,
                       at_once_files = 16;  // up to here a thread costs more than it saves
 
+constexpr int attempts = 3;  // to open a file when there is no descriptor left, and none of them is ours
 constexpr auto nap = std::chrono::milliseconds(1);  // between two looks for a free descriptor
 constexpr auto idle = std::chrono::milliseconds(5);
 
@@ -206,7 +207,7 @@ class FileHashing::Run {
                      [this](std::size_t a, std::size_t b) { return files_[a].size > files_[b].size; });
     unfinished_ = large_.size();
     units += small_.size() / small_for_a_thread + (small_.size() % small_for_a_thread != 0);
-    workers_ = static_cast<std::size_t>(std::min<std::uint64_t>(threads, units));
+    workers_ = static_cast<std::size_t>(std::clamp<std::uint64_t>(units, 1, threads));
     most_open_ = workers_ * (digest == FileDigest::sha256 ? lanes_ : 1);
     last_ones_ = digest == FileDigest::sha256 ? 3 * most_open_ : 0;
     start();
@@ -264,10 +265,10 @@ class FileHashing::Run {
   }
 
   void work() {
-    std::vector<unsigned char> memory(memory_bytes + most_lanes * lane_gap + 2 * slack);
+    const auto memory = std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack);
     while (!stop_.load(std::memory_order_relaxed)) {
-      if (digest_ == FileDigest::sha256 ? turn_at_streams(memory.data()) : turn_at_a_tree(memory.data())) continue;
-      if (some_small(memory.data())) continue;
+      if (digest_ == FileDigest::sha256 ? turn_at_streams(memory.get()) : turn_at_a_tree(memory.get())) continue;
+      if (some_small(memory.get())) continue;
       std::unique_lock lock(mutex_);
       if (unfinished_ == 0) return;
       changed_.wait_for(lock, idle);
@@ -287,14 +288,19 @@ class FileHashing::Run {
   Opening open(std::size_t index, OpenFile& file) {
     constexpr int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;  // never waits for the other end of a FIFO
     const FileToHash& wanted = files_[index];
-    const bool others = open_files_.load() > 0;
     file.index = index;
-    file.descriptor =
-        wanted.root == named ? ::open(wanted.place, flags) : open_beneath(wanted.root, wanted.place, flags);
-    if (file.descriptor < 0) {
-      if (others && (errno == EMFILE || errno == ENFILE)) return Opening::no_descriptor;
-      fail(index, FileOutcome::failed, static_cast<std::uint64_t>(errno));
-      return Opening::failed;
+    for (int alone = 0;;) {
+      const bool others = open_files_.load() > 0;
+      file.descriptor =
+          wanted.root == named ? ::open(wanted.place, flags) : open_beneath(wanted.root, wanted.place, flags);
+      if (file.descriptor >= 0) break;
+      const bool none_left = errno == EMFILE || errno == ENFILE;
+      if (none_left && others) return Opening::no_descriptor;
+      if (!none_left || ++alone == attempts) {
+        fail(index, FileOutcome::failed, static_cast<std::uint64_t>(errno));
+        return Opening::failed;
+      }
+      std::this_thread::sleep_for(nap);  // another worker may have been about to be counted
     }
     open_files_.fetch_add(1);
     if (fstat(file.descriptor, &file.before) != 0)
