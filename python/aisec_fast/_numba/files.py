@@ -134,7 +134,7 @@ class _Run:
         self.large = deque(sorted(large, key=lambda index: -sizes[index]))
         self.workers = min(threads, len(self.large) + bool(self.small))
         self.done = [0] * self.workers  # bytes; each worker writes to its own
-        self.open = [False] * self.workers  # whether it holds a descriptor
+        self.open = [False] * self.workers  # whether it holds a descriptor, or is about to
         self.stop = threading.Event()
         self.told = time.monotonic()
 
@@ -210,8 +210,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _opened(self, index: int, worker: int) -> Iterator[tuple[int, os.stat_result]]:
-        descriptor = self._descriptor(index)
-        self.open[worker] = True
+        descriptor = self._descriptor(index, worker)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -221,16 +220,18 @@ class _Run:
             os.close(descriptor)
             self.open[worker] = False
 
-    def _descriptor(self, index: int) -> int:
+    def _descriptor(self, index: int, worker: int) -> int:
         """Waits where there is no descriptor left but another worker has one."""
         root, place = self.roots[index], self.places[index]
         alone = 0
         while True:
             others = any(self.open)
+            self.open[worker] = True
             try:
                 return os.open(place, TO_READ) if root < 0 else open_beneath(root, place, TO_READ)
             except OSError as error:
-                alone += not others  # another worker may have been about to be counted
+                self.open[worker] = False
+                alone += not others and not any(self.open)
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or alone == _ATTEMPTS:
                     raise
             if self.stop.wait(_NAP):
