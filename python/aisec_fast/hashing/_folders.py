@@ -7,6 +7,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import repeat
 from pathlib import PurePosixPath
 from typing import NamedTuple, TypeAlias
 
@@ -20,6 +22,7 @@ PASS_THROUGH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXE
 # Never waits for the other end of a FIFO that took a file's place.
 TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
+_KIND = stat.S_IFMT(0xFFFF)  # the bits of a mode that say what it is
 _KINDS = {
     stat.S_IFREG: "a regular file",
     stat.S_IFDIR: "a directory",
@@ -68,6 +71,9 @@ class Found(NamedTuple):
         """Why it cannot be hashed, if it is no regular file."""
         more = f" ({_ASK})" if self.note == _ASK else f". {self.note}" if self.note else ""
         return UnsupportedFileError(errno.EINVAL, f"is {self.kind}, expected a regular file{more}", self.path)
+
+
+_new: Callable[[tuple[str, int, int, str, str, str]], Found] = partial(tuple.__new__, Found)
 
 
 def text_path(path: StrPath, argument: str = "path") -> str:
@@ -159,7 +165,8 @@ class _Scan:
 
     def results(self) -> list[Found]:
         """All of it."""
-        found, pending = [], [""]
+        found: list[Found] = []
+        pending = [""]
         while pending:
             folder = pending.pop()
             try:
@@ -173,13 +180,15 @@ class _Scan:
             for index, number in errors:
                 if names[index] not in self.left_out:
                     self._tell(number, names[index])
-            here = [
-                self._link(name, size, mode) if stat.S_ISLNK(mode) else Found(name, size, mode, self.root)
-                for name, size, mode in zip(names, sizes, modes, strict=True)
-                if mode and not (self.left_out and name in self.left_out)
-            ]
+            # Millions of entries: no function of Python runs for each of them.
+            here: Iterable[Found] = map(_new, zip(names, sizes, modes, repeat(self.root), repeat(""), repeat("")))
+            if self.left_out or errors:
+                here = filter(lambda entry: entry.mode and entry.name not in self.left_out, here)
+            if any(mode & _KIND == stat.S_IFLNK for mode in modes):
+                here = (self._link(entry) if entry.mode & _KIND == stat.S_IFLNK else entry for entry in here)
+            first = len(found)
             found += here
-            pending += [entry.name for entry in here if stat.S_ISDIR(entry.mode)]
+            pending += [entry[0] for entry in found[first:] if entry[2] & _KIND == stat.S_IFDIR]
         return sorted(found, key=lambda entry: order(entry[0]))
 
     def _tell(self, number: int, name: str) -> None:
@@ -189,9 +198,9 @@ class _Scan:
             raise error
         self.on_error(error)
 
-    def _link(self, name: str, size: int, mode: int) -> Found:
+    def _link(self, entry: Found) -> Found:
         """A link as what it leads to, if that is allowed and is no folder and lies inside."""
-        found = Found(name, size, mode, self.root, note=_ASK)
+        found = entry._replace(note=_ASK)
         if not self.allow_symlinks:
             return found
         try:
@@ -207,16 +216,13 @@ class _Scan:
         status = os.stat(place, dir_fd=self.descriptor, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode):
             return found._replace(note=_NO_FILE)
-        return Found(name, status.st_size, status.st_mode, self.root, place)
+        return Found(entry.name, status.st_size, status.st_mode, self.root, place)
 
 
 def regular_files(path: StrPath, *, ignore: Iterable[str] = (), allow_symlinks: bool = False) -> list[Found]:
     """All files of a folder, in order; UnsupportedFileError if something else than files and folders is there."""
-    files = []
-    for found in scan(path, ignore=ignore, allow_symlinks=allow_symlinks):
-        kind = stat.S_IFMT(found.mode)
-        if kind == stat.S_IFREG:
-            files.append(found)
-        elif kind != stat.S_IFDIR:
-            raise found.refusal()
-    return files
+    found = scan(path, ignore=ignore, allow_symlinks=allow_symlinks)
+    for entry in found:
+        if entry[2] & _KIND not in (stat.S_IFREG, stat.S_IFDIR):
+            raise entry.refusal()
+    return [entry for entry in found if entry[2] & _KIND == stat.S_IFREG]
