@@ -627,7 +627,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
 
 @in_python
 @pytest.mark.parametrize("max_threads", [1, 2])
-@pytest.mark.parametrize("what", ["grows", "shrinks", "is touched"])
+@pytest.mark.parametrize("what", ["grows", "shrinks", "is touched", "has another mode"])
 def test_a_file_that_changes_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, max_threads: int
 ) -> None:
@@ -640,7 +640,10 @@ def test_a_file_that_changes_while_it_is_read(
                 file.write(b"more")
         elif what == "shrinks":
             os.truncate(path, 2 << 20)
-        os.utime(path, ns=(1, 1))
+        if what == "has another mode":  # seen by the change time alone
+            path.chmod(0o600)
+        else:
+            os.utime(path, ns=(1, 1))
 
     Recorder(monkeypatch, change)
     with pytest.raises(FileChangedError, match=r"changed while it was read: .*/file'"):
@@ -679,12 +682,12 @@ def test_a_size_that_changed_since_the_scan_is_no_error(tmp_path: Path, algorith
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "grows": lambda path: os.truncate(path, (1 << 29) + 1),
+    "grows": lambda path: os.truncate(path, (1 << 28) + 1),
     "shrinks": lambda path: os.truncate(path, 1 << 20),
     "is touched": lambda path: os.utime(path, ns=(1, 1)),
     "is written to, its time set back": lambda path: (
         path.write_bytes(b""),
-        os.truncate(path, 1 << 29),
+        os.truncate(path, 1 << 28),
         put_back(path),
     ),
     "is replaced": lambda path: (path.with_name("new").touch(), path.with_name("new").rename(path)),
@@ -704,7 +707,7 @@ def test_a_file_that_changes_while_it_is_read_natively(
     """Long enough for progress to be called before its end, and short enough for a test."""
     path = tmp_path / "file"
     path.touch()
-    os.truncate(path, 1 << 29)
+    os.truncate(path, 1 << 28)
     put_back(path)
     monkeypatch.setattr(_files, "_TICK", 0.0)
     changed = False
