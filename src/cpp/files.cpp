@@ -2,12 +2,10 @@
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <condition_variable>
 #include <csignal>
 #include <cstring>
@@ -15,19 +13,19 @@
 #include <exception>
 #include <mutex>
 #include <optional>
-#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "aisec_fast/hashing_state.hpp"
-#include "folders.hpp"
+#include "file_reader.hpp"
 #include "hashing.hpp"
 #include "instruction_sets.hpp"
+#include "sha256_messages.hpp"
 
 namespace aisec_fast {
 namespace {
 
-constexpr std::size_t digest_bytes = 32, sha256_block = 64;
+constexpr std::size_t digest_bytes = 32;
 constexpr std::uint32_t initial_words[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                                             0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};  // of both functions
 
@@ -38,100 +36,15 @@ constexpr std::size_t small_together = 64;                 // and so many are ta
 constexpr std::size_t slack = 2 * sha256_block;            // behind the bytes of a file: one more, or SHA-256's padding
 // Neighbouring streams must not fall on the same lines of the first-level cache.
 constexpr std::size_t lane_gap = 4096 + 64;
-constexpr std::size_t most_lanes = 16;
 constexpr std::size_t piece_bytes = std::size_t{1} << 20;  // of a BLAKE3 tree: what workers share
 constexpr std::size_t piece_chunks = piece_bytes / blake3_chunk_bytes;
 constexpr std::size_t block_bytes = std::size_t{1} << 17;  // of a piece, read at a time
 constexpr std::size_t block_chunks = block_bytes / blake3_chunk_bytes;
 constexpr std::size_t small_for_a_thread = 8;  // fewer small files are not worth another thread
-constexpr std::size_t at_once_bytes = std::size_t{1} << 18,
-                      at_once_files = 16;  // up to here a thread costs more than it saves
+constexpr std::size_t at_once_bytes = std::size_t{1} << 18, at_once_files = 16;  // less is not worth a thread
 
-constexpr int attempts = 3;  // to open a file when there is no descriptor left, and none of them is ours
 constexpr auto nap = std::chrono::milliseconds(1);  // between two looks for a free descriptor
 constexpr auto idle = std::chrono::milliseconds(5);
-
-struct timespec modified(const struct stat& status) {
-#if defined(__APPLE__)
-  return status.st_mtimespec;
-#else
-  return status.st_mtim;
-#endif
-}
-
-struct timespec changed_at(const struct stat& status) {
-#if defined(__APPLE__)
-  return status.st_ctimespec;
-#else
-  return status.st_ctim;
-#endif
-}
-
-bool same(const struct timespec& a, const struct timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
-
-std::uint64_t size_of(const struct stat& status) { return static_cast<std::uint64_t>(status.st_size); }
-
-// A regular file that is open.
-struct OpenFile {
-  std::size_t index;
-  int descriptor;
-  struct stat before;
-
-  std::uint64_t size() const { return size_of(before); }
-};
-
-// A message, or the part of one that is in memory.
-struct Stretch {
-  std::uint32_t* state;
-  const unsigned char* data;
-  std::size_t blocks;
-};
-
-// Puts SHA-256's padding behind the last `size` bytes of a message of `total`; returns how many blocks they are then.
-std::size_t pad(unsigned char* bytes, std::size_t size, std::uint64_t total) {
-  const std::size_t blocks = (size + 8) / sha256_block + 1;
-  std::memset(bytes + size, 0, blocks * sha256_block - size);
-  bytes[size] = 0x80;
-  const std::uint64_t bits = __builtin_bswap64(total * 8);
-  std::memcpy(bytes + blocks * sha256_block - sizeof bits, &bits, sizeof bits);
-  return blocks;
-}
-
-void write_big_endian(const std::uint32_t* words, unsigned char* out) {
-  for (int i = 0; i < 8; ++i) {
-    const std::uint32_t word = __builtin_bswap32(words[i]);
-    std::memcpy(out + 4 * i, &word, sizeof word);
-  }
-}
-
-// All of these messages, as many side by side as keep the core busy.
-void absorb(const Stretch* stretches, std::size_t count, const HashingKernels& kernels) {
-  std::uint32_t* states[most_lanes];
-  const unsigned char* data[most_lanes];
-  std::size_t left[most_lanes];
-  const std::size_t lanes = std::min(most_lanes, kernels.sha256_side_by_side);
-  std::size_t active = 0, next = 0;
-  for (;;) {
-    for (; active < lanes && next < count; ++next) {
-      if (stretches[next].blocks == 0) continue;
-      states[active] = stretches[next].state;
-      data[active] = stretches[next].data;
-      left[active++] = stretches[next].blocks;
-    }
-    if (active == 0) return;
-    const std::size_t blocks = *std::min_element(left, left + active);
-    kernels.sha256_streams(states, data, blocks, active);
-    for (std::size_t lane = active; lane-- > 0;) {
-      data[lane] += blocks * sha256_block;
-      left[lane] -= blocks;
-      if (left[lane] > 0) continue;
-      --active;
-      states[lane] = states[active];
-      data[lane] = data[active];
-      left[lane] = left[active];
-    }
-  }
-}
 
 struct ChainingValue {
   std::uint32_t words[8];
@@ -185,26 +98,24 @@ class SignalsBlocked {
 class FileHashing::Run {
  public:
   Run(std::vector<FileToHash> files, FileDigest digest, std::size_t threads, bool keep_going, unsigned char* digests)
-      : files_(std::move(files)),
+      : reader_(std::move(files), keep_going),
         digest_(digest),
-        keep_going_(keep_going),
         digests_(digests),
         kernels_(active_kernels().hashing),
         lanes_(std::min(most_lanes, kernels_.sha256_side_by_side)),
-        lane_bytes_(memory_bytes / lanes_ / sha256_block * sha256_block),
-        answers_(files_.size(), {FileOutcome::failed, 0, 0}) {
+        lane_bytes_(memory_bytes / lanes_ / sha256_block * sha256_block) {
     std::uint64_t units = 0;
-    for (std::size_t index = 0; index < files_.size(); ++index) {
-      if (files_[index].size <= small_bytes) {
+    for (std::size_t index = 0; index < reader_.count(); ++index) {
+      if (reader_.size(index) <= small_bytes) {
         small_.push_back(index);
       } else {
         large_.push_back(index);
-        left_ += files_[index].size;
-        units += digest == FileDigest::sha256 ? 1 : files_[index].size / piece_bytes + 1;
+        left_ += reader_.size(index);
+        units += digest == FileDigest::sha256 ? 1 : reader_.size(index) / piece_bytes + 1;
       }
     }
     std::stable_sort(large_.begin(), large_.end(),
-                     [this](std::size_t a, std::size_t b) { return files_[a].size > files_[b].size; });
+                     [this](std::size_t a, std::size_t b) { return reader_.size(a) > reader_.size(b); });
     unfinished_ = large_.size();
     units += small_.size() / small_for_a_thread + (small_.size() % small_for_a_thread != 0);
     workers_ = static_cast<std::size_t>(std::clamp<std::uint64_t>(units, 1, threads));
@@ -214,7 +125,7 @@ class FileHashing::Run {
   }
 
   ~Run() {
-    stop_.store(true);
+    reader_.stop();
     changed_.notify_all();
     for (std::thread& thread : threads_) thread.join();
     for (const Stream& stream : ready_) ::close(stream.file.descriptor);
@@ -230,19 +141,19 @@ class FileHashing::Run {
     return running_ == 0;
   }
 
-  std::uint64_t bytes_done() const { return done_.load(std::memory_order_relaxed); }
-  const std::vector<FileAnswer>& answers() const { return answers_; }
+  std::uint64_t bytes_done() const { return reader_.bytes_done(); }
+  const std::vector<FileAnswer>& answers() const { return reader_.answers(); }
 
  private:
   void start() {
     std::uint64_t total = left_;
-    for (const std::size_t index : small_) total += files_[index].size;
-    if (total <= at_once_bytes && files_.size() <= at_once_files) return work();
+    for (const std::size_t index : small_) total += reader_.size(index);
+    if (total <= at_once_bytes && reader_.count() <= at_once_files) return work();
     running_ = workers_;
     const SignalsBlocked blocked;
     try {
       for (std::size_t worker = 0; worker < workers_; ++worker) threads_.emplace_back([this] { run(); });
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {  // those that there are do the work
       const std::lock_guard lock(mutex_);
       running_ -= workers_ - threads_.size();
       if (threads_.empty()) throw;
@@ -255,7 +166,7 @@ class FileHashing::Run {
       work();
     } catch (...) {
       thrown = std::current_exception();
-      stop_.store(true);
+      reader_.stop();
     }
     const std::lock_guard lock(mutex_);
     if (thrown && !thrown_) thrown_ = thrown;
@@ -266,7 +177,7 @@ class FileHashing::Run {
 
   void work() {
     const auto memory = std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack);
-    while (!stop_.load(std::memory_order_relaxed)) {
+    while (!reader_.stopped()) {
       if (digest_ == FileDigest::sha256 ? turn_at_streams(memory.get()) : turn_at_a_tree(memory.get())) continue;
       if (some_small(memory.get())) continue;
       std::unique_lock lock(mutex_);
@@ -275,95 +186,7 @@ class FileHashing::Run {
     }
   }
 
-  // --- One file ------------------------------------------------------------------------------------------------------
-
-  void fail(std::size_t index, FileOutcome outcome, std::uint64_t first, std::uint64_t second = 0) {
-    answers_[index] = {outcome, first, second};
-    if (!keep_going_) stop_.store(true);
-  }
-
-  enum class Opening { open, failed, no_descriptor };
-
-  // no_descriptor: there is none left, but some of ours will be closed.
-  Opening open(std::size_t index, OpenFile& file) {
-    constexpr int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;  // never waits for the other end of a FIFO
-    const FileToHash& wanted = files_[index];
-    file.index = index;
-    for (int alone = 0;;) {
-      const bool others = open_files_.load() > 0;
-      file.descriptor =
-          wanted.root == named ? ::open(wanted.place, flags) : open_beneath(wanted.root, wanted.place, flags);
-      if (file.descriptor >= 0) break;
-      const bool none_left = errno == EMFILE || errno == ENFILE;
-      if (none_left && others) return Opening::no_descriptor;
-      if (!none_left || ++alone == attempts) {
-        fail(index, FileOutcome::failed, static_cast<std::uint64_t>(errno));
-        return Opening::failed;
-      }
-      std::this_thread::sleep_for(nap);  // another worker may have been about to be counted
-    }
-    open_files_.fetch_add(1);
-    if (fstat(file.descriptor, &file.before) != 0)
-      fail(index, FileOutcome::failed, static_cast<std::uint64_t>(errno));
-    else if (!S_ISREG(file.before.st_mode))
-      fail(index, FileOutcome::not_regular, file.before.st_mode);
-    else
-      return Opening::open;
-    close(file);
-    return Opening::failed;
-  }
-
-  void close(const OpenFile& file) {
-    ::close(file.descriptor);
-    open_files_.fetch_sub(1);
-  }
-
-  // All of the bytes from `offset` on that there are, `size` at most; false if reading failed.
-  bool read(const OpenFile& file, unsigned char* bytes, std::size_t size, std::uint64_t offset, std::size_t& count) {
-    for (count = 0; count < size;) {
-      const ssize_t got = pread(file.descriptor, bytes + count, size - count, static_cast<off_t>(offset + count));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) {
-        fail(file.index, FileOutcome::failed, static_cast<std::uint64_t>(errno));
-        return false;
-      }
-      if (got == 0) break;
-      count += static_cast<std::size_t>(got);
-    }
-    done_.fetch_add(count, std::memory_order_relaxed);
-    return true;
-  }
-
-  // The same, but `size` bytes are there and, if these are the last, not one more: there is room for it.
-  bool read_exactly(const OpenFile& file, unsigned char* bytes, std::size_t size, std::uint64_t offset) {
-    const bool last = offset + size == file.size();
-    std::size_t count = 0;
-    if (!read(file, bytes, size + (last ? 1 : 0), offset, count)) return false;
-    if (count == size) return true;
-    struct stat after;
-    const bool told = fstat(file.descriptor, &after) == 0 && size_of(after) != file.size();
-    fail(file.index, FileOutcome::resized, file.size(), told ? size_of(after) : offset + count);
-    return false;
-  }
-
-  // Whether a file that was read to its end is what it was before.
-  bool unchanged(const OpenFile& file) {
-    struct stat after;
-    if (fstat(file.descriptor, &after) != 0)
-      fail(file.index, FileOutcome::failed, static_cast<std::uint64_t>(errno));
-    else if (after.st_size != file.before.st_size)
-      fail(file.index, FileOutcome::resized, file.size(), size_of(after));
-    else if (!same(modified(after), modified(file.before)))
-      fail(file.index, FileOutcome::touched, 0);
-    else if (!same(changed_at(after), changed_at(file.before)))
-      fail(file.index, FileOutcome::touched, 1);
-    else
-      return true;
-    return false;
-  }
-
   unsigned char* digest_of(std::size_t index) { return digests_ + digest_bytes * index; }
-  void finish(std::size_t index) { answers_[index] = {FileOutcome::hashed, 0, 0}; }
 
   // --- Small files ---------------------------------------------------------------------------------------------------
 
@@ -376,7 +199,7 @@ class FileHashing::Run {
     const std::size_t end = std::min(small_.size(), begin + std::min(small_together, fair));
     Message messages[small_together];
     std::size_t count = 0, used = 0;
-    for (std::size_t next = begin; next < end && !stop_.load(std::memory_order_relaxed); ++next) {
+    for (std::size_t next = begin; next < end && !reader_.stopped(); ++next) {
       if (used + small_bytes + slack > memory_bytes) {
         hash_small(messages, count, memory);
         count = used = 0;
@@ -389,11 +212,11 @@ class FileHashing::Run {
         large_.push_back(file.index);
         left_ += size;
         ++unfinished_;
-      } else if (read_exactly(file, memory + used, size, 0) && unchanged(file)) {
+      } else if (reader_.read_exactly(file, memory + used, size, 0) && reader_.unchanged(file)) {
         messages[count++] = {file.index, used, size};
         used += (size + slack) / sha256_block * sha256_block;
       }
-      close(file);
+      reader_.close(file);
     }
     hash_small(messages, count, memory);
     return begin < end;
@@ -401,9 +224,9 @@ class FileHashing::Run {
 
   bool open_small(std::size_t index, OpenFile& file) {
     for (;;) {
-      const Opening opening = open(index, file);
-      if (opening != Opening::no_descriptor) return opening == Opening::open;
-      if (stop_.load()) return false;
+      const FileReader::Opening opening = reader_.open(index, file);
+      if (opening != FileReader::Opening::no_descriptor) return opening == FileReader::Opening::open;
+      if (reader_.stopped()) return false;
       std::this_thread::sleep_for(nap);  // who holds one does not wait for us
     }
   }
@@ -419,9 +242,9 @@ class FileHashing::Run {
       for (std::size_t i = 0; i < count; ++i) {
         std::memcpy(states[i], initial_words, sizeof initial_words);
         unsigned char* const data = memory + messages[i].at;
-        stretches[i] = {states[i], data, pad(data, messages[i].size, messages[i].size)};
+        stretches[i] = {states[i], data, pad_sha256(data, messages[i].size, messages[i].size)};
       }
-      absorb(stretches, count, kernels_);
+      absorb_sha256(stretches, count, kernels_);
       for (std::size_t i = 0; i < count; ++i) write_big_endian(states[i], digest_of(messages[i].index));
     } else {
       for (std::size_t i = 0; i < count; ++i) {
@@ -431,34 +254,34 @@ class FileHashing::Run {
         blake3_output(words, digest_of(messages[i].index), digest_bytes, 0);
       }
     }
-    for (std::size_t i = 0; i < count; ++i) finish(messages[i].index);
+    for (std::size_t i = 0; i < count; ++i) reader_.finish(messages[i].index);
   }
 
   // --- Large files ---------------------------------------------------------------------------------------------------
 
   // Takes the next large file that nobody has begun, if there is one and another may be under way; false otherwise.
   bool begin_large(OpenFile& file, std::unique_lock<std::mutex>& lock) {
-    while (!large_.empty() && (under_way_ < most_open_ || large_.size() <= last_ones_) && !stop_.load()) {
+    while (!large_.empty() && (under_way_ < most_open_ || large_.size() <= last_ones_) && !reader_.stopped()) {
       const std::size_t index = large_.front();
       large_.pop_front();
       ++under_way_;
       lock.unlock();
-      const Opening opening = open(index, file);
+      const FileReader::Opening opening = reader_.open(index, file);
       lock.lock();
-      if (opening == Opening::open) {
+      if (opening == FileReader::Opening::open) {
 #if defined(POSIX_FADV_SEQUENTIAL)
         posix_fadvise(file.descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);
 #endif
         return true;
       }
       --under_way_;
-      if (opening == Opening::no_descriptor) {
+      if (opening == FileReader::Opening::no_descriptor) {
         large_.push_front(index);
         most_open_ = std::max<std::size_t>(1, under_way_);
         last_ones_ = 0;
         return false;
       }
-      left_ -= std::min(left_, files_[index].size);
+      left_ -= std::min(left_, reader_.size(index));
       --unfinished_;
     }
     return false;
@@ -466,7 +289,7 @@ class FileHashing::Run {
 
   // `lock` is held.
   void end_large(const OpenFile& file) {
-    close(file);
+    reader_.close(file);
     --under_way_;
     --unfinished_;
     changed_.notify_all();
@@ -479,7 +302,7 @@ class FileHashing::Run {
   std::vector<Stream> take_streams() {
     std::vector<Stream> taken;
     std::unique_lock lock(mutex_);
-    std::uint64_t largest = large_.empty() ? 1 : files_[large_.front()].size + 1;
+    std::uint64_t largest = large_.empty() ? 1 : reader_.size(large_.front()) + 1;
     for (const Stream& stream : ready_) largest = std::max(largest, stream.left());
     // How many streams as long as the largest would be this worker's share of the work.
     const std::uint64_t equals = (left_ / workers_ + largest / 2) / largest;
@@ -511,13 +334,14 @@ class FileHashing::Run {
       unsigned char* const bytes = memory + i * (lane_bytes_ + lane_gap);
       const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(lane_bytes_, stream.left()));
       ended[i] = size == stream.left();
-      good[i] = read_exactly(stream.file, bytes, size, stream.offset) && (!ended[i] || unchanged(stream.file));
+      good[i] = reader_.read_exactly(stream.file, bytes, size, stream.offset) &&
+                (!ended[i] || reader_.unchanged(stream.file));
       stream.offset += size;
       progress += size;
-      const std::size_t blocks = ended[i] ? pad(bytes, size, stream.offset) : size / sha256_block;
+      const std::size_t blocks = ended[i] ? pad_sha256(bytes, size, stream.offset) : size / sha256_block;
       stretches[i] = {stream.state, bytes, good[i] ? blocks : 0};
     }
-    absorb(stretches, streams.size(), kernels_);
+    absorb_sha256(stretches, streams.size(), kernels_);
     const std::lock_guard lock(mutex_);
     for (std::size_t i = 0; i < streams.size(); ++i) {
       const Stream& stream = streams[i];
@@ -527,7 +351,7 @@ class FileHashing::Run {
       }
       if (good[i]) {
         write_big_endian(stream.state, digest_of(stream.file.index));
-        finish(stream.file.index);
+        reader_.finish(stream.file.index);
       } else {
         progress += stream.left();
       }
@@ -562,7 +386,7 @@ class FileHashing::Run {
     if (!tree) return false;
     ++tree->busy;
     // Stays with its file, to read it in order.
-    while (!tree->failed && tree->next < tree->pieces && !stop_.load()) {
+    while (!tree->failed && tree->next < tree->pieces && !reader_.stopped()) {
       const std::uint64_t piece = tree->next++;
       lock.unlock();
       ChainingValue value;
@@ -575,12 +399,12 @@ class FileHashing::Run {
         tree->next = tree->pieces;
       }
     }
-    if (--tree->busy > 0 || stop_.load()) return true;
+    if (--tree->busy > 0 || reader_.stopped()) return true;
     if (!tree->failed) {  // all pieces are pushed, and only this worker knows
       lock.unlock();
       const bool good = hash_tail(*tree, memory);
       lock.lock();
-      if (good) finish(tree->file.index);
+      if (good) reader_.finish(tree->file.index);
     }
     end_large(tree->file);
     trees_.erase(std::find_if(trees_.begin(), trees_.end(), [tree](const auto& other) { return other.get() == tree; }));
@@ -591,9 +415,9 @@ class FileHashing::Run {
     constexpr std::size_t blocks = piece_bytes / block_bytes;
     std::uint32_t roots[8 * blocks], values[8 * block_chunks];
     for (std::size_t block = 0; block < blocks; ++block) {
-      if (stop_.load(std::memory_order_relaxed)) return false;
+      if (reader_.stopped()) return false;
       const std::uint64_t offset = piece * piece_bytes + block * block_bytes;
-      if (!read_exactly(file, memory, block_bytes, offset)) return false;
+      if (!reader_.read_exactly(file, memory, block_bytes, offset)) return false;
       kernels_.blake3_chunks(memory, block_chunks, initial_words, 0, offset / blake3_chunk_bytes, values);
       merge(values, block_chunks, kernels_);
       std::memcpy(roots + 8 * block, values, sizeof value);
@@ -609,7 +433,7 @@ class FileHashing::Run {
     if (tree.waiting.size() <= place) tree.waiting.resize(place + 1);
     tree.waiting[place] = value;
     for (; !tree.waiting.empty() && tree.waiting.front(); ++tree.pushed) {
-      Blake3State(tree.words).push(tree.waiting.front()->words, piece_chunks);
+      Blake3State(tree.words).push(tree.waiting.front().value().words, piece_chunks);
       tree.waiting.pop_front();
     }
   }
@@ -618,27 +442,23 @@ class FileHashing::Run {
   bool hash_tail(Tree& tree, unsigned char* memory) {
     for (std::uint64_t offset = tree.pieces * piece_bytes;;) {
       const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(block_bytes, tree.file.size() - offset));
-      if (!read_exactly(tree.file, memory, size, offset)) return false;
+      if (!reader_.read_exactly(tree.file, memory, size, offset)) return false;
       blake3_update(tree.words, memory, size, 1);
       offset += size;
       if (offset == tree.file.size()) break;
     }
-    if (!unchanged(tree.file)) return false;
+    if (!reader_.unchanged(tree.file)) return false;
     blake3_output(tree.words, digest_of(tree.file.index), digest_bytes, 0);
     return true;
   }
 
-  const std::vector<FileToHash> files_;
+  FileReader reader_;
   const FileDigest digest_;
-  const bool keep_going_;
   unsigned char* const digests_;
   const HashingKernels& kernels_;
   const std::size_t lanes_, lane_bytes_;
-  std::vector<FileAnswer> answers_;  // each is written by the one worker that has the file
   std::vector<std::size_t> small_;
-  std::atomic<std::size_t> next_small_{0}, open_files_{0};
-  std::atomic<std::uint64_t> done_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<std::size_t> next_small_{0};
   std::size_t workers_ = 0;
   std::vector<std::thread> threads_;
 
