@@ -12,7 +12,6 @@
 #include <deque>
 #include <exception>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <utility>
 
@@ -48,6 +47,7 @@ constexpr auto idle = std::chrono::milliseconds(5);
 
 struct ChainingValue {
   std::uint32_t words[8];
+  bool known = false;
 };
 
 // The root of a full subtree takes the first place.
@@ -70,7 +70,7 @@ struct Tree {
   std::uint64_t pieces = 0, next = 0, pushed = 0;
   std::size_t busy = 0;  // workers that are at a piece
   bool failed = false;
-  std::deque<std::optional<ChainingValue>> waiting;  // from `pushed` on
+  std::deque<ChainingValue> waiting;  // from `pushed` on
   std::uint32_t words[blake3_state_words] = {};
 };
 
@@ -420,10 +420,11 @@ class FileHashing::Run {
       if (!reader_.read_exactly(file, memory, block_bytes, offset)) return false;
       kernels_.blake3_chunks(memory, block_chunks, initial_words, 0, offset / blake3_chunk_bytes, values);
       merge(values, block_chunks, kernels_);
-      std::memcpy(roots + 8 * block, values, sizeof value);
+      std::memcpy(roots + 8 * block, values, sizeof value.words);
     }
     merge(roots, blocks, kernels_);
-    std::memcpy(value.words, roots, sizeof value);
+    std::memcpy(value.words, roots, sizeof value.words);
+    value.known = true;
     return true;
   }
 
@@ -432,8 +433,8 @@ class FileHashing::Run {
     const std::size_t place = static_cast<std::size_t>(piece - tree.pushed);
     if (tree.waiting.size() <= place) tree.waiting.resize(place + 1);
     tree.waiting[place] = value;
-    for (; !tree.waiting.empty() && tree.waiting.front(); ++tree.pushed) {
-      Blake3State(tree.words).push(tree.waiting.front().value().words, piece_chunks);
+    for (; !tree.waiting.empty() && tree.waiting.front().known; ++tree.pushed) {
+      Blake3State(tree.words).push(tree.waiting.front().words, piece_chunks);
       tree.waiting.pop_front();
     }
   }
