@@ -17,7 +17,7 @@ PACKAGE = ROOT / "python" / "aisec_fast"
 FAMILIES = ("adversarial", "clipping", "ghost", "hashing", "noise")
 INTERNAL = ("update",)  # without a public module: `privacy` is its user
 # One stream of SHA-256 is sequential: a GPU would only be slow (docs/hashing.md).
-NOT_ON_CUDA = ("sha256_update", "sha256_output")
+NOT_ON_CUDA = ("sha256_update", "sha256_output", "hash_files", "folder_entries", "open_beneath")
 
 
 def test_import_is_light() -> None:
@@ -55,7 +55,7 @@ def functions(path: Path) -> dict[str, list[str]]:
     return {f.name: [argument.arg for argument in f.args.args] for f in found}
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *INTERNAL])
+@pytest.mark.parametrize("family", [*FAMILIES, *INTERNAL, "files"])
 def test_backends_have_the_same_functions(family: str) -> None:
     core, cuda = functions(PACKAGE / "_core.pyi"), functions(PACKAGE / "_cuda.pyi")
     numba = functions(PACKAGE / "_numba" / f"{family}.py")

@@ -30,8 +30,8 @@ class Backend(NamedTuple):
     """One backend: a module of kernels for each family, all with the same functions (docs/<family>.md).
 
     CUDA has no SHA-256: one stream of it is sequential (docs/hashing.md). ``records`` are hashed on the CPU
-    (docs/hashing-records.md). ``integers`` are those of the noise family,
-    which are made on the CPU (docs/noise-integers.md); ``update`` is noise and an optimizer's step in one.
+    (docs/hashing-records.md) and ``files`` are read by it (docs/hashing-files.md). ``integers`` are those of the noise
+    family, which are made on the CPU (docs/noise-integers.md); ``update`` is noise and an optimizer's step in one.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Backend(NamedTuple):
     integers: ModuleType
     update: ModuleType
     ghost: ModuleType
+    files: ModuleType
 
     def operands(self, arrays: Sequence[Array]) -> list[Any]:
         """The arrays as this backend's kernels take them."""

@@ -70,7 +70,7 @@ class Manifest:
     ignore: tuple[str, ...] = ()
     """Relative paths that are not part of the model, a folder with all that is in it."""
     allow_symlinks: bool = False
-    """Whether a link to a regular file counts as that file."""
+    """Whether a link to a regular file inside the folder counts as that file."""
 
     def __post_init__(self) -> None:
         """Check everything, and keep copies that the caller does not hold."""
@@ -109,7 +109,8 @@ class Manifest:
             ignore: Relative paths that are not part of the model, a folder with all that is in it; recorded in the
                 manifest. Where the manifest itself lies inside the folder, its own name belongs here.
             allow_symlinks: False: a symbolic link inside the folder is an error, unless it is ignored. True: a link to
-                a file counts as that file. Recorded in the manifest.
+                a file inside the folder counts as that file; one that leads out of it stays an error. Recorded in the
+                manifest.
             max_threads: As in ``hashing.hash_file``.
             progress: As in ``hashing.hash_directory``.
 

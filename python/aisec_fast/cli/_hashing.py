@@ -26,7 +26,7 @@ def add_links(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-symlinks",
         action="store_true",
-        help="take a link inside a folder for the file that it points to; otherwise a link is an error",
+        help="take a link for the file that it points to, if that lies inside the same folder; otherwise a link is an error",
     )
 
 

@@ -69,7 +69,7 @@ def _text(found: Verification, manifest: Manifest, arguments: argparse.Namespace
     folder, listed = printable_name(arguments.folder), f"{len(manifest.digests):,} files, {manifest.algorithm}"
     # What the manifest leaves out or lets through, the reader of the verdict must know: it is the maker's word.
     limits = [f"  ignored  {printable_name(name)}" for name in manifest.ignore]
-    limits += ["  links    to files are followed, also out of the folder"] if manifest.allow_symlinks else []
+    limits += ["  links    to files inside the folder are followed"] if manifest.allow_symlinks else []
     if found:
         return "\n".join([f"OK       {folder} is what its manifest says ({listed})", *limits])
     lines = [f"DIFFERS  {folder} is not what its manifest says ({listed})"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from . import _adversarial, _clipping, _ghost, _hashing, _noise, _training, _transfer, _update
+from . import _adversarial, _clipping, _files, _ghost, _hashing, _noise, _training, _transfer, _update
 from ._measure import Case
 
 
 def all_cases(sizes: Sequence[int], threads: Sequence[int]) -> Iterator[Case]:
     """Every family's cases, in the order of the table."""
-    for family in (_noise, _clipping, _ghost, _hashing, _adversarial, _update):
+    for family in (_noise, _clipping, _ghost, _hashing, _files, _adversarial, _update):
         yield from family.cases(list(sizes), list(threads))
     yield from _transfer.cases(list(sizes))
     yield from _training.cases(list(threads))

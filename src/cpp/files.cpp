@@ -1,0 +1,488 @@
+#include "files.hpp"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <csignal>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "aisec_fast/hashing_state.hpp"
+#include "file_reader.hpp"
+#include "hashing.hpp"
+#include "instruction_sets.hpp"
+#include "sha256_messages.hpp"
+
+namespace aisec_fast {
+namespace {
+
+constexpr std::size_t digest_bytes = 32;
+constexpr std::uint32_t initial_words[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                            0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};  // of both functions
+
+// A worker reads this much and hashes it before it reads on: it stays in the second-level cache.
+constexpr std::size_t memory_bytes = std::size_t{1} << 18;
+constexpr std::size_t small_bytes = std::size_t{1} << 16;  // files up to here are read whole, several into one memory
+constexpr std::size_t small_together = 64;                 // and so many are taken at a time
+constexpr std::size_t slack = 2 * sha256_block;            // behind the bytes of a file: one more, or SHA-256's padding
+// Neighbouring streams must not fall on the same lines of the first-level cache.
+constexpr std::size_t lane_gap = 4096 + 64;
+constexpr std::size_t piece_bytes = std::size_t{1} << 20;  // of a BLAKE3 tree: what workers share
+constexpr std::size_t piece_chunks = piece_bytes / blake3_chunk_bytes;
+constexpr std::size_t block_bytes = std::size_t{1} << 17;  // of a piece, read at a time
+constexpr std::size_t block_chunks = block_bytes / blake3_chunk_bytes;
+constexpr std::size_t small_for_a_thread = 8;  // fewer small files are not worth another thread
+constexpr std::size_t at_once_bytes = std::size_t{1} << 18, at_once_files = 16;  // less is not worth a thread
+
+constexpr auto nap = std::chrono::milliseconds(1);  // between two looks for a free descriptor
+constexpr auto idle = std::chrono::milliseconds(5);
+
+struct ChainingValue {
+  std::uint32_t words[8];
+  bool known = false;
+};
+
+// The root of a full subtree takes the first place.
+void merge(std::uint32_t* values, std::size_t count, const HashingKernels& kernels) {
+  for (; count > 1; count /= 2) kernels.blake3_parents(values, count / 2, initial_words, 0, values);
+}
+
+// A file whose SHA-256 is under way; what was read of it ends at a block's border.
+struct Stream {
+  OpenFile file;
+  std::uint64_t offset;
+  std::uint32_t state[8];
+
+  std::uint64_t left() const { return file.size() - offset; }
+};
+
+// A file whose BLAKE3 is under way. Pieces are handed out in order, come back in any, and are pushed in order.
+struct Tree {
+  OpenFile file{};
+  std::uint64_t pieces = 0, next = 0, pushed = 0;
+  std::size_t busy = 0;  // workers that are at a piece
+  bool failed = false;
+  std::deque<ChainingValue> waiting;  // from `pushed` on
+  std::uint32_t words[blake3_state_words] = {};
+};
+
+// Signals are for the interpreter's threads: a new thread starts with all of them blocked.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_{};
+};
+
+}  // namespace
+
+// Large files come first, the largest of them before the others; several are under way at once, and workers take turns
+// at them: what is under way belongs to nobody between two turns, so nobody is idle while another has two. Small files,
+// in the order that they have on the disk as far as we know it, fill what is left.
+class FileHashing::Run {
+ public:
+  Run(std::vector<FileToHash> files, FileDigest digest, std::size_t threads, bool keep_going, unsigned char* digests)
+      : reader_(std::move(files), keep_going),
+        digest_(digest),
+        digests_(digests),
+        kernels_(active_kernels().hashing),
+        lanes_(std::min(most_lanes, kernels_.sha256_side_by_side)),
+        lane_bytes_(memory_bytes / lanes_ / sha256_block * sha256_block) {
+    std::uint64_t units = 0;
+    for (std::size_t index = 0; index < reader_.count(); ++index) {
+      if (reader_.size(index) <= small_bytes) {
+        small_.push_back(index);
+      } else {
+        large_.push_back(index);
+        left_ += reader_.size(index);
+        units += digest == FileDigest::sha256 ? 1 : reader_.size(index) / piece_bytes + 1;
+      }
+    }
+    std::stable_sort(large_.begin(), large_.end(),
+                     [this](std::size_t a, std::size_t b) { return reader_.size(a) > reader_.size(b); });
+    unfinished_ = large_.size();
+    units += small_.size() / small_for_a_thread + (small_.size() % small_for_a_thread != 0);
+    workers_ = static_cast<std::size_t>(std::clamp<std::uint64_t>(units, 1, threads));
+    most_open_ = workers_ * (digest == FileDigest::sha256 ? lanes_ : 1);
+    last_ones_ = digest == FileDigest::sha256 ? 3 * most_open_ : 0;
+    start();
+  }
+
+  ~Run() {
+    reader_.stop();
+    changed_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    for (const Stream& stream : ready_) ::close(stream.file.descriptor);
+    for (const auto& tree : trees_) ::close(tree->file.descriptor);
+  }
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  bool wait(std::chrono::microseconds most) {
+    std::unique_lock lock(mutex_);
+    ended_.wait_for(lock, most, [this] { return running_ == 0; });
+    if (running_ == 0 && thrown_) std::rethrow_exception(thrown_);
+    return running_ == 0;
+  }
+
+  std::uint64_t bytes_done() const { return reader_.bytes_done(); }
+  const std::vector<FileAnswer>& answers() const { return reader_.answers(); }
+
+ private:
+  void start() {
+    std::uint64_t total = left_;
+    for (const std::size_t index : small_) total += reader_.size(index);
+    if (total <= at_once_bytes && reader_.count() <= at_once_files) return work();
+    running_ = workers_;
+    const SignalsBlocked blocked;
+    try {
+      for (std::size_t worker = 0; worker < workers_; ++worker) threads_.emplace_back([this] { run(); });
+    } catch (const std::exception&) {  // those that there are do the work
+      const std::lock_guard lock(mutex_);
+      running_ -= workers_ - threads_.size();
+      if (threads_.empty()) throw;
+    }
+  }
+
+  void run() {
+    std::exception_ptr thrown;
+    try {
+      work();
+    } catch (...) {
+      thrown = std::current_exception();
+      reader_.stop();
+    }
+    const std::lock_guard lock(mutex_);
+    if (thrown && !thrown_) thrown_ = thrown;
+    --running_;
+    ended_.notify_all();
+    changed_.notify_all();
+  }
+
+  void work() {
+    const auto memory = std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack);
+    while (!reader_.stopped()) {
+      if (digest_ == FileDigest::sha256 ? turn_at_streams(memory.get()) : turn_at_a_tree(memory.get())) continue;
+      if (some_small(memory.get())) continue;
+      std::unique_lock lock(mutex_);
+      if (unfinished_ == 0) return;
+      changed_.wait_for(lock, idle);
+    }
+  }
+
+  unsigned char* digest_of(std::size_t index) { return digests_ + digest_bytes * index; }
+
+  // --- Small files ---------------------------------------------------------------------------------------------------
+
+  // Takes some, reads them whole, then hashes them. False if none is left.
+  bool some_small(unsigned char* memory) {
+    const std::size_t taken = next_small_.load(std::memory_order_relaxed);
+    if (taken >= small_.size()) return false;
+    const std::size_t fair = (small_.size() - taken) / (4 * workers_) + 1;
+    const std::size_t begin = next_small_.fetch_add(std::min(small_together, fair));
+    const std::size_t end = std::min(small_.size(), begin + std::min(small_together, fair));
+    Message messages[small_together];
+    std::size_t count = 0, used = 0;
+    for (std::size_t next = begin; next < end && !reader_.stopped(); ++next) {
+      if (used + small_bytes + slack > memory_bytes) {
+        hash_small(messages, count, memory);
+        count = used = 0;
+      }
+      OpenFile file;
+      if (!open_small(small_[next], file)) continue;
+      const std::size_t size = file.size();
+      if (size > small_bytes) {  // it has grown since its size was asked for
+        const std::lock_guard lock(mutex_);
+        large_.push_back(file.index);
+        left_ += size;
+        ++unfinished_;
+      } else if (reader_.read_exactly(file, memory + used, size, 0) && reader_.unchanged(file)) {
+        messages[count++] = {file.index, used, size};
+        used += (size + slack) / sha256_block * sha256_block;
+      }
+      reader_.close(file);
+    }
+    hash_small(messages, count, memory);
+    return begin < end;
+  }
+
+  bool open_small(std::size_t index, OpenFile& file) {
+    for (;;) {
+      const FileReader::Opening opening = reader_.open(index, file);
+      if (opening != FileReader::Opening::no_descriptor) return opening == FileReader::Opening::open;
+      if (reader_.stopped()) return false;
+      std::this_thread::sleep_for(nap);  // who holds one does not wait for us
+    }
+  }
+
+  struct Message {
+    std::size_t index, at, size;
+  };
+
+  void hash_small(const Message* messages, std::size_t count, unsigned char* memory) {
+    if (digest_ == FileDigest::sha256) {
+      std::uint32_t states[small_together][8];
+      Stretch stretches[small_together];
+      for (std::size_t i = 0; i < count; ++i) {
+        std::memcpy(states[i], initial_words, sizeof initial_words);
+        unsigned char* const data = memory + messages[i].at;
+        stretches[i] = {states[i], data, pad_sha256(data, messages[i].size, messages[i].size)};
+      }
+      absorb_sha256(stretches, count, kernels_);
+      for (std::size_t i = 0; i < count; ++i) write_big_endian(states[i], digest_of(messages[i].index));
+    } else {
+      for (std::size_t i = 0; i < count; ++i) {
+        std::uint32_t words[blake3_state_words] = {};
+        std::memcpy(words, initial_words, sizeof initial_words);
+        blake3_update(words, memory + messages[i].at, messages[i].size, 1);
+        blake3_output(words, digest_of(messages[i].index), digest_bytes, 0);
+      }
+    }
+    for (std::size_t i = 0; i < count; ++i) reader_.finish(messages[i].index);
+  }
+
+  // --- Large files ---------------------------------------------------------------------------------------------------
+
+  // Takes the next large file that nobody has begun, if there is one and another may be under way; false otherwise.
+  bool begin_large(OpenFile& file, std::unique_lock<std::mutex>& lock) {
+    while (!large_.empty() && (under_way_ < most_open_ || large_.size() <= last_ones_) && !reader_.stopped()) {
+      const std::size_t index = large_.front();
+      large_.pop_front();
+      ++under_way_;
+      lock.unlock();
+      const FileReader::Opening opening = reader_.open(index, file);
+      lock.lock();
+      if (opening == FileReader::Opening::open) {
+#if defined(POSIX_FADV_SEQUENTIAL)
+        posix_fadvise(file.descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);
+#endif
+        return true;
+      }
+      --under_way_;
+      if (opening == FileReader::Opening::no_descriptor) {
+        large_.push_front(index);
+        most_open_ = std::max<std::size_t>(1, under_way_);
+        last_ones_ = 0;
+        return false;
+      }
+      left_ -= std::min(left_, reader_.size(index));
+      --unfinished_;
+    }
+    return false;
+  }
+
+  // `lock` is held.
+  void end_large(const OpenFile& file) {
+    reader_.close(file);
+    --under_way_;
+    --unfinished_;
+    changed_.notify_all();
+  }
+
+  // --- SHA-256 of large files ----------------------------------------------------------------------------------------
+
+  // Some streams for one turn. With many files left these are as many as keep a core busy. Towards the end the largest
+  // decides when all are done: then fewer are taken, which makes each of them faster.
+  std::vector<Stream> take_streams() {
+    std::vector<Stream> taken;
+    std::unique_lock lock(mutex_);
+    std::uint64_t largest = large_.empty() ? 1 : reader_.size(large_.front()) + 1;
+    for (const Stream& stream : ready_) largest = std::max(largest, stream.left());
+    // How many streams as long as the largest would be this worker's share of the work.
+    const std::uint64_t equals = (left_ / workers_ + largest / 2) / largest;
+    const auto wanted = static_cast<std::size_t>(std::clamp<std::uint64_t>(equals, 1, lanes_));
+    while (taken.size() < wanted) {
+      Stream stream{};
+      if (begin_large(stream.file, lock)) {
+        std::memcpy(stream.state, initial_words, sizeof initial_words);
+        taken.push_back(stream);
+        continue;
+      }
+      const auto next = std::max_element(ready_.begin(), ready_.end(),
+                                         [](const Stream& a, const Stream& b) { return a.left() < b.left(); });
+      if (next == ready_.end()) break;
+      taken.push_back(*next);
+      ready_.erase(next);
+    }
+    return taken;
+  }
+
+  bool turn_at_streams(unsigned char* memory) {
+    std::vector<Stream> streams = take_streams();
+    if (streams.empty()) return false;
+    Stretch stretches[most_lanes];
+    bool ended[most_lanes], good[most_lanes];
+    std::uint64_t progress = 0;
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      Stream& stream = streams[i];
+      unsigned char* const bytes = memory + i * (lane_bytes_ + lane_gap);
+      const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(lane_bytes_, stream.left()));
+      ended[i] = size == stream.left();
+      good[i] = reader_.read_exactly(stream.file, bytes, size, stream.offset) &&
+                (!ended[i] || reader_.unchanged(stream.file));
+      stream.offset += size;
+      progress += size;
+      const std::size_t blocks = ended[i] ? pad_sha256(bytes, size, stream.offset) : size / sha256_block;
+      stretches[i] = {stream.state, bytes, good[i] ? blocks : 0};
+    }
+    absorb_sha256(stretches, streams.size(), kernels_);
+    const std::lock_guard lock(mutex_);
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      const Stream& stream = streams[i];
+      if (good[i] && !ended[i]) {
+        ready_.push_back(stream);
+        continue;
+      }
+      if (good[i]) {
+        write_big_endian(stream.state, digest_of(stream.file.index));
+        reader_.finish(stream.file.index);
+      } else {
+        progress += stream.left();
+      }
+      end_large(stream.file);
+    }
+    left_ -= std::min(left_, progress);
+    changed_.notify_one();
+    return true;
+  }
+
+  // --- BLAKE3 of large files -----------------------------------------------------------------------------------------
+
+  // A piece of a file that nobody has begun, or else of the file with the most pieces left. `lock` is held.
+  Tree* take_tree(std::unique_lock<std::mutex>& lock) {
+    auto tree = std::make_unique<Tree>();
+    if (begin_large(tree->file, lock)) {
+      std::memcpy(tree->words, initial_words, sizeof initial_words);
+      tree->pieces = tree->file.size() == 0 ? 0 : (tree->file.size() - 1) / piece_bytes;
+      trees_.push_back(std::move(tree));
+      return trees_.back().get();
+    }
+    Tree* found = nullptr;
+    for (const auto& other : trees_)
+      if (other->next < other->pieces && (!found || other->pieces - other->next > found->pieces - found->next))
+        found = other.get();
+    return found;
+  }
+
+  bool turn_at_a_tree(unsigned char* memory) {
+    std::unique_lock lock(mutex_);
+    Tree* const tree = take_tree(lock);
+    if (!tree) return false;
+    ++tree->busy;
+    // Stays with its file, to read it in order.
+    while (!tree->failed && tree->next < tree->pieces && !reader_.stopped()) {
+      const std::uint64_t piece = tree->next++;
+      lock.unlock();
+      ChainingValue value;
+      const bool good = hash_piece(tree->file, piece, memory, value);
+      lock.lock();
+      if (good) {
+        push(*tree, piece, value);
+      } else {
+        tree->failed = true;
+        tree->next = tree->pieces;
+      }
+    }
+    if (--tree->busy > 0 || reader_.stopped()) return true;
+    if (!tree->failed) {  // all pieces are pushed, and only this worker knows
+      lock.unlock();
+      const bool good = hash_tail(*tree, memory);
+      lock.lock();
+      if (good) reader_.finish(tree->file.index);
+    }
+    end_large(tree->file);
+    trees_.erase(std::find_if(trees_.begin(), trees_.end(), [tree](const auto& other) { return other.get() == tree; }));
+    return true;
+  }
+
+  bool hash_piece(const OpenFile& file, std::uint64_t piece, unsigned char* memory, ChainingValue& value) {
+    constexpr std::size_t blocks = piece_bytes / block_bytes;
+    std::uint32_t roots[8 * blocks], values[8 * block_chunks];
+    for (std::size_t block = 0; block < blocks; ++block) {
+      if (reader_.stopped()) return false;
+      const std::uint64_t offset = piece * piece_bytes + block * block_bytes;
+      if (!reader_.read_exactly(file, memory, block_bytes, offset)) return false;
+      kernels_.blake3_chunks(memory, block_chunks, initial_words, 0, offset / blake3_chunk_bytes, values);
+      merge(values, block_chunks, kernels_);
+      std::memcpy(roots + 8 * block, values, sizeof value.words);
+    }
+    merge(roots, blocks, kernels_);
+    std::memcpy(value.words, roots, sizeof value.words);
+    value.known = true;
+    return true;
+  }
+
+  // `lock` is held: this is one compression a piece.
+  static void push(Tree& tree, std::uint64_t piece, const ChainingValue& value) {
+    const std::size_t place = static_cast<std::size_t>(piece - tree.pushed);
+    if (tree.waiting.size() <= place) tree.waiting.resize(place + 1);
+    tree.waiting[place] = value;
+    for (; !tree.waiting.empty() && tree.waiting.front().known; ++tree.pushed) {
+      Blake3State(tree.words).push(tree.waiting.front().words, piece_chunks);
+      tree.waiting.pop_front();
+    }
+  }
+
+  // What comes after the pieces: the last chunk is among it, which may be the root.
+  bool hash_tail(Tree& tree, unsigned char* memory) {
+    for (std::uint64_t offset = tree.pieces * piece_bytes;;) {
+      const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(block_bytes, tree.file.size() - offset));
+      if (!reader_.read_exactly(tree.file, memory, size, offset)) return false;
+      blake3_update(tree.words, memory, size, 1);
+      offset += size;
+      if (offset == tree.file.size()) break;
+    }
+    if (!reader_.unchanged(tree.file)) return false;
+    blake3_output(tree.words, digest_of(tree.file.index), digest_bytes, 0);
+    return true;
+  }
+
+  FileReader reader_;
+  const FileDigest digest_;
+  unsigned char* const digests_;
+  const HashingKernels& kernels_;
+  const std::size_t lanes_, lane_bytes_;
+  std::vector<std::size_t> small_;
+  std::atomic<std::size_t> next_small_{0};
+  std::size_t workers_ = 0;
+  std::vector<std::thread> threads_;
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_, ended_;
+  std::deque<std::size_t> large_;  // not begun
+  std::size_t unfinished_ = 0, under_way_ = 0;
+  // How many are open at a time, and how few are left when all of them are opened: turns go to the largest, so these
+  // then come to their ends together, not one after the other.
+  std::size_t most_open_ = 0, last_ones_ = 0;
+  std::uint64_t left_ = 0;                    // bytes of large files, about
+  std::vector<Stream> ready_;                 // between two turns
+  std::vector<std::unique_ptr<Tree>> trees_;  // under way
+  std::size_t running_ = 0;
+  std::exception_ptr thrown_;
+};
+
+FileHashing::FileHashing(std::vector<FileToHash> files, FileDigest digest, std::size_t threads, bool keep_going,
+                         unsigned char* digests)
+    : run_(std::make_unique<Run>(std::move(files), digest, threads, keep_going, digests)) {}
+FileHashing::~FileHashing() = default;
+bool FileHashing::wait(std::chrono::microseconds most) { return run_->wait(most); }
+std::uint64_t FileHashing::bytes_done() const { return run_->bytes_done(); }
+const std::vector<FileAnswer>& FileHashing::answers() const { return run_->answers(); }
+
+}  // namespace aisec_fast
