@@ -310,7 +310,7 @@ def test_the_backend_is_that_of_the_hashers_making(monkeypatch: pytest.MonkeyPat
     with aisec_fast.use_backend("native"):
         assert type(hashing.sha256()) is hashing.sha256
     monkeypatch.setenv("AISEC_FAST_BACKEND", "abacus")
-    with pytest.raises(BackendError, match="backend .AISEC_FAST_BACKEND. is 'abacus'"):
+    with pytest.raises(BackendError, match=r"backend .AISEC_FAST_BACKEND. is 'abacus'"):
         hashing.blake3()
 
 

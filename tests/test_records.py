@@ -28,7 +28,9 @@ from tests.test_records_reference import RFC_4231, SIP_KEY, VECTORS
 
 KEY = bytes(range(32))
 DATA = np.random.default_rng(5).integers(0, 256, 1 << 20, dtype=np.uint8)
-PATHS = [f"{name}{sha}" for name in HASHING_NATIVE for sha in ("", "-plain")]  # with the CPU's SHA instructions and without
+PATHS = [
+    f"{name}{sha}" for name in HASHING_NATIVE for sha in ("", "-plain")
+]  # with the CPU's SHA instructions and without
 
 
 @pytest.fixture(params=[*PATHS, "numba"])

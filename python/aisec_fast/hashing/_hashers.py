@@ -113,7 +113,7 @@ class blake3(_Blake3):  # noqa: N801 - the name that PyPI's package has
                     read.update(block)
                 self._assume(read)
             else:  # unmapped with the last reference to it: closing it fails while a traceback still holds the array
-                self.update(np.frombuffer(mapped, np.uint8))
+                self.update(mapped)
         return self
 
     def __reduce__(self) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from .. import _checks
 from .._backends import choose_host, register_hashers
 from .._reference.hashing import DERIVE_KEY_CONTEXT, DERIVE_KEY_MATERIAL, IV, KEYED_HASH
 from ._base import PORTABLE
-from ._hashers import as_bytes, blake3, sha256
+from ._hashers import Bytes, as_bytes, blake3, sha256
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -44,8 +44,6 @@ class _Portable:
     The lock is there because such kernels run without the GIL.
     """
 
-    __slots__ = ()
-
     _limit: tuple[int, ...]  # what the kernel takes after state and data
     _lock: threading.Lock
     _output: Callable[..., None]  # the kernels of the backend
@@ -64,7 +62,7 @@ class _Portable:
 
     def _absorbed(self, data: Bytes) -> State:
         """A new state, the one after ``data``: an interrupt leaves the old one as it was."""
-        state = self._state.copy()
+        state: State = self._state.copy()
         for start in range(0, data.size, _PIECE):
             self._update(state, data[start : start + _PIECE], *self._limit)
         return state
@@ -81,10 +79,9 @@ class _Portable:
         with self._lock:
             self._state = other._state.copy()
 
+
 class PortableBlake3(_Portable, blake3):
     """BLAKE3 on the kernels of the backend that is chosen when it is made."""
-
-    __slots__ = ("_limit", "_lock", "_output", "_state", "_update")
 
     def __init__(
         self,
@@ -132,8 +129,6 @@ class PortableBlake3(_Portable, blake3):
 
 class PortableSha256(_Portable, sha256):
     """SHA-256 on the kernels of the backend that is chosen when it is made."""
-
-    __slots__ = ("_limit", "_lock", "_output", "_state", "_update")
 
     def __init__(self, data: Buffer = b"", /) -> None:
         kernels = choose_host("data").hashing

@@ -29,7 +29,9 @@ def cases(sizes: list[int], threads: list[int]) -> Iterator[Case]:
     for operation in ("blake3", "sha256"):
         for size in sizes:
             for count in threads if operation == "blake3" else [1]:
-                yield Case("hashing", operation, (size,), "uint8", count, size, 1, partial(_prepare, operation, size, count))
+                yield Case(
+                    "hashing", operation, (size,), "uint8", count, size, 1, partial(_prepare, operation, size, count)
+                )
     records = min(max(sizes) // _RECORD // 2 * 2, _MOST_RECORDS)
     moved = 1 + (4 + 32) / _RECORD  # an offset and a digest go with the bytes of a record
     for operation in RECORDS:
