@@ -29,7 +29,7 @@ help:
 # torchattacks (whose answers tests compare with) on its own: it would bring torchvision and an old requests, which its
 # attacks never import; what they do import, torch and scipy, is here.
 $(VENV)/packages: pyproject.toml
-	@echo '-- making $(VENV) (the first time this downloads about 400 MB)'
+	@echo '-- making $(VENV) (the first time this downloads about 500 MB)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet torch==2.13.0

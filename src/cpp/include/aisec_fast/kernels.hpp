@@ -106,8 +106,8 @@ struct Records {
 
 // Digests of records first, ..., last - 1 (docs/hashing-records.md).
 struct RecordKernels {
-  // Plain or keyed BLAKE3, as `mode` says, of records of at most a chunk, and digests of at most blake3_block_bytes. The
-  // longer records are left alone; returns how many they are.
+  // Plain or keyed BLAKE3, as `mode` says, of records of at most a chunk, and digests of at most blake3_block_bytes.
+  // The longer records are left alone; returns how many they are.
   std::size_t (*blake3)(const Records& records, const std::uint32_t* key, std::uint32_t mode, std::size_t first,
                         std::size_t last);
   // SHA-256 from the chaining value `inner`, which has absorbed nothing or, if there is an `outer` (HMAC), one block.
