@@ -43,7 +43,6 @@ from aisec_fast._numba.hashing import (
     _rotate_right,
     _sha_round,
     _swapped,
-    _word,
 )
 
 U64: TypeAlias = np.uint64
@@ -59,9 +58,13 @@ RECORD_COST = 128  # a record costs about as much as this many of its bytes
 
 
 @inlined
-def _long_word(data: Bytes, at: int) -> U64:
+def _long_word(data: Bytes, at: U64) -> U64:
     """The 8 bytes at a position, as a little-endian word."""
-    return U64(U64(_word(data, at)) | U64(U64(_word(data, at + 4)) << U64(32)))
+    low = U32(U32(data[at]) | U32(U32(data[at + U64(1)]) << U32(8)))
+    low = U32(low | U32(U32(U32(data[at + U64(2)]) << U32(16)) | U32(U32(data[at + U64(3)]) << U32(24))))
+    high = U32(U32(data[at + U64(4)]) | U32(U32(data[at + U64(5)]) << U32(8)))
+    high = U32(high | U32(U32(U32(data[at + U64(6)]) << U32(16)) | U32(U32(data[at + U64(7)]) << U32(24))))
+    return U64(U64(low) | U64(U64(high) << U64(32)))
 
 
 @inlined
@@ -70,7 +73,7 @@ def _last_word(part: Bytes) -> U64:
     rest = part.size % 8
     last = U64(0)
     if rest > 0 and part.size > 8:
-        last = U64(_long_word(part, part.size - 8) >> U64(8 * (8 - rest)))
+        last = U64(_long_word(part, U64(part.size - 8)) >> U64(8 * (8 - rest)))
     else:
         for i in range(part.size - rest, part.size):
             last = U64(last | U64(U64(part[i]) << U64(8 * (i % 8))))
@@ -78,13 +81,24 @@ def _last_word(part: Bytes) -> U64:
 
 
 @inlined
-def _fill(block: Longs, part: Bytes) -> None:
-    """A block of zeros begins with these bytes, at most 64, now."""
-    whole = part.size // 8
+def _load_block(blocks: Longs, first: U64, data: Bytes, start: U64, size: U64) -> None:
+    """Words `first` to first + 7 of blocks = `size` bytes of data, at most 64, from `start` on, and zeros.
+
+    By places without signs: slices of arrays, and places that may be negative, cost more than the rest.
+    """
+    whole, rest = U64(size >> U64(3)), U64(size & U64(7))
+    for k in range(8):
+        blocks[first + U64(k)] = U64(0)
     for k in range(whole):
-        block[k] = _long_word(part, 8 * k)
-    if whole < 8:
-        block[whole] = _last_word(part)
+        blocks[first + U64(k)] = _long_word(data, U64(start + U64(U64(8) * U64(k))))
+    if rest > 0:
+        last = U64(0)
+        if size > 8:
+            last = U64(_long_word(data, U64(start + U64(size - U64(8)))) >> U64(U64(8) * U64(U64(8) - rest)))
+        else:
+            for i in range(rest):
+                last = U64(last | U64(U64(data[U64(start + U64(i))]) << U64(U64(8) * U64(i))))
+        blocks[first + whole] = last
 
 
 @inlined
@@ -96,18 +110,23 @@ def _to_columns(rows: Words, s: Words, first: int) -> None:
 
 
 @inlined
-def _to_rows(s: Words, rows: Words) -> None:
-    """The first 16 words of column `lane` become block `lane` of rows."""
-    for lane in range(LANES):
-        for k in range(16):
-            rows[16 * lane + k] = s[k * LANES + lane]
+def _write_digest(out: Bytes, words: Words, row: int, s: Words, lane: int) -> None:
+    """The first bytes of column `lane` of s go to a row of out: through `words`, its view as words, if that is not empty."""
+    if words.shape[0] > 0:
+        for k in range(words.shape[1]):
+            words[row, k] = s[k * LANES + lane]
+    else:
+        for i in range(out.shape[1]):
+            out[row, i] = U8(U32(s[(i // 4) * LANES + lane] >> U32(8 * (i % 4))) & U32(0xFF))
 
 
 @kernel
-def _blake3(data: Bytes, starts: Places, ends: Places, key: Words, mode: U32, out: Bytes, begin: int, end: int) -> None:
+def _blake3(
+    data: Bytes, starts: Places, ends: Places, key: Words, mode: U32, out: Bytes, words: Words, begin: int, end: int
+) -> None:
     s, fresh = np.zeros(ROWS * LANES, U32), np.zeros(STATE, U32)
-    blocks = np.empty(8 * LANES, U64)
-    rows, digests = blocks.view(U32), blocks.view(U8)
+    blocks = np.zeros(8 * LANES, U64)
+    rows = blocks.view(U32)
     fresh[:8] = key
     fresh[MODE] = mode
     size = out.shape[1]
@@ -130,12 +149,11 @@ def _blake3(data: Bytes, starts: Places, ends: Places, key: Words, mode: U32, ou
             for lane in range(LANES):
                 s[k * LANES + lane] = key[k]
         for block in range(max(1, (most + BLOCK - 1) // BLOCK)):
-            blocks[:] = U64(0)
             for lane in range(lanes):
                 done = block * BLOCK
                 part = max(0, min(BLOCK, left[lane] - done))
                 start = I64(starts[index[lane]]) + min(done, left[lane])
-                _fill(blocks[8 * lane : 8 * lane + 8], data[start : start + part])
+                _load_block(blocks, U64(8 * lane), data, U64(start), U64(part))
                 flags = U32(mode)
                 if block == 0:
                     flags = U32(flags | CHUNK_START)
@@ -144,10 +162,9 @@ def _blake3(data: Bytes, starts: Places, ends: Places, key: Words, mode: U32, ou
                 s[LENGTH + lane], s[FLAGS + lane] = U32(part), flags
             _to_columns(rows, s, MESSAGE)
             _compress_lanes(s)
-            _to_rows(s, rows)
             for lane in range(lanes):
                 if max(1, (left[lane] + BLOCK - 1) // BLOCK) - 1 == block:
-                    out[index[lane]] = digests[BLOCK * lane : BLOCK * lane + size]
+                    _write_digest(out, words, index[lane], s, lane)
 
 
 # --- SHA-256 ----------------------------------------------------------------------------------------------------------
@@ -214,12 +231,14 @@ def _swap_all(words: Words, count: int) -> None:
 
 
 @kernel
-def _sha256(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Bytes, begin: int, end: int) -> None:
+def _sha256(
+    data: Bytes, starts: Places, ends: Places, chaining: Words, out: Bytes, words: Words, begin: int, end: int
+) -> None:
     h, v, last = np.zeros(16 * LANES, U32), np.zeros(24 * LANES, U32), np.empty(8 * LANES, U32)
     w = v[8 * LANES :]
-    blocks = np.empty(8 * LANES, U64)
-    rows, digests = blocks.view(U32), blocks.view(U8)
-    keyed, size = chaining.size == 16, out.shape[1]
+    blocks = np.zeros(8 * LANES, U64)
+    rows, padded = blocks.view(U32), blocks.view(U8)
+    keyed = chaining.size == 16
     for at in range(begin, end, LANES):
         lanes, most = min(LANES, end - at), 0
         for lane in range(lanes):
@@ -228,15 +247,13 @@ def _sha256(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Byt
             for lane in range(LANES):
                 h[k * LANES + lane] = chaining[k]
         for block in range((most + 8) // BLOCK + 1):
-            blocks[:] = U64(0)
             for lane in range(lanes):
                 start, length = I64(starts[at + lane]), I64(ends[at + lane]) - I64(starts[at + lane])
                 place = length - block * BLOCK  # where in this block the record ends and its padding begins (5.1.1)
-                if place > 0:
-                    first = start + block * BLOCK
-                    _fill(blocks[8 * lane : 8 * lane + 8], data[first : first + min(BLOCK, place)])
+                part = max(0, min(BLOCK, place))
+                _load_block(blocks, U64(8 * lane), data, U64(start + length - max(0, place)), U64(part))
                 if 0 <= place < BLOCK:
-                    digests[BLOCK * lane + place] = U8(0x80)
+                    padded[BLOCK * lane + place] = U8(0x80)
             _to_columns(rows, w, 0)
             _swap_all(w, 16 * LANES)
             for lane in range(lanes):
@@ -260,9 +277,8 @@ def _sha256(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Byt
                     h[k * LANES + lane] = chaining[8 + k]
             _sha_lanes(h[: 8 * LANES], v)
         _swap_all(h, 8 * LANES)
-        _to_rows(h, rows)
         for lane in range(lanes):
-            out[at + lane] = digests[BLOCK * lane : BLOCK * lane + size]
+            _write_digest(out, words, at + lane, h, lane)
 
 
 # --- SipHash ----------------------------------------------------------------------------------------------------------
@@ -306,7 +322,7 @@ def _siphash(data: Bytes, starts: Places, ends: Places, key: Words, out: Bytes, 
         whole = record.size // 8
         for k in range(whole + 1):
             if k < whole:
-                word = _long_word(record, 8 * k)
+                word = _long_word(record, U64(8 * k))
             else:
                 word = U64(U64(U64(record.size & 0xFF) << U64(56)) | _last_word(record))
             v3 = U64(v3 ^ word)
@@ -342,14 +358,25 @@ def _places(places: NDArray[np.uint32] | Places) -> Places:
     return wide
 
 
+def _as_words(out: Bytes) -> Words:
+    """The digests as words, or nothing if they are not made of whole ones."""
+    if out.shape[1] % 4 == 0 and out.ctypes.data % 4 == 0:
+        return out.view(U32)
+    return np.empty((0, 0), U32)
+
+
 @quiet
 def blake3_records(
     data: Bytes, starts: Places, ends: Places, key: Words, mode: int, out: Bytes, max_threads: int
 ) -> None:
     """out[i] = the first bytes of BLAKE3's output for record i."""
     data, starts, ends, key = _read_only(data), _places(starts), _places(ends), key.copy()
+    words = _as_words(out)
     _over_threads(
-        starts, ends, max_threads, lambda begin, end: _blake3(data, starts, ends, key, U32(mode), out, begin, end)
+        starts,
+        ends,
+        max_threads,
+        lambda begin, end: _blake3(data, starts, ends, key, U32(mode), out, words, begin, end),
     )
 
 
@@ -357,7 +384,10 @@ def blake3_records(
 def sha256_records(data: Bytes, starts: Places, ends: Places, chaining: Words, out: Bytes, max_threads: int) -> None:
     """out[i] = the first bytes of SHA-256 or, with a second chaining value, of HMAC."""
     data, starts, ends, chaining = _read_only(data), _places(starts), _places(ends), chaining.reshape(-1).copy()
-    _over_threads(starts, ends, max_threads, lambda begin, end: _sha256(data, starts, ends, chaining, out, begin, end))
+    words = _as_words(out)
+    _over_threads(
+        starts, ends, max_threads, lambda begin, end: _sha256(data, starts, ends, chaining, out, words, begin, end)
+    )
 
 
 @quiet
