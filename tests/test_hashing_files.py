@@ -670,6 +670,18 @@ def test_a_file_that_vanished_is_named_and_others_go_on(tmp_path: Path, algorith
 
 
 @pytest.mark.parametrize("algorithm", EXPECTED)
+def test_the_first_error_stops_everything(tmp_path: Path, algorithm: str) -> None:
+    """Hashing all of it would take minutes."""
+    for name, size in (("a", 1 << 38), ("b", 1 << 37)):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, size)
+    files = _files.scan(tmp_path)
+    (tmp_path / "b").unlink()
+    with pytest.raises(FileNotFoundError, match="/b'"):
+        _files.hash_found(files, algorithm, max_threads=2)
+
+
+@pytest.mark.parametrize("algorithm", EXPECTED)
 def test_a_size_that_changed_since_the_scan_is_no_error(tmp_path: Path, algorithm: str) -> None:
     """The file is what it is when it is opened."""
     before, after = [0, 0, 100, 1 << 21, 1 << 21], [7, 1 << 21, (1 << 18) + 1, 0, 100]
