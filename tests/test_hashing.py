@@ -567,7 +567,13 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
             _hash_array,
             "choose",
             lambda _: Backend(
-                **{**kernels._asdict(), "name": "cuda", "integers": kernels.noise, "records": kernels.noise}
+                **{
+                    **kernels._asdict(),
+                    "name": "cuda",
+                    "integers": kernels.noise,
+                    "records": kernels.noise,
+                    "files": kernels.noise,
+                }
             ),
         )
         yield
