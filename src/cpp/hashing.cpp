@@ -14,7 +14,8 @@ namespace {
 // Chunks are hashed and merged in pieces of 64 KiB, which stay in cache; pieces are what threads share. Their chaining
 // values lie on the stack for 64 MiB at a time.
 constexpr std::size_t piece_chunks = 64, most_pieces = 1024;
-constexpr std::size_t least_pieces = 4;  // smallest work that is worth a thread
+constexpr std::size_t least_pieces = 4;    // smallest work that is worth a thread
+constexpr std::size_t most_of_a_turn = 8;  // a thread takes as many neighbours at once: memory is read ahead
 
 class Tree {
  public:
@@ -49,15 +50,18 @@ class Tree {
     const std::uint64_t first = state_.chunks();
     const std::size_t most = max_threads == 0 ? thread_count() : std::min(max_threads, thread_count());
     // Threads take pieces as they come: one that shares its core with other work holds up nobody.
+    const std::size_t threads = std::clamp<std::size_t>(pieces / least_pieces, 1, most);
+    const std::size_t turn = std::clamp<std::size_t>(pieces / threads / 8, 1, most_of_a_turn);
     std::atomic<std::size_t> taken{0};
-    parallel_for(std::clamp<std::size_t>(pieces / least_pieces, 1, most), 1, [&](std::size_t, std::size_t) {
-      for (std::size_t piece; (piece = taken.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
-        std::uint32_t leaves[8 * piece_chunks];
-        kernels_.blake3_chunks(data + piece * piece_chunks * blake3_chunk_bytes, piece_chunks, state_.key(),
-                               state_.mode(), first + piece * piece_chunks, leaves);
-        merge(leaves, piece_chunks);
-        std::memcpy(values + 8 * piece, leaves, 32);
-      }
+    parallel_for(threads, 1, [&](std::size_t, std::size_t) {
+      for (std::size_t begin; (begin = taken.fetch_add(turn, std::memory_order_relaxed)) < pieces;)
+        for (std::size_t piece = begin; piece < std::min(begin + turn, pieces); ++piece) {
+          std::uint32_t leaves[8 * piece_chunks];
+          kernels_.blake3_chunks(data + piece * piece_chunks * blake3_chunk_bytes, piece_chunks, state_.key(),
+                                 state_.mode(), first + piece * piece_chunks, leaves);
+          merge(leaves, piece_chunks);
+          std::memcpy(values + 8 * piece, leaves, 32);
+        }
     });
     push(values, pieces, piece_chunks, nullptr);
   }
