@@ -21,6 +21,7 @@ alignas(32) constexpr unsigned char turn_16[32] = {2, 3, 0, 1, 6, 7, 4, 5, 10, 1
 alignas(32) constexpr unsigned char turn_8[32] = {1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12,
                                                   1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12};
 
+// clang-format off
 // Row v of the state is register v.
 #define AISEC_ROW(v) "%%ymm" #v
 #define AISEC_ADD(a, b) "vpaddd " AISEC_ROW(b) ", " AISEC_ROW(a) ", " AISEC_ROW(a) "\n\t"
@@ -29,52 +30,49 @@ alignas(32) constexpr unsigned char turn_8[32] = {1, 2, 3, 0, 5, 6, 7, 4, 9, 10,
 #define AISEC_ADD_WAITING(c, d) "vpaddd %[waiting], " AISEC_ROW(d) ", " AISEC_ROW(c) "\n\t"
 #define AISEC_WAIT(c) "vmovdqa " AISEC_ROW(c) ", %[waiting]\n\t"
 #define AISEC_TURN_BYTES(d, table) "vpshufb %[" table "], " AISEC_ROW(d) ", " AISEC_ROW(d) "\n\t"
-#define AISEC_TURN_BITS(b, right, left, free) \
-  "vpsrld $" right ", " AISEC_ROW(b) ", " AISEC_ROW(free) "\n\t" \
-  "vpslld $" left ", " AISEC_ROW(b) ", " AISEC_ROW(b) "\n\t"     \
+#define AISEC_TURN_BITS(b, right, left, free)                     \
+  "vpsrld $" right ", " AISEC_ROW(b) ", " AISEC_ROW(free) "\n\t"  \
+  "vpslld $" left ", " AISEC_ROW(b) ", " AISEC_ROW(b) "\n\t"      \
   "vpor " AISEC_ROW(free) ", " AISEC_ROW(b) ", " AISEC_ROW(b) "\n\t"
 
 // Words 2 pair and 2 pair + 1 of an input's next block to their rows.
-#define AISEC_MOVE(lane, pair)           \
-  "movq %c[stride]*" #lane "+8*" #pair   \
-  "(%[input]), %[word]\n\t"              \
-  "movl %k[word], 64*" #pair "+4*" #lane \
-  "(%[next])\n\t"                        \
-  "shrq $32, %[word]\n\t"                \
+#define AISEC_MOVE(lane, pair)                                      \
+  "movq %c[stride]*" #lane "+8*" #pair "(%[input]), %[word]\n\t"    \
+  "movl %k[word], 64*" #pair "+4*" #lane "(%[next])\n\t"            \
+  "shrq $32, %[word]\n\t"                                           \
   "movl %k[word], 64*" #pair "+32+4*" #lane "(%[next])\n\t"
 #define AISEC_REST(lane, pair) ""
 
 // Half of four quarters of a round, side by side; between them, MOVE of two lanes and two pairs. Row c3 comes from
 // memory, row c0 goes there.
-#define AISEC_HALF_(MOVE, lane0, lane1, pair0, pair1, w0, w1, w2, w3, a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, \
-                    d0, d1, d2, d3, table, right, left)                                                               \
-  AISEC_ADD_WORD(a0, w0)                                                                                              \
-  AISEC_ADD_WORD(a1, w1)                                                                                              \
-  AISEC_ADD_WORD(a2, w2) AISEC_ADD_WORD(a3, w3) MOVE(lane0, pair0) AISEC_ADD(a0, b0) AISEC_ADD(a1, b1)                \
-      AISEC_ADD(a2, b2) AISEC_ADD(a3, b3) AISEC_XOR(d0, a0) AISEC_XOR(d1, a1) AISEC_XOR(d2, a2) AISEC_XOR(d3, a3)     \
-          MOVE(lane1, pair0) AISEC_TURN_BYTES(d0, table) AISEC_TURN_BYTES(d1, table) AISEC_TURN_BYTES(d2, table)      \
-              AISEC_TURN_BYTES(d3, table) AISEC_ADD(c0, d0) AISEC_ADD(c1, d1) AISEC_ADD(c2, d2)                       \
-                  AISEC_ADD_WAITING(c3, d3) MOVE(lane0, pair1) AISEC_XOR(b0, c0) AISEC_WAIT(c0) AISEC_XOR(b1, c1)     \
-                      AISEC_XOR(b2, c2) AISEC_XOR(b3, c3) MOVE(lane1, pair1) AISEC_TURN_BITS(b0, right, left, c0)     \
-                          AISEC_TURN_BITS(b1, right, left, c0) AISEC_TURN_BITS(b2, right, left, c0)                   \
-                              AISEC_TURN_BITS(b3, right, left, c0)
+#define AISEC_HALF_(MOVE, lane0, lane1, pair0, pair1, w0, w1, w2, w3,                                               \
+                    a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3, table, right, left)             \
+  AISEC_ADD_WORD(a0, w0) AISEC_ADD_WORD(a1, w1) AISEC_ADD_WORD(a2, w2) AISEC_ADD_WORD(a3, w3) MOVE(lane0, pair0)    \
+  AISEC_ADD(a0, b0) AISEC_ADD(a1, b1) AISEC_ADD(a2, b2) AISEC_ADD(a3, b3)                                           \
+  AISEC_XOR(d0, a0) AISEC_XOR(d1, a1) AISEC_XOR(d2, a2) AISEC_XOR(d3, a3) MOVE(lane1, pair0)                        \
+  AISEC_TURN_BYTES(d0, table) AISEC_TURN_BYTES(d1, table) AISEC_TURN_BYTES(d2, table) AISEC_TURN_BYTES(d3, table)   \
+  AISEC_ADD(c0, d0) AISEC_ADD(c1, d1) AISEC_ADD(c2, d2) AISEC_ADD_WAITING(c3, d3) MOVE(lane0, pair1)                \
+  AISEC_XOR(b0, c0) AISEC_WAIT(c0) AISEC_XOR(b1, c1) AISEC_XOR(b2, c2) AISEC_XOR(b3, c3) MOVE(lane1, pair1)         \
+  AISEC_TURN_BITS(b0, right, left, c0) AISEC_TURN_BITS(b1, right, left, c0)                                         \
+  AISEC_TURN_BITS(b2, right, left, c0) AISEC_TURN_BITS(b3, right, left, c0)
 #define AISEC_HALF(...) AISEC_HALF_(__VA_ARGS__)
 
 // A round over message words in this order, while two lanes' words move. Columns, then diagonals; the second half of
 // each begins with the second quarter, so that the row which waits is another one each time.
-#define AISEC_ROUND(MOVE, lane0, lane1, w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15)          \
-  AISEC_HALF(MOVE, lane0, lane1, 0, 1, w0, w2, w4, w6, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,           \
-             "turn_16", "12", "20")                                                                                    \
-  AISEC_HALF(MOVE, lane0, lane1, 2, 3, w3, w5, w7, w1, 1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12, "turn_8", \
-             "7", "25")                                                                                                \
-  AISEC_HALF(MOVE, lane0, lane1, 4, 5, w8, w10, w12, w14, 0, 1, 2, 3, 5, 6, 7, 4, 10, 11, 8, 9, 15, 12, 13, 14,        \
-             "turn_16", "12", "20")                                                                                    \
-  AISEC_HALF(MOVE, lane0, lane1, 6, 7, w11, w13, w15, w9, 1, 2, 3, 0, 6, 7, 4, 5, 11, 8, 9, 10, 12, 13, 14, 15,        \
-             "turn_8", "7", "25")
+#define AISEC_COLUMNS      0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#define AISEC_COLUMNS_2    1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13, 14, 15, 12
+#define AISEC_DIAGONALS    0, 1, 2, 3, 5, 6, 7, 4, 10, 11, 8, 9, 15, 12, 13, 14
+#define AISEC_DIAGONALS_2  1, 2, 3, 0, 6, 7, 4, 5, 11, 8, 9, 10, 12, 13, 14, 15
+#define AISEC_ROUND(MOVE, lane0, lane1, w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15)  \
+  AISEC_HALF(MOVE, lane0, lane1, 0, 1, w0, w2, w4, w6, AISEC_COLUMNS, "turn_16", "12", "20")                   \
+  AISEC_HALF(MOVE, lane0, lane1, 2, 3, w3, w5, w7, w1, AISEC_COLUMNS_2, "turn_8", "7", "25")                   \
+  AISEC_HALF(MOVE, lane0, lane1, 4, 5, w8, w10, w12, w14, AISEC_DIAGONALS, "turn_16", "12", "20")              \
+  AISEC_HALF(MOVE, lane0, lane1, 6, 7, w11, w13, w15, w9, AISEC_DIAGONALS_2, "turn_8", "7", "25")
 
 #define AISEC_LOAD(v) "vmovdqa 32*" #v "(%[chaining]), " AISEC_ROW(v) "\n\t"
 #define AISEC_STORE(v) "vmovdqa " AISEC_ROW(v) ", 32*" #v "(%[chaining])\n\t"
 #define AISEC_CONSTANT(v, index) "vmovdqa 32*" #index "(%[constants]), " AISEC_ROW(v) "\n\t"
+// clang-format on
 
 // Rows 8 to 14 of a block's state: the first half of the IV, counters, the block's length.
 struct BlockConstants {
@@ -134,6 +132,10 @@ inline void compress_and_turn(Lanes (&chaining)[8], const BlockConstants& consta
 #undef AISEC_REST
 #undef AISEC_HALF_
 #undef AISEC_HALF
+#undef AISEC_COLUMNS
+#undef AISEC_COLUMNS_2
+#undef AISEC_DIAGONALS
+#undef AISEC_DIAGONALS_2
 #undef AISEC_ROUND
 #undef AISEC_LOAD
 #undef AISEC_STORE
