@@ -108,7 +108,7 @@ def _prepare_records(name: str, count: int) -> tuple[list[Contender], list[Floor
         same_bits(_loop(digest, records[:_CHECKED])),
         peers,
     )
-    return contenders(ours, data, reads=1 + 4 / _RECORD, writes=32 / _RECORD, on_devices=False)
+    return contenders(ours, data, reads=1 + 4 / _RECORD, writes=32 / _RECORD, on_devices=False, hashing=True)
 
 
 def _loop(digest: Callable[[bytes], bytes], records: list[bytes]) -> Array:
