@@ -14,12 +14,12 @@ Row = Mapping[str, Any]
 Document = Mapping[str, Any]
 
 _COLOURS = {"native": "ours", "numba": "numba", "cuda": "cuda"}
-_DASHES = {"baseline": "dash", "avx2": None, "avx512": "dashdot"}
+_DASHES = {"baseline": "dash", "sse41": "dot", "avx2": None, "avx512": "dashdot"}
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
 
 # Arithmetic operations for each input value or byte, from the definitions (not measured): ChaCha12 has 576 for each 64
 # bytes, BLAKE3 784 for each block of 64 (7 rounds of 8 quarter-rounds of 14), SHA-256 about 2,300 for each (64 rounds of
-# about 28, and the schedule); a Gaussian sample takes 8 bytes of stream and about 70 for the transform.
+# about 28, and the schedule); a record of 24 bytes takes one block, two with HMAC; a Gaussian sample takes 8 bytes of stream and about 70 for the transform.
 OPERATIONS = {
     "add_gaussian": 142.0,
     "add_laplace": 130.0,
@@ -33,6 +33,11 @@ OPERATIONS = {
     "private_sum": 8.0,
     "blake3": 12.25,
     "sha256": 36.0,
+    "records_blake3": 32.7,
+    "records_hmac_sha256": 192.0,
+    "file_blake3": 12.25,
+    "large_files_sha256": 36.0,
+    "small_files_sha256": 36.0,
     "linf_step": 8.0,
     "l2_step": 20.0,
     "sgd": 145.0,
