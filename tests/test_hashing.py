@@ -171,6 +171,24 @@ def test_threads_do_not_matter(kernels: Kernels, threads) -> None:
             assert state.tobytes() == expected.tobytes(), (number, head, limit)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux shows them")
+def test_as_many_threads_as_are_allowed() -> None:
+    """The native pool starts threads with the first call that wants them: what is missing shows in no digest."""
+    code = """
+import os, sys
+import numpy as np
+import aisec_fast
+from aisec_fast import hashing
+aisec_fast.set_num_threads(4)
+data, before = np.zeros(1 << 23, np.uint8), len(os.listdir("/proc/self/task"))
+hashing.blake3(data, max_threads=int(sys.argv[1]) or None)
+print(1 + len(os.listdir("/proc/self/task")) - before)
+"""
+    for limit, threads in ((1, 1), (2, 2), (3, 3), (0, 4)):
+        run = python(code.replace("sys.argv[1]", repr(str(limit))))
+        assert run.stdout.split() == [str(threads)], (limit, run.stderr)
+
+
 # ------------------------------------------------------------------------------------------------ SHA-256 kernels
 
 

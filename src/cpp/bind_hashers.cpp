@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -51,8 +52,8 @@ struct State {
 
 template <class Algorithm>
 struct Hasher {
-  PyObject_HEAD std::mutex mutex;  // kernels run without the GIL
-  unsigned long looking;           // the thread that looks for signals and holds the mutex meanwhile
+  PyObject_HEAD std::mutex mutex;      // kernels run without the GIL
+  std::atomic<unsigned long> looking;  // the thread that looks for signals and holds the mutex meanwhile
   State<Algorithm> state;
 };
 
@@ -316,7 +317,7 @@ PyObject* allocate(PyTypeObject* type) {
   PyObject* self = ours ? reinterpret_cast<PyObject*>(PyObject_New(Hasher<Algorithm>, type)) : type->tp_alloc(type, 0);
   if (self == nullptr) return nullptr;
   new (&cast<Algorithm>(self)->mutex) std::mutex;
-  cast<Algorithm>(self)->looking = 0;
+  new (&cast<Algorithm>(self)->looking) std::atomic<unsigned long>(0);
   return self;
 }
 
@@ -334,15 +335,14 @@ PyObject* copy(PyObject* self, PyObject*) {
 }
 
 // What `other`, of the same class, has absorbed.
-template <class Algorithm>
-PyObject* assume(PyObject* self, PyObject* other) {
+PyObject* blake3_assume(PyObject* self, PyObject* other) {
   if (Py_TYPE(other) != Py_TYPE(self)) {
     PyErr_Format(PyExc_TypeError, "other is a %s, expected a %s", Py_TYPE(other)->tp_name, Py_TYPE(self)->tp_name);
     return nullptr;
   }
-  const Turn<Algorithm> turn(self);
+  const Turn<Blake3Algorithm> turn(self);
   if (!turn) return nullptr;
-  cast<Algorithm>(self)->state = cast<Algorithm>(other)->state;
+  cast<Blake3Algorithm>(self)->state = cast<Blake3Algorithm>(other)->state;
   Py_RETURN_NONE;
 }
 
@@ -595,14 +595,13 @@ void bind_hashers(py::module_& module) {
       {"hexdigest", with_names(&blake3_hexdigest), METH_FASTCALL | METH_KEYWORDS, "digest() in hexadecimal digits."},
       {"copy", &copy<Blake3Algorithm>, METH_NOARGS, "An independent hasher with the same state."},
       {"reset", &blake3_reset, METH_NOARGS, "Forget what was absorbed; mode and key stay. Returns the hasher."},
-      {"_assume", &assume<Blake3Algorithm>, METH_O, "Take over another hasher's state."},
+      {"_assume", &blake3_assume, METH_O, "Take over another hasher's state."},
       {nullptr, nullptr, 0, nullptr}};
   static PyMethodDef sha256_methods[] = {
       {"update", &update<Sha256Algorithm>, METH_O, "Absorb data; returns the hasher."},
       {"digest", &sha256_digest, METH_NOARGS, "The digest, 32 bytes."},
       {"hexdigest", &sha256_hexdigest, METH_NOARGS, "The digest as 64 hexadecimal digits."},
       {"copy", &copy<Sha256Algorithm>, METH_NOARGS, "An independent hasher with the same state."},
-      {"_assume", &assume<Sha256Algorithm>, METH_O, "Take over another hasher's state."},
       {nullptr, nullptr, 0, nullptr}};
   module.attr("Blake3") =
       py::reinterpret_steal<py::object>(make_type<Blake3Algorithm>("aisec_fast._core.Blake3", blake3_methods));

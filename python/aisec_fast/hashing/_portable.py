@@ -75,10 +75,6 @@ class _Portable:
             new._state = self._state.copy()
         return new
 
-    def _assume(self, other: Self) -> None:
-        with self._lock:
-            self._state = other._state.copy()
-
 
 class PortableBlake3(_Portable, blake3):
     """BLAKE3 on the kernels of the backend that is chosen when it is made."""
@@ -125,6 +121,10 @@ class PortableBlake3(_Portable, blake3):
         with self._lock:
             self._state[9:] = 0
         return self
+
+    def _assume(self, other: Self, /) -> None:
+        with self._lock:
+            self._state = other._state.copy()
 
 
 class PortableSha256(_Portable, sha256):

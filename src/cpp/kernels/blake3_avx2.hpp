@@ -1,12 +1,12 @@
 #pragma once
 // BLAKE3 of eight inputs (chunks, or parents) at once in the sixteen registers that AVX2 has, written out because no
 // compiler keeps a state of sixteen vectors there: theirs spill in every quarter. A state leaves no register for a
-// rotation's second half, so one of rows 8 to 11 waits in memory meanwhile, in turns: what is stored can be read ten
-// cycles later only, half a round lasts nine, and so a row that went through memory every time would hold up all.
+// rotation's second half, so one of rows 8 to 11 waits in memory meanwhile; in turns, because what is stored can be
+// read only about as late as half a round ends, and a row that went there every time would be a chain of such delays.
 //
-// A quarter of such a kernel's time would go into turning the inputs' rows (words of one input) into columns (one word
-// of eight inputs). Here the scalar units, idle else, do that for the next block while the vector units work on this
-// one. What they store is read some hundred cycles later, when it has long left the store buffer.
+// Turning the inputs' rows (words of one input) into columns (one word of eight inputs) is work for the vector units
+// too. Here the scalar units, idle else, do it for the next block while the vector units work on this one. What they
+// store is read hundreds of cycles later, when it has long left the store buffer.
 #include <cstddef>
 #include <cstdint>
 

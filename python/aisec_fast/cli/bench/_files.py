@@ -60,7 +60,9 @@ def _prepare(operation: str, shape: tuple[int, ...]) -> tuple[list[Contender], l
         check = same_bits(_in_threads(_hashlib, files))
         peers = {"hashlib": lambda: _in_threads(_hashlib, files)} | _model_signing(place.folder)
     measured = {name: (peer, check, True) for name, peer in peers.items()}
-    found, _ = contenders(Operation(lambda _: call, check, measured), np.empty(4, np.uint8), on_devices=False, hashing=True)
+    found, _ = contenders(
+        Operation(lambda _: call, check, measured), np.empty(4, np.uint8), on_devices=False, hashing=True
+    )
     return found, [FloorPart([lambda: (_in_threads(_read, _parts(whole)), place)])]
 
 
