@@ -487,6 +487,7 @@ def test_a_whole_last_chunk(backend: str) -> None:
             peer.update(more)
             assert hasher.digest() == hasher.copy().digest() == peer.digest(), (chunks, len(more))
             assert hasher.digest(100, seek=7) == peer.digest(100, seek=7)
+        assert hashing.blake3(data).reset().digest() == pypi.blake3().digest()
         assert hashing.blake3(data).reset().update(b"x").digest() == pypi.blake3(b"x").digest()
 
 
