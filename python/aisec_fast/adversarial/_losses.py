@@ -35,6 +35,17 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def target_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """``z_t - z_y``, above 0 where the target class has overtaken the label."""
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+
+
+def target_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """``(z_t - z_y) / (z_1 - (z_3 + z_4) / 2)``: the targeted difference of logits ratio of Croce and Hein (2020)."""
+    top = logits.topk(4, dim=1).values
+    return target_margin(logits, labels, targets) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
 class Loss(NamedTuple):
     """A loss and the number of classes without which it has no meaning."""
 

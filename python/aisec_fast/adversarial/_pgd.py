@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _checks
+from .. import _checks
 from .._arrays import Array
 from .._backends import choose
-from . import _rows, _start
-from ._ball import DTYPES, Clip, Step, make_ball
+from . import _arguments, _rows, _start
+from ._ball import Step, make_ball
+from ._box import Clip
 from ._models import Attackable, Flags, Floats, GivenGradient, GradientModel
 from ._progress import Progress, reporting
 from ._watch import Watch
@@ -48,8 +48,8 @@ def pgd(
 
     Args:
         model: a torch module that gives logits ``[B, classes]``, or a :class:`GradientModel`.
-        x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``: a torch tensor for a torch module; numpy, cupy,
-            torch or any DLPack producer for a GradientModel. It is not changed.
+        x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``: a torch tensor (or, for one on the CPU, a numpy
+            array) for a torch module; numpy, cupy, torch or any DLPack producer for a GradientModel. It is not changed.
         y: labels ``[B]``: true ones, or targets if ``targeted``. Integers from 0 to classes - 1, a tensor on the device of
             ``x`` for a torch module. For a GradientModel they are passed on, and without ``predict`` may be anything with
             B rows.
@@ -83,7 +83,7 @@ def pgd(
             ``x``; NaN logits, or gradients that are NaN or infinite, with step and number of samples.
         BackendError: the forced backend is missing or cannot reach ``x``.
     """
-    samples = _samples(x)
+    samples = _arguments.samples(x)
     ball = make_ball(norm, eps, clip, samples.dtype)
     count, runs = _checks.whole(steps, "steps"), _checks.whole(restarts, "restarts", least=1)
     if loss not in _LOSSES:
@@ -98,11 +98,11 @@ def pgd(
         seed = _checks.whole(seed, "seed")
     length = 2.5 * ball.eps / max(1, count) if step_size is None else _checks.positive(step_size, "step_size")
     needs_verdict = early_stop or runs > 1
-    attackable, labels = _attackable(model, samples, y, loss, targeted=targeted, needs_verdict=needs_verdict)
+    attackable, samples, labels = _attackable(model, samples, y, loss, targeted=targeted, needs_verdict=needs_verdict)
     ball.require_inside_box(samples)
     stepper = partial(ball.stepper, choose([samples]))
     if samples.size == 0:
-        return _rows.copy(samples.value)
+        return _arguments.as_given(_rows.copy(samples.value), x)
     starts = _start.RandomStarts(seed, runs) if random_start else None
 
     def start(restart: int, rows: _rows.Rows) -> tuple[Any, Any]:
@@ -123,7 +123,7 @@ def pgd(
             early_stop=early_stop,
             report=report,
         )
-        return attack.best(labels, samples.shape[0], start)
+        return _arguments.as_given(attack.best(labels, samples.shape[0], start), x)
 
 
 @dataclass
@@ -211,27 +211,10 @@ class _Attack:
         self.report(step, self.restarts * self.steps, known)
 
 
-def _samples(x: Any) -> Array:
-    """``x`` described, in C order and without its history; errors unless it can be attacked."""
-    samples = _arrays.describe(x.detach() if _rows.is_tensor(x) else x, "x")
-    if samples.dtype in ("float16", "bfloat16"):
-        raise TypeError(
-            f"x has dtype {samples.dtype}, expected float32 or float64: steps get lost in half precision; attack in "
-            "float32 (a module may convert its input)"
-        )
-    if samples.dtype not in DTYPES:
-        raise TypeError(
-            f"x has dtype {samples.dtype}, expected float32 or float64 (scale integer images, for example x / 255)"
-        )
-    if not samples.shape:
-        raise ValueError("x has no dimensions, expected [B, ...]")
-    return _arrays.describe(_rows.contiguous(samples), "x")
-
-
 def _attackable(
     model: Any, x: Array, y: Any, loss: str, *, targeted: bool, needs_verdict: bool
-) -> tuple[Attackable, Any]:
-    """The model ready for an attack, and the labels as it takes them."""
+) -> tuple[Attackable, Array, Any]:
+    """The model ready for an attack, and samples and labels as it takes them."""
     if isinstance(model, GradientModel):
         if loss != "ce":
             raise ValueError(
@@ -242,30 +225,11 @@ def _attackable(
                 "model is a GradientModel without predict, expected one with it: early_stop and restarts above 1 need "
                 "logits"
             )
-        return GivenGradient(model, x, targeted=targeted), _labels(y, x, integers=needs_verdict).value
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(model, torch.nn.Module):
-        raise TypeError(
-            f"model is a {type(model).__name__}, expected a torch.nn.Module that gives logits or a GradientModel"
-        )
-    if x.library != "torch":
-        raise TypeError(f"x is a {x.library} array, expected a torch tensor as model is a torch module")
-    labels = _labels(y, x, integers=True)
-    if labels.library != "torch":
-        raise TypeError(f"y is a {labels.library} array, expected a torch tensor as model is a torch module")
-    from ._torch_model import TorchModel
+        return GivenGradient(model, x, targeted=targeted), x, _arguments.labels(y, x, integers=needs_verdict).value
+    x = _arguments.tensor_samples(model, x, others=" or a GradientModel")
+    from ._losses import LOSSES
+    from ._torch_model import TorchLoss
 
-    return TorchModel.made(model, x.value, labels.value, loss=loss, targeted=targeted)
-
-
-def _labels(y: Any, x: Array, *, integers: bool) -> Array:
-    labels = _arrays.describe(y, "y")
-    _arrays.require_same_device([x, labels])
-    if integers:
-        if not labels.dtype.startswith(("int", "uint")):
-            raise TypeError(f"y has dtype {labels.dtype}, expected integer labels")
-        if len(labels.shape) != 1:
-            raise ValueError(f"y has shape {labels.shape}, expected labels [{x.shape[0]}]")
-    if not labels.shape or labels.shape[0] != x.shape[0]:
-        raise ValueError(f"y has shape {labels.shape}, expected {x.shape[0]} labels as x has samples")
-    return labels
+    needs = LOSSES[loss].least_classes
+    prepared, labels = _arguments.torch_model(model, x, y, least_classes=needs, needs=f"loss {loss!r}")
+    return TorchLoss(prepared, loss, targeted=targeted), x, labels

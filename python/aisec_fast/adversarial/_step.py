@@ -7,7 +7,8 @@ from typing import Any
 from .. import _arrays, _checks
 from .._arrays import Array
 from .._backends import choose
-from ._ball import DTYPES, Clip, make_ball
+from ._ball import DTYPES, make_ball
+from ._box import Clip
 
 
 def pgd_step(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
@@ -12,21 +12,34 @@ from torch import Tensor, nn
 from ._losses import LOSSES
 from ._models import Flags, Slope
 
+Values = Callable[[Tensor], Tensor]  # of logits [B, classes]: a value for each sample, [B]
+
 
 class TorchModel:
-    """A module that gives logits ``[B, classes]``, with a loss: see :class:`Attackable`.
+    """A module that gives logits ``[B, classes]``, and the batch of labels it is attacked with.
 
     The parameters' ``.grad`` and ``requires_grad`` are never touched.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, *, loss: str, targeted: bool, largest: int) -> None:
-        self._module, self._device, self._targeted = module, device, targeted
-        self._loss_name, self._loss = loss, LOSSES[loss]
-        self._largest_label = largest
+    def __init__(
+        self, module: nn.Module, device: torch.device, *, largest_label: int, least_classes: int = 2, needs: str = ""
+    ) -> None:
+        self._module, self._device, self._largest_label = module, device, largest_label
+        self._least_classes, self._needs = least_classes, needs
 
     @classmethod
-    def made(cls, module: nn.Module, x: Tensor, y: Tensor, *, loss: str, targeted: bool) -> tuple[TorchModel, Tensor]:
-        """The model and int64 labels, checked as far as they can be before the number of classes is known."""
+    def made(
+        cls, module: nn.Module, x: Tensor, y: Tensor, *, least_classes: int = 2, needs: str = ""
+    ) -> tuple[TorchModel, Tensor]:
+        """The model and int64 labels, checked as far as they can be before the number of classes is known.
+
+        Args:
+            module: gives logits.
+            x: the batch.
+            y: integer labels ``[B]``.
+            least_classes: below this the attack has no meaning.
+            needs: what it is that needs them, for the error.
+        """
         devices = {tensor.device for tensor in chain(module.parameters(), module.buffers())}
         if devices and x.device not in devices:
             raise ValueError(f"x lives on {x.device}, model on {', '.join(map(str, devices))}; expected one device")
@@ -35,7 +48,8 @@ class TorchModel:
         smallest, largest = (v.item() for v in labels.aminmax()) if labels.numel() else (0, 0)
         if smallest < 0:
             raise ValueError(f"y holds label {smallest}, expected 0 or above")
-        return cls(module, x.device, loss=loss, targeted=targeted, largest=int(largest)), labels
+        model = cls(module, x.device, largest_label=int(largest), least_classes=least_classes, needs=needs)
+        return model, labels
 
     @contextmanager
     def attacked(self) -> Iterator[None]:
@@ -56,8 +70,8 @@ class TorchModel:
                 for module, training in before:
                     module.training = training
 
-    def slope(self, adv: Tensor, y: Tensor, *, with_logits: bool) -> Slope:  # noqa: ARG002 - logits are at hand
-        """See :class:`Attackable`."""
+    def gradient(self, adv: Tensor, values: Values) -> Slope:
+        """The gradient of the sum of ``values(logits)`` at ``adv``, with the values and the logits."""
         leaf = adv.detach().requires_grad_(True)
         logits = self._logits(leaf.clone())  # a module may work in place; what it is given is its own
         if not logits.requires_grad:
@@ -65,27 +79,16 @@ class TorchModel:
                 "model gave logits without a gradient (detached, or made under no_grad), expected them to be "
                 "differentiable with respect to x"
             )
-        losses = self._loss.values(logits, y)
+        losses = values(logits)
         (gradient,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses), allow_unused=True)
         if gradient is None:
             raise ValueError("model gave logits that do not depend on x, expected a model of x")
         return Slope(gradient.contiguous(), losses.detach(), logits.detach())
 
-    def predict(self, adv: Tensor) -> Tensor:
-        """See :class:`Attackable`."""
+    def logits(self, adv: Tensor) -> Tensor:
+        """Logits without a gradient, float32 or float64."""
         with torch.no_grad():
             return self._logits(adv.clone())  # a module may work in place where no gradient is wanted
-
-    def fooled(self, logits: Tensor, y: Tensor) -> Flags:
-        """See :class:`Attackable`."""
-        hit = logits.argmax(1) == y
-        flags: Flags = (hit if self._targeted else ~hit).cpu().numpy()
-        return flags
-
-    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        """See :class:`Attackable`."""
-        with torch.no_grad():
-            return self._loss.values(logits, y)
 
     def _logits(self, batch: Tensor) -> Tensor:
         logits = self._module(batch)
@@ -99,13 +102,40 @@ class TorchModel:
         if logits.ndim != 2 or logits.shape[0] != batch.shape[0]:
             raise ValueError(f"model returned shape {tuple(logits.shape)}, expected logits [{batch.shape[0]}, classes]")
         classes = logits.shape[1]
-        if classes < self._loss.least_classes:
+        if classes < self._least_classes:
             raise ValueError(
-                f"model returned logits of {classes} classes, expected at least {self._loss.least_classes} for loss "
-                f"{self._loss_name!r}"
+                f"model returned logits of {classes} classes, expected at least {self._least_classes}"
+                f"{' for ' * bool(self._needs)}{self._needs}"
             )
         if self._largest_label >= classes:
             raise ValueError(f"y holds label {self._largest_label}, expected 0 to {classes - 1} as the model's logits")
         if logits.device != batch.device:
             raise ValueError(f"model returned logits on {logits.device}, expected {batch.device} as x")
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+class TorchLoss:
+    """A module together with the loss of an attack by gradients alone: see :class:`Attackable`."""
+
+    def __init__(self, model: TorchModel, loss: str, *, targeted: bool) -> None:
+        self._model, self._values, self._targeted = model, LOSSES[loss].values, targeted
+        self.attacked = model.attacked
+
+    def slope(self, adv: Tensor, y: Tensor, *, with_logits: bool) -> Slope:  # noqa: ARG002 - logits are at hand
+        """See :class:`Attackable`."""
+        return self._model.gradient(adv, lambda logits: self._values(logits, y))
+
+    def predict(self, adv: Tensor) -> Tensor:
+        """See :class:`Attackable`."""
+        return self._model.logits(adv)
+
+    def fooled(self, logits: Tensor, y: Tensor) -> Flags:
+        """See :class:`Attackable`."""
+        hit = logits.argmax(1) == y
+        flags: Flags = (hit if self._targeted else ~hit).cpu().numpy()
+        return flags
+
+    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Attackable`."""
+        with torch.no_grad():
+            return self._values(logits, y)
