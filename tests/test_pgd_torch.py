@@ -155,7 +155,8 @@ def test_a_linear_model_gives_exactly_the_same(backend, other, norm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "targeted"), [("ce", False), ("margin", False), ("dlr", False), ("ce", True), ("margin", True)]
+    ("loss", "targeted"),
+    [("ce", False), ("margin", False), ("dlr", False), ("ce", True), ("margin", True), ("dlr", True)],
 )
 def test_losses_find_the_optimum_of_a_linear_model(backend, loss, targeted) -> None:
     """Two logits move apart, a third is far below: all losses have the same direction, w_1 - w_0."""
@@ -168,6 +169,93 @@ def test_losses_find_the_optimum_of_a_linear_model(backend, loss, targeted) -> N
     y = torch.full((20,), 1 if targeted else 0)
     adv = adversarial.pgd(model, x, y, eps=0.3, steps=10, loss=loss, targeted=targeted, seed=0)
     assert (adv - (x - 0.3 * w.sign()).clamp(0, 1)).abs().max() <= 1e-15
+
+
+def robust_linear(model: nn.Linear, x: Tensor, y: Tensor, eps: float, norm: str) -> Tensor:
+    """Whether no point of ball and box (that of L2 is left out: nothing comes near it) has another answer: for each other
+    class the largest difference of logits is a linear programme with a closed form."""
+    w, b = model.weight.detach(), model.bias.detach()
+    robust = torch.ones(len(x), dtype=torch.bool)
+    for target in range(len(w)):
+        slope, other = w[target] - w[y], y != target
+        if norm == "linf":
+            best = torch.where(slope > 0, (x + eps).clamp(max=1), (x - eps).clamp(min=0))
+        else:
+            best = x + eps * slope / slope.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        robust &= ~other | ((best * slope).sum(1) + b[target] - b[y] < 0)
+    return robust
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.01), ("linf", 0.03), ("l2", 0.05)])
+@pytest.mark.parametrize("options", [{}, {"early_stop": True}, {"random_start": False}])
+def test_one_margin_run_is_exact_on_linear_models(norm, eps, options) -> None:
+    """Ten classes: where cross-entropy follows a mixture of them, each target class has one direction.
+
+    Steps of fixed length turn an L2 offset only slowly, so that run starts at x and not beside its optimum.
+    """
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(64, 10).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(10, 64, dtype=torch.float64, generator=generator))
+        model.bias.copy_(-0.5 * model.weight.sum(1))  # so that answers differ around the middle of the box
+    low, high = (0.0, 1.0) if norm == "linf" else (0.3, 0.7)
+    x = low + (high - low) * torch.rand(512, 64, dtype=torch.float64, generator=generator)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    expected = robust_linear(model, x, y, eps, norm)
+    assert 0 < int(expected.sum()) < len(x)
+    settings: dict[str, Any] = {"random_start": norm == "linf", "seed": 0, **options}
+    adv = adversarial.pgd(model, x, y, eps=eps, norm=norm, loss="margin", **settings)
+    assert torch.equal(model(adv).argmax(1) == y, expected)
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+def test_targets_are_attacked_one_after_the_other(loss) -> None:
+    """The first class that is tried is the second answer; a third is reached only if it is asked for."""
+    model = nn.Linear(2, 4).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
+        model.bias.copy_(torch.tensor([0.0, -0.8, -2.6, -9.0]))
+    x, y = torch.full((1, 2), 0.5, dtype=torch.float64), torch.tensor([0])
+    settings: dict[str, Any] = {"eps": 0.2, "loss": loss, "random_start": False, "steps": 10}
+    answers = [int(model(adversarial.pgd(model, x, y, **settings, targets=n)).argmax()) for n in (1, 2, 99)]
+    assert answers == [0, 2, 2]
+
+
+def test_several_radii_at_once(trained, images) -> None:
+    """Each as if it had been asked for alone; the model is elementwise, so bits do not depend on the batch."""
+
+    class Elementwise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 0] * x[:, 1], x[:, 2] - x[:, 0], x[:, 1] * x[:, 2]], 1)
+
+    x, y = torch.rand(30, 3, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    radii = [0.3, 0.05, 0.1]
+    for options in ({}, {"norm": "l2"}, {"restarts": 2}, {"early_stop": True}, {"step_size": 0.01, "targeted": True}):
+        settings: dict[str, Any] = {"steps": 7, "seed": 0, **options}
+        found = adversarial.pgd(Elementwise(), x, y, eps=radii, **settings)
+        assert found.shape == (3, 30, 3)
+        for eps, adv in zip(radii, found, strict=True):
+            assert bits(adv) == bits(adversarial.pgd(Elementwise(), x, y, eps=eps, **settings))
+    whole, labels = images
+    robust = [accuracy(trained, adv, labels) for adv in adversarial.pgd(trained, whole, labels, eps=(0.02, 0.1, 0.2))]
+    assert robust == sorted(robust, reverse=True)
+    assert adversarial.pgd(trained, whole[:0], labels[:0], eps=[0.1, 0.2]).shape == (2, 0, 1, 8, 8)
+
+
+def test_large_batches_are_not_stacked(trained, images, monkeypatch) -> None:
+    """Radii and runs go one after the other where their batch would be too large; verdicts are the same."""
+    x, y = images
+    settings: dict[str, Any] = {"eps": [0.05, 0.1], "steps": 5, "seed": 0, "restarts": 3}
+    stacked = adversarial.pgd(trained, x, y, **settings)
+    monkeypatch.setattr("aisec_fast.adversarial._runs._STACKED_VALUES", 1)
+    model, steps = Counting(trained), []
+    alone = adversarial.pgd(model, x, y, **settings, progress=lambda step, total, _: steps.append((step, total)))
+    assert max(model.with_gradient) == len(x)
+    assert steps == sorted(steps)
+    assert steps[-1] == (15, 15)
+    for a, b in zip(stacked, alone, strict=True):
+        assert torch.equal(trained(a).argmax(1) == y, trained(b).argmax(1) == y)
 
 
 def test_losses_are_those_of_their_papers() -> None:
@@ -233,15 +321,24 @@ class Counting(nn.Module):
         return self.model(x)
 
 
-@pytest.mark.parametrize(("options", "verdicts"), [({}, 0), ({"early_stop": True}, 1), ({"restarts": 3}, 3)])
-def test_no_forward_pass_is_wasted(trained, images, options, verdicts) -> None:
+@pytest.mark.parametrize(
+    ("options", "passes", "verdicts"),
+    [({}, 6, 0), ({"early_stop": True}, 6, 1), ({"restarts": 3}, 12, 2), ({"loss": "margin"}, 12, 3)],
+)
+def test_no_forward_pass_is_wasted(trained, images, options, passes, verdicts) -> None:
+    """Later runs are stacked, and go over the samples that the first has left; targets cost one look at x."""
     x, y = images
     model = Counting(trained)
     adversarial.pgd(model, x, y, eps=0.05, steps=6, seed=0, **options)
-    assert len(model.with_gradient) == 6 * options.get("restarts", 1)
+    assert len(model.with_gradient) == passes
     assert len(model.without) == verdicts
-    if options:
-        assert min(model.with_gradient) < len(x)
+    runs = {"restarts": 2, "loss": 8}.get(next(iter(options), ""), 0)
+    if runs:
+        left = model.with_gradient[-1] / runs
+        assert left == int(left)
+        assert 0 < left < len(x)
+        assert model.with_gradient == [len(x)] * 6 + [left * runs] * 6
+    else:
         assert model.with_gradient == sorted(model.with_gradient, reverse=True)
 
 
@@ -529,7 +626,10 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("y short", {"y": Y[:3]}, ValueError, r"^y has shape \(3,\), expected 4 labels"),
     ("y too large", {"y": Y + 1}, ValueError, "^y holds label 3, expected 0 to 2"),
     ("y negative", {"y": Y - 100}, ValueError, "^y holds label -100"),
-    ("dlr at a target", {"loss": "dlr", "targeted": True}, ValueError, "^loss is 'dlr' and targeted is True"),
+    ("targets of targets", {"targets": 2, "targeted": True}, ValueError, "^targets is set and targeted is True"),
+    ("targets zero", {"targets": 0}, ValueError, "^targets is 0"),
+    ("dlr of targets", {"loss": "dlr", "targets": 2}, ValueError, "3 classes, expected at least 4 for loss 'dlr'"),
+    ("working_copy a number", {"working_copy": 1}, TypeError, "^working_copy is a int, expected a bool"),
     ("loss unknown", {"loss": "mse"}, ValueError, "^loss is 'mse'"),
 ]
 
@@ -545,7 +645,9 @@ def test_wrong_arguments(what, changes, error, message, early_stop) -> None:
     assert before is None or snapshot(model) == before
 
 
-@pytest.mark.parametrize("options", [{}, {"early_stop": True}, {"restarts": 2, "loss": "margin"}, {"loss": "dlr"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"early_stop": True}, {"restarts": 2, "loss": "margin", "targeted": True}, {"loss": "dlr"}]
+)
 @pytest.mark.parametrize("bad_step", [0, 4, 12])
 def test_nan_logits_are_named(options, bad_step) -> None:
     calls: list[int] = []
@@ -597,8 +699,10 @@ def test_a_module_that_works_in_place_changes_nothing(early_stop: bool) -> None:
             x.data.abs_()  # nothing for samples in [0, 1], yet a write
             return self.linear(nn.functional.relu_(x))
 
-    linear = nn.Linear(50, 3)
-    x = torch.rand(200, 50)
+    linear, generator = nn.Linear(50, 3), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(3, 50, generator=generator) / 7)
+    x = torch.rand(200, 50, generator=generator)
     y = linear(x).argmax(1)
     settings = {"eps": 0.03, "seed": 0, "early_stop": early_stop}
     found = [adversarial.pgd(InPlace(linear, in_place), x, y, **settings) for in_place in (True, False)]

@@ -97,7 +97,16 @@ class Attacked:
 
 
 @contextmanager
-def attacked(model: Any, x: Any, y: Any, *, clip: Clip, least_classes: int = 2, needs: str = "") -> Iterator[Attacked]:
+def attacked(
+    model: Any,
+    x: Any,
+    y: Any,
+    *,
+    clip: Clip,
+    least_classes: int = 2,
+    needs: str = "",
+    working_copy: bool = True,
+) -> Iterator[Attacked]:
     """Check model, samples and labels, and hold the model ready: eval mode, gradients on, autocast off.
 
     Args:
@@ -107,10 +116,11 @@ def attacked(model: Any, x: Any, y: Any, *, clip: Clip, least_classes: int = 2, 
         clip: the box, or None.
         least_classes: number of classes below which the attack has no meaning.
         needs: what needs them, for the error ("loss 'dlr'").
+        working_copy: take logits and gradients from a faster copy of the module where that pays.
     """
     described = tensor_samples(model, samples(x))
     box = make_box(clip, described.dtype)
     prepared, y = torch_model(model, described, y, least_classes=least_classes, needs=needs)
     box.require_inside_box(described)
-    with prepared.attacked():
+    with prepared.attacked(described.value if working_copy else None):
         yield Attacked(prepared, described.value, y, box.low, box.high, choose([described]))

@@ -46,11 +46,22 @@ def target_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return target_margin(logits, labels, targets) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
+def target_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001 - as the others
+    """``z_t - logsumexp(z)``: 0 where the model is sure of the target class."""
+    return -cross_entropy(logits, targets)
+
+
 class Loss(NamedTuple):
-    """A loss and the number of classes without which it has no meaning."""
+    """A loss, the same for one target class, and the number of classes without which they have no meaning."""
 
     values: Callable[[Tensor, Tensor], Tensor]
+    target_values: Callable[[Tensor, Tensor, Tensor], Tensor]
     least_classes: int
+    least_classes_for_targets: int
 
 
-LOSSES = {"ce": Loss(cross_entropy, 2), "margin": Loss(margin, 2), "dlr": Loss(dlr, 3)}
+LOSSES = {
+    "ce": Loss(cross_entropy, target_cross_entropy, 2, 2),
+    "margin": Loss(margin, target_margin, 2, 2),
+    "dlr": Loss(dlr, target_dlr, 3, 4),
+}

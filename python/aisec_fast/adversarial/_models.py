@@ -31,14 +31,20 @@ class Attackable(Protocol):
     def attacked(self) -> AbstractContextManager[object]:
         """A block inside which the model is ready, and after which it is as it was."""
 
+    def labelled(self, x: Any, y: Any) -> tuple[Any, int]:
+        """Labels as the other methods take them, and the number of target classes: if any, labels are ``[B, targets, ...]``."""
+
     def slope(self, adv: Any, y: Any, *, with_logits: bool) -> Slope:
         """Gradient of the loss at ``adv``; with logits only where they are asked for or cost nothing."""
 
     def predict(self, adv: Any) -> Any:
-        """Logits ``[B, classes]``, without a gradient."""
+        """The model's own logits ``[B, classes]``, without a gradient."""
 
     def fooled(self, logits: Any, y: Any) -> Flags:
         """Whether each sample fools the model, on the host. Logits hold no NaN."""
+
+    def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:
+        """Those of ``hit``, verdicts by logits of ``slope``, that are the model's own verdicts too."""
 
     def losses(self, logits: Any, y: Any) -> Any:
         """Loss of each sample, NaN where a logit is NaN: restarts are compared by it."""
@@ -75,6 +81,10 @@ class GivenGradient:
         """See :class:`Attackable`."""
         return nullcontext()
 
+    def labelled(self, x: Any, y: Any) -> tuple[Any, int]:  # noqa: ARG002 - the loss is the user's
+        """See :class:`Attackable`."""
+        return y, 0
+
     def slope(self, adv: Any, y: Any, *, with_logits: bool) -> Slope:
         """See :class:`Attackable`."""
         logits = self.predict(adv) if with_logits else None
@@ -100,6 +110,10 @@ class GivenGradient:
                 f"predict(x) returned shape {logits.shape}, expected logits [{len(adv)}, classes] with 2 or more classes"
             )
         return _rows.to_host(logits.value).astype(np.float64)
+
+    def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:  # noqa: ARG002 - there is one model only
+        """See :class:`Attackable`."""
+        return hit
 
     def fooled(self, logits: Floats, y: Any) -> Flags:
         """See :class:`Attackable`."""

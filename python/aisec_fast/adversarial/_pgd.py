@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,15 @@ from .. import _checks
 from .._arrays import Array
 from .._backends import choose
 from . import _arguments, _rows, _start
-from ._ball import Step, make_ball
+from ._ball import Ball, make_ball
 from ._box import Clip
-from ._models import Attackable, Flags, Floats, GivenGradient, GradientModel
+from ._models import Attackable, GivenGradient, GradientModel
 from ._progress import Progress, reporting
-from ._watch import Watch
+from ._runs import Runs
 
 _LOSSES = ("ce", "margin", "dlr")  # keys of _losses.LOSSES, which needs torch
+_TARGETS_OF_MARGIN = 9  # AutoAttack's number
+_STEPS_FOR_A_COPY = 10  # making a working copy costs a few passes over a few rows
 
 
 def pgd(
@@ -28,7 +28,7 @@ def pgd(
     x: Any,
     y: Any,
     *,
-    eps: float,
+    eps: float | Sequence[float],
     step_size: float | None = None,
     steps: int = 40,
     norm: str = "linf",
@@ -37,7 +37,9 @@ def pgd(
     targeted: bool = False,
     clip: Clip = (0.0, 1.0),
     loss: str = "ce",
+    targets: int | None = None,
     early_stop: bool = False,
+    working_copy: bool | None = None,
     seed: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Any:
@@ -53,7 +55,8 @@ def pgd(
         y: labels ``[B]``: true ones, or targets if ``targeted``. Integers from 0 to classes - 1, a tensor on the device of
             ``x`` for a torch module. For a GradientModel they are passed on, and without ``predict`` may be anything with
             B rows.
-        eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite.
+        eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite. Or several: then the result
+            has one batch for each, as if each had been asked for alone, and they are attacked in one batch.
         step_size: length of a step, above 0. Default: ``2.5 * eps / steps``.
         steps: number of steps, at least 0.
         norm: "linf" or "l2" (also "Linf", "L2"): of the ball and of a step, for each sample.
@@ -62,21 +65,28 @@ def pgd(
         targeted: make the model answer ``y``, instead of anything but ``y``.
         clip: the box ``(low, high)`` that samples must lie in, or None for none. Bounds that are no values of the dtype are
             rounded inward.
-        loss: "ce" (cross-entropy), "margin" (Carlini and Wagner 2017) or, untargeted, "dlr" (Croce and Hein 2020). Targeted
-            attacks descend the same loss at the target. A GradientModel brings its own.
+        loss: "ce" (cross-entropy), "margin" (Carlini and Wagner 2017) or "dlr" (Croce and Hein 2020). Targeted attacks
+            descend the same loss at the target. A GradientModel brings its own.
+        targets: number of other classes that are attacked one after the other, from the most likely at ``x`` down (the
+            multi-targeted attack of Gowal et al. 2019): each restart then is one run for each. Default: no class of its
+            own for "ce" and "dlr"; for "margin" 9, AutoAttack's number, or all others where there are fewer.
         early_stop: a sample that fools the model stops there and leaves the batch.
+        working_copy: take gradients from a copy of the module whose batch norms are folded into its convolutions, if it
+            has such; every success is judged by the module itself. Default: where the attack has 10 steps or more.
         seed: of the random starts. The same seed gives the same starts on every device and backend; row i depends on
             neither the batch size nor on other restarts. Default: from the operating system.
         progress: function ``(step, total_steps, fooled)`` called after each step (``fooled``: samples known to fool the
             model, None if that is not known), or True for a bar on standard error (needs rich).
 
     Returns:
-        ``x_adv``: a new C-contiguous array of the shape, dtype, library and device of ``x``. Every sample keeps
+        ``x_adv``: a new C-contiguous array of the shape (``[len(eps), B, ...]`` for several), dtype, library and device of
+        ``x``. Every sample keeps
         ``|x_adv - x| <= eps``, evaluated in float64, and lies in the box exactly. One run gives its last iterate, or, with
         ``early_stop``, a fooled sample's first iterate that fools the model (the start counts). Of several runs a sample
         gets the result of the first whose result fools the model, or, if none does, of the one with the highest loss there
         (lowest if targeted; the first of equals; for a GradientModel the margin of its logits stands for the loss). Runs
-        after the first attack only those samples that are not fooled yet.
+        after the first attack only those samples that are not fooled yet, several runs at a time where the batch has room;
+        with ``early_stop`` the first of these to fool wins.
 
     Raises:
         TypeError, ValueError: an argument, with its name; a model that returns something else than logits that depend on
@@ -84,138 +94,92 @@ def pgd(
         BackendError: the forced backend is missing or cannot reach ``x``.
     """
     samples = _arguments.samples(x)
-    ball = make_ball(norm, eps, clip, samples.dtype)
-    count, runs = _checks.whole(steps, "steps"), _checks.whole(restarts, "restarts", least=1)
+    balls = [make_ball(norm, radius, clip, samples.dtype) for radius in _radii(eps)]
+    count, tries = _checks.whole(steps, "steps"), _checks.whole(restarts, "restarts", least=1)
     if loss not in _LOSSES:
         raise ValueError(f"loss is {loss!r}, expected one of {', '.join(map(repr, _LOSSES))}")
-    if loss == "dlr" and targeted:
-        raise ValueError(
-            "loss is 'dlr' and targeted is True, expected 'ce' or 'margin': the targeted DLR loss needs the true labels too"
-        )
-    if runs > 1 and not random_start:
-        raise ValueError(f"restarts is {runs}, but random_start is False: all runs would be the same")
+    if tries > 1 and not random_start:
+        raise ValueError(f"restarts is {tries}, but random_start is False: all runs would be the same")
+    if targets is not None:
+        targets = _checks.whole(targets, "targets", least=1)
+        if targeted:
+            raise ValueError("targets is set and targeted is True: y already says which class each sample is to reach")
+    elif loss == "margin" and not targeted:
+        targets = _TARGETS_OF_MARGIN
     if seed is not None:
         seed = _checks.whole(seed, "seed")
-    length = 2.5 * ball.eps / max(1, count) if step_size is None else _checks.positive(step_size, "step_size")
-    needs_verdict = early_stop or runs > 1
-    attackable, samples, labels = _attackable(model, samples, y, loss, targeted=targeted, needs_verdict=needs_verdict)
-    ball.require_inside_box(samples)
-    stepper = partial(ball.stepper, choose([samples]))
+    lengths = [_length(step_size, ball, count) for ball in balls]
+    if working_copy is None:
+        working_copy = count * tries * (targets or 1) >= _STEPS_FOR_A_COPY
+    attackable, samples, labels = _attackable(
+        model,
+        samples,
+        y,
+        loss,
+        targets=targets,
+        targeted=targeted,
+        needs_verdict=early_stop or tries > 1,
+        working_copy=_checks.flag(working_copy, "working_copy"),
+    )
+    balls[0].require_inside_box(samples)
+    several = not isinstance(eps, numbers.Real)
     if samples.size == 0:
-        return _arguments.as_given(_rows.copy(samples.value), x)
-    starts = _start.RandomStarts(seed, runs) if random_start else None
-
-    def start(restart: int, rows: _rows.Rows) -> tuple[Any, Any]:
-        clean = samples.value if len(rows) == samples.shape[0] else _rows.take(samples.value, rows)
-        if starts is None:
-            return clean, _rows.copy(clean)
-        adv = _start.apply(starts.offsets(restart, ball, samples.shape, samples.dtype, rows), clean)
-        stepper(adv, clean)(clean, 0.0)
-        return clean, adv
-
+        result = _rows.concatenate([samples.value] * len(balls))
+        return _returned(_rows.copy(result), x, len(balls) if several else None)
     with reporting(progress) as report, attackable.attacked():
-        attack = _Attack(
+        each_label, count_of_targets = attackable.labelled(samples.value, labels)
+        result = Runs(
             model=attackable,
-            stepper=stepper,
-            signed_length=-length if targeted else length,
+            balls=balls,
+            step_sizes=[-length if targeted else length for length in lengths],
+            backend=choose([samples]),
+            samples=samples,
+            labels=each_label,
+            targets=count_of_targets,
+            restarts=tries,
+            starts=_start.RandomStarts(seed, tries) if random_start else None,
             steps=count,
-            restarts=runs,
             early_stop=early_stop,
             report=report,
-        )
-        return _arguments.as_given(attack.best(labels, samples.shape[0], start), x)
+        ).best()
+    return _returned(result, x, len(balls) if several else None)
 
 
-@dataclass
-class _Attack:
-    """Runs over one batch; ``y`` and the loss belong to the model."""
+def _length(step_size: object, ball: Ball, steps: int) -> float:
+    return 2.5 * ball.eps / max(1, steps) if step_size is None else _checks.positive(step_size, "step_size")
 
-    model: Attackable
-    stepper: Callable[[Any, Any], Step]  # of x_adv and x
-    signed_length: float  # negative to descend
-    steps: int
-    restarts: int
-    early_stop: bool
-    report: Progress
-    fooled: int = 0  # samples known to fool the model, of runs that are over
 
-    @property
-    def _needs_verdict(self) -> bool:
-        return self.early_stop or self.restarts > 1
+def _radii(eps: object) -> Sequence[object]:
+    """``eps`` as a list: of one where it is a number."""
+    if not isinstance(eps, (list, tuple, np.ndarray)):
+        return [eps]
+    if len(np.shape(eps)) != 1 or not len(eps):
+        raise ValueError(f"eps is {eps!r}, expected a number or a sequence of at least one")
+    return list(eps)
 
-    def best(self, y: Any, batch: int, start: Callable[[int, _rows.Rows], tuple[Any, Any]]) -> Any:
-        """All runs, and for each sample the result that ``pgd`` promises."""
-        rows = np.arange(batch)  # samples that are not fooled yet
-        result: Any = None
-        highest = np.full(batch, -np.inf)
-        for restart in range(self.restarts):
-            x, adv = start(restart, rows)
-            labels = y if len(rows) == batch else _rows.take(y, rows)
-            adv, fooled, heights = self._run(x, adv, labels, restart * self.steps)
-            if result is None:
-                result = adv
-            else:
-                better = np.flatnonzero(fooled | (heights > highest))
-                _rows.put(result, rows[better], _rows.take(adv, better))
-            rows, highest = rows[~fooled], np.maximum(highest, heights)[~fooled]
-            self.fooled = batch - len(rows)
-            if not len(rows):
-                break
-        self._tell(self.restarts * self.steps, 0)
-        return result
 
-    def _run(self, x: Any, adv: Any, y: Any, steps_before: int) -> tuple[Any, Flags, Floats]:
-        """One run from ``adv``, which is overwritten: its result, who is fooled, and how high the attacker's loss is.
-
-        Without verdicts nobody counts as fooled.
-        """
-        result, rows = adv, np.arange(len(adv))  # adv holds these rows of result, once some have left
-        fooled, heights = np.zeros(len(adv), bool), np.full(len(adv), -np.inf)
-        watch, step = Watch(), self.stepper(adv, x)
-        for k in range(self.steps):
-            slope = self.model.slope(adv, y, with_logits=self.early_stop)
-            gradient = slope.gradient
-            watch.note(k, slope.losses, _rows.largest_magnitudes(gradient))
-            if self.early_stop:
-                watch.look()
-                hit = self.model.fooled(slope.logits, y)
-                if hit.any():
-                    self._store(result, rows, adv, np.flatnonzero(hit))
-                    fooled[rows[hit]] = True
-                    left = np.flatnonzero(~hit)
-                    rows = rows[left]
-                    if not len(rows):
-                        return result, fooled, heights
-                    x, adv, y, gradient = (_rows.take(values, left) for values in (x, adv, y, gradient))
-                    step = self.stepper(adv, x)
-            step(gradient, self.signed_length)
-            self._tell(steps_before + k + 1, int(np.count_nonzero(fooled)))
-        watch.look()
-        if self._needs_verdict:
-            logits = self.model.predict(adv)
-            losses = self.model.losses(logits, y)
-            watch.note(self.steps, losses, None)
-            watch.look()
-            fooled[rows] = self.model.fooled(logits, y)
-            heights[rows] = _rows.to_host(losses) * math.copysign(1.0, self.signed_length)
-        self._store(result, rows, adv, np.arange(len(rows)))
-        return result, fooled, heights
-
-    @staticmethod
-    def _store(result: Any, rows: _rows.Rows, adv: Any, which: _rows.Rows) -> None:
-        if adv is not result:
-            _rows.put(result, rows[which], _rows.take(adv, which))
-
-    def _tell(self, step: int, newly_fooled: int) -> None:
-        known = self.fooled + newly_fooled if self._needs_verdict else None
-        self.report(step, self.restarts * self.steps, known)
+def _returned(result: Any, x: Any, radii: int | None) -> Any:
+    """The items' results as the caller gets them: one batch, or one for each radius."""
+    if radii is not None:
+        result = result.reshape(radii, -1, *result.shape[1:]) if len(result) else result.reshape(radii, *x.shape)
+    return _arguments.as_given(result, x)
 
 
 def _attackable(
-    model: Any, x: Array, y: Any, loss: str, *, targeted: bool, needs_verdict: bool
+    model: Any,
+    x: Array,
+    y: Any,
+    loss: str,
+    *,
+    targets: int | None,
+    targeted: bool,
+    needs_verdict: bool,
+    working_copy: bool,
 ) -> tuple[Attackable, Array, Any]:
     """The model ready for an attack, and samples and labels as it takes them."""
     if isinstance(model, GradientModel):
+        if targets is not None and loss == "ce":
+            raise ValueError("targets is set, but model is a GradientModel: its gradient function brings the loss")
         if loss != "ce":
             raise ValueError(
                 f"loss is {loss!r}, but model is a GradientModel: its gradient function brings the loss; leave loss out"
@@ -230,6 +194,7 @@ def _attackable(
     from ._losses import LOSSES
     from ._torch_model import TorchLoss
 
-    needs = LOSSES[loss].least_classes
-    prepared, labels = _arguments.torch_model(model, x, y, least_classes=needs, needs=f"loss {loss!r}")
-    return TorchLoss(prepared, loss, targeted=targeted), x, labels
+    least = LOSSES[loss].least_classes if targets is None else LOSSES[loss].least_classes_for_targets
+    prepared, labels = _arguments.torch_model(model, x, y, least_classes=least, needs=f"loss {loss!r}")
+    batch = x.value if working_copy else None
+    return TorchLoss(prepared, loss, targeted=targeted, targets=targets, batch=batch), x, labels

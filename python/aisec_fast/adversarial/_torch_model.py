@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ._losses import LOSSES
 from ._models import Flags, Slope
+from ._working_copy import for_copy, working_copy
 
 Values = Callable[[Tensor], Tensor]  # of logits [B, classes]: a value for each sample, [B]
 
@@ -18,7 +19,8 @@ Values = Callable[[Tensor], Tensor]  # of logits [B, classes]: a value for each 
 class TorchModel:
     """A module that gives logits ``[B, classes]``, and the batch of labels it is attacked with.
 
-    The parameters' ``.grad`` and ``requires_grad`` are never touched.
+    Gradients and logits come from a working copy of the module (see ``_working_copy``) where that pays; ``fooled`` asks
+    the module itself. The parameters' ``.grad`` and ``requires_grad`` are never touched.
     """
 
     def __init__(
@@ -26,6 +28,14 @@ class TorchModel:
     ) -> None:
         self._module, self._device, self._largest_label = module, device, largest_label
         self._least_classes, self._needs = least_classes, needs
+        self._copy: nn.Module | None = None
+        self._writes_to_input: bool | None = None  # not known yet
+        self.differences = 0  # samples that fooled the working copy and not the module
+
+    @property
+    def has_copy(self) -> bool:
+        """Whether ``logits`` and ``gradient`` come from a working copy, so that a success is to be confirmed."""
+        return self._copy is not None
 
     @classmethod
     def made(
@@ -52,11 +62,14 @@ class TorchModel:
         return model, labels
 
     @contextmanager
-    def attacked(self) -> Iterator[None]:
+    def attacked(self, x: Tensor | None = None) -> Iterator[None]:
         """Every submodule in eval mode, gradients on, autocast off.
 
         ``training`` is set and restored as a plain flag: ``train()`` may be overridden to do more (merge weights, skip
         frozen parts), which could not be undone.
+
+        Args:
+            x: the batch, if a working copy is to be made for it.
         """
         before: list[tuple[nn.Module, bool]] = []
         # Half precision turns small gradients into zeros, which would pass for robustness.
@@ -65,15 +78,18 @@ class TorchModel:
                 for module in self._module.modules():
                     before.append((module, module.training))
                     module.training = False
+                if x is not None and x.numel():
+                    self._copy = working_copy(self._module, x)
                 yield
             finally:
+                self._copy = None
                 for module, training in before:
                     module.training = training
 
     def gradient(self, adv: Tensor, values: Values) -> Slope:
         """The gradient of the sum of ``values(logits)`` at ``adv``, with the values and the logits."""
         leaf = adv.detach().requires_grad_(True)
-        logits = self._logits(leaf.clone())  # a module may work in place; what it is given is its own
+        logits = self._checked(self._logits_of_leaf(leaf), leaf)
         if not logits.requires_grad:
             raise ValueError(
                 "model gave logits without a gradient (detached, or made under no_grad), expected them to be "
@@ -87,11 +103,47 @@ class TorchModel:
 
     def logits(self, adv: Tensor) -> Tensor:
         """Logits without a gradient, float32 or float64."""
+        if self._copy is None:
+            return self.own_logits(adv)
         with torch.no_grad():
-            return self._logits(adv.clone())  # a module may work in place where no gradient is wanted
+            return self._checked(self._copy(for_copy(adv)), adv)
 
-    def _logits(self, batch: Tensor) -> Tensor:
-        logits = self._module(batch)
+    def own_logits(self, adv: Tensor) -> Tensor:
+        """Logits of the module itself, without a gradient: verdicts are made of these."""
+        with torch.no_grad():
+            return self._checked(self._module(adv.clone()), adv)  # a module may work in place
+
+    def fooled(self, adv: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
+        """Whether the module itself answers something else than ``y``, or ``y`` if ``targeted``: bool ``[B]``."""
+        return (self.own_logits(adv).argmax(1) == y) == targeted
+
+    def confirmed(self, hit: Tensor, adv: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
+        """Those of ``hit`` (bool ``[B]``, verdicts by ``logits``) that fool the module itself too. Others are counted."""
+        if self._copy is None or not bool(hit.any()):
+            return hit
+        rows = hit.nonzero()[:, 0]
+        true = self.fooled(adv[rows], y[rows], targeted=targeted)
+        self.differences += int((~true).sum())
+        confirmed = hit.clone()
+        confirmed[rows] = true
+        return confirmed
+
+    def _logits_of_leaf(self, leaf: Tensor) -> Tensor:
+        """A module may work in place: it is given a copy, unless the first call has shown that it does not."""
+        if self._copy is not None:
+            logits: Tensor = self._copy(for_copy(leaf))
+        elif self._writes_to_input is False:
+            version = leaf._version
+            logits = self._module(leaf)
+            if leaf._version != version:
+                raise ValueError("model changed its input in place, which it did not do when it was first called")
+        else:
+            given = leaf.clone()
+            logits = self._module(given)
+            self._writes_to_input = given._version > 0 or not torch.equal(given, leaf)
+        return logits
+
+    def _checked(self, logits: object, batch: Tensor) -> Tensor:
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"model returned a {type(logits).__name__}, expected one tensor of logits [B, classes]; wrap the model in "
@@ -115,27 +167,59 @@ class TorchModel:
 
 
 class TorchLoss:
-    """A module together with the loss of an attack by gradients alone: see :class:`Attackable`."""
+    """A module together with the loss of an attack by gradients alone: see :class:`Attackable`.
 
-    def __init__(self, model: TorchModel, loss: str, *, targeted: bool) -> None:
-        self._model, self._values, self._targeted = model, LOSSES[loss].values, targeted
-        self.attacked = model.attacked
+    Labels are ``[B]``, or ``[B, 2]`` with a target class beside each: then the loss is that target's.
+    """
+
+    def __init__(
+        self, model: TorchModel, loss: str, *, targeted: bool, targets: int | None, batch: Tensor | None
+    ) -> None:
+        self._model, self._loss, self._targeted, self._targets = model, LOSSES[loss], targeted, targets
+        self._batch = batch  # if a working copy is to be made for it
+
+    def attacked(self) -> AbstractContextManager[object]:
+        """See :class:`Attackable`."""
+        return self._model.attacked(self._batch)
+
+    def labelled(self, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+        """See :class:`Attackable`: other classes beside each label, from the most likely one at ``x`` down."""
+        if self._targets is None:
+            return y, 0
+        logits = self._model.own_logits(x)
+        targets = min(self._targets, logits.shape[1] - 1)
+        others = logits.scatter(1, y[:, None], -torch.inf).topk(targets, dim=1).indices
+        return torch.stack([y[:, None].expand_as(others), others], dim=2), targets
 
     def slope(self, adv: Tensor, y: Tensor, *, with_logits: bool) -> Slope:  # noqa: ARG002 - logits are at hand
         """See :class:`Attackable`."""
-        return self._model.gradient(adv, lambda logits: self._values(logits, y))
+        if y.ndim == 1:
+            return self._model.gradient(adv, lambda logits: self._loss.values(logits, y))
+        label, target = y.unbind(1)
+        return self._model.gradient(adv, lambda logits: self._loss.target_values(logits, label, target))
 
     def predict(self, adv: Tensor) -> Tensor:
         """See :class:`Attackable`."""
-        return self._model.logits(adv)
+        return self._model.own_logits(adv)
 
     def fooled(self, logits: Tensor, y: Tensor) -> Flags:
         """See :class:`Attackable`."""
-        hit = logits.argmax(1) == y
-        flags: Flags = (hit if self._targeted else ~hit).cpu().numpy()
+        flags: Flags = ((logits.argmax(1) == _label(y)) == self._targeted).cpu().numpy()
         return flags
+
+    def confirmed(self, hit: Flags, adv: Tensor, y: Tensor) -> Flags:
+        """See :class:`Attackable`."""
+        if not self._model.has_copy or not hit.any():
+            return hit
+        flags = torch.from_numpy(hit).to(adv.device)
+        confirmed: Flags = self._model.confirmed(flags, adv, _label(y), targeted=self._targeted).cpu().numpy()
+        return confirmed
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """See :class:`Attackable`."""
         with torch.no_grad():
-            return self._values(logits, y)
+            return self._loss.values(logits, _label(y))
+
+
+def _label(y: Tensor) -> Tensor:
+    return y if y.ndim == 1 else y[:, 0]
