@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from ._activations import evenly, rows_at_once
 from ._losses import LOSSES
 from ._models import Flags, Slope
 from ._working_copy import for_copy, working_copy
@@ -29,6 +30,7 @@ class TorchModel:
         self._module, self._device, self._largest_label = module, device, largest_label
         self._least_classes, self._needs = least_classes, needs
         self._copy: nn.Module | None = None
+        self._rows_at_once: int | None = None
         self._writes_to_input: bool | None = None  # not known yet
         self.differences = 0  # samples that fooled the working copy and not the module
 
@@ -69,7 +71,7 @@ class TorchModel:
         frozen parts), which could not be undone.
 
         Args:
-            x: the batch, if a working copy is to be made for it.
+            x: the batch, if there will be many passes over it: a working copy may be made, and large batches go in parts.
         """
         before: list[tuple[nn.Module, bool]] = []
         # Half precision turns small gradients into zeros, which would pass for robustness.
@@ -80,38 +82,42 @@ class TorchModel:
                     module.training = False
                 if x is not None and x.numel():
                     self._copy = working_copy(self._module, x)
+                    self._rows_at_once = rows_at_once(self._copy or self._module, x)
                 yield
             finally:
-                self._copy = None
+                self._copy = self._rows_at_once = None
                 for module, training in before:
                     module.training = training
 
     def gradient(self, adv: Tensor, values: Values) -> Slope:
         """The gradient of the sum of ``values(logits)`` at ``adv``, with the values and the logits."""
-        leaf = adv.detach().requires_grad_(True)
-        logits = self._checked(self._logits_of_leaf(leaf), leaf)
+        leaves = [part.detach().requires_grad_(True) for part in evenly(adv, self._rows_at_once)]
+        logits = _joined([self._checked(self._logits_of_leaf(leaf), leaf) for leaf in leaves])
         if not logits.requires_grad:
             raise ValueError(
                 "model gave logits without a gradient (detached, or made under no_grad), expected them to be "
                 "differentiable with respect to x"
             )
         losses = values(logits)
-        (gradient,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses), allow_unused=True)
-        if gradient is None:
+        slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
+        if any(slope is None for slope in slopes):
             raise ValueError("model gave logits that do not depend on x, expected a model of x")
-        return Slope(gradient.contiguous(), losses.detach(), logits.detach())
+        return Slope(_joined(slopes).contiguous(), losses.detach(), logits.detach())
 
     def logits(self, adv: Tensor) -> Tensor:
         """Logits without a gradient, float32 or float64."""
         if self._copy is None:
             return self.own_logits(adv)
+        copy = self._copy
         with torch.no_grad():
-            return self._checked(self._copy(for_copy(adv)), adv)
+            return _joined([self._checked(copy(for_copy(part)), part) for part in evenly(adv, self._rows_at_once)])
 
     def own_logits(self, adv: Tensor) -> Tensor:
         """Logits of the module itself, without a gradient: verdicts are made of these."""
-        with torch.no_grad():
-            return self._checked(self._module(adv.clone()), adv)  # a module may work in place
+        with torch.no_grad():  # a module may work in place
+            return _joined(
+                [self._checked(self._module(part.clone()), part) for part in evenly(adv, self._rows_at_once)]
+            )
 
     def fooled(self, adv: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
         """Whether the module itself answers something else than ``y``, or ``y`` if ``targeted``: bool ``[B]``."""
@@ -219,6 +225,10 @@ class TorchLoss:
         """See :class:`Attackable`."""
         with torch.no_grad():
             return self._loss.values(logits, _label(y))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _label(y: Tensor) -> Tensor:
