@@ -243,6 +243,20 @@ def test_several_radii_at_once(trained, images) -> None:
     assert adversarial.pgd(trained, whole[:0], labels[:0], eps=[0.1, 0.2]).shape == (2, 0, 1, 8, 8)
 
 
+def test_a_fooled_sample_leaves_with_all_its_runs() -> None:
+    """Whichever of the stacked runs fooled it: here the second target falls at once, the others never."""
+    model = nn.Linear(1, 12).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0], [-0.1], [2.0], *[[-0.1]] * 9]))
+        model.bias.copy_(torch.tensor([0.0, -0.02, -1.15, *[-0.5] * 9]))
+    counting = Counting(model)
+    x, y = torch.full((20, 1), 0.5, dtype=torch.float64), torch.zeros(20, dtype=torch.int64)
+    settings: dict[str, Any] = {"loss": "margin", "eps": 0.1, "step_size": 0.02, "steps": 8, "random_start": False}
+    adv = adversarial.pgd(counting, x, y, **settings, early_stop=True)
+    assert (model(adv).argmax(1) == 2).all()
+    assert counting.with_gradient == [20] * 8 + [160] * 5
+
+
 class Wide(nn.Module):
     """Each row has an activation of 200 kB: 20 of them fit into what one thread computes at once."""
 
@@ -641,7 +655,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("one logit", {"model": Returns(lambda z: z[:, :1])}, ValueError, "^model returned logits of 1 classes"),
     ("two for dlr", {"model": Returns(lambda z: z[:, :2]), "loss": "dlr"}, ValueError, "at least 3 for loss 'dlr'"),
     ("detached", {"model": Returns(lambda z: z.detach())}, ValueError, "^model gave logits without a gradient"),
-    ("meta logits", {"model": Returns(lambda z: z.to("meta"))}, ValueError, "^model returned logits on meta"),
+    ("meta logits", {"model": Returns(lambda z: z.to("meta"))}, ValueError, "^model returned logits on the meta device"),
     ("no input", {"model": Returns(lambda z: FINE.layer(torch.ones(4, 6)))}, ValueError, "do not depend on x"),
     ("meta model", {"model": nn.Linear(6, 3, device="meta")}, ValueError, "^x lives on cpu, model on meta"),
     ("half x", {"x": X.half()}, TypeError, "^x has dtype float16, expected .*attack in float32"),

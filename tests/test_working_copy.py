@@ -251,6 +251,8 @@ def test_successes_are_judged_by_the_module_itself(monkeypatch) -> None:
         hit = prepared.logits(X).argmax(1) != labels
         assert not prepared.confirmed(hit, X, labels).any()
         assert prepared.differences == int(hit.sum()) == 12
+        prepared.confirmed(hit & (labels == labels[0]), X, labels)
+        assert prepared.differences == 12 + int((labels == labels[0]).sum())
 
 
 def test_short_attacks_do_without(monkeypatch) -> None:

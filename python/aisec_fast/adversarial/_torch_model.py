@@ -167,8 +167,9 @@ class TorchModel:
             )
         if self._largest_label >= classes:
             raise ValueError(f"y holds label {self._largest_label}, expected 0 to {classes - 1} as the model's logits")
-        if logits.device != batch.device:
-            raise ValueError(f"model returned logits on {logits.device}, expected {batch.device} as x")
+        if logits.device.type == "meta":
+            raise ValueError("model returned logits on the meta device, expected values")
+        logits = logits.to(batch.device)  # of a model that is spread over devices, the last part's
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
