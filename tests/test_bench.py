@@ -83,17 +83,18 @@ def test_whole_steps_are_checked() -> None:
     whole = [case for case in _cases.all_cases([1024], [1]) if not case.bytes_per_value]
     steps = [case for case in whole if case.family != "ghost"]
     assert {case.operation for case in steps} == {
-        *("pgd_cnn", "pgd_mlp", "pgd_resnet"),
+        *("pgd_cnn", "pgd_mlp", "pgd_resnet", "pgd_early_cnn", "pgd_early_resnet"),
         *("step_cnn", "step_mlp", "step_resnet", "step_transformer"),
     }
     for case in steps:
-        if case.operation == "pgd_resnet":
-            continue  # as pgd_cnn, and a minute
+        if case.operation in ("pgd_resnet", "pgd_early_resnet") or case.shape[-1] in (58, 20):
+            continue  # as with the small network, and a minute
         contenders, floors = case.prepare()
         assert floors
         ours = next(one for one in contenders if one.backend == "native")
         with ours.active():
-            assert ours.check() == "1e-6" or "equal" in ours.check()
+            checked = ours.check()
+            assert checked == "1e-6" or checked.endswith(("equal", "left"))
 
 
 @pytest.mark.parametrize("operation", ["gram_squares", "conv_gram_squares", "conv_rows"])

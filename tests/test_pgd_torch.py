@@ -655,7 +655,12 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("one logit", {"model": Returns(lambda z: z[:, :1])}, ValueError, "^model returned logits of 1 classes"),
     ("two for dlr", {"model": Returns(lambda z: z[:, :2]), "loss": "dlr"}, ValueError, "at least 3 for loss 'dlr'"),
     ("detached", {"model": Returns(lambda z: z.detach())}, ValueError, "^model gave logits without a gradient"),
-    ("meta logits", {"model": Returns(lambda z: z.to("meta"))}, ValueError, "^model returned logits on the meta device"),
+    (
+        "meta logits",
+        {"model": Returns(lambda z: z.to("meta"))},
+        ValueError,
+        "^model returned logits on the meta device",
+    ),
     ("no input", {"model": Returns(lambda z: FINE.layer(torch.ones(4, 6)))}, ValueError, "do not depend on x"),
     ("meta model", {"model": nn.Linear(6, 3, device="meta")}, ValueError, "^x lives on cpu, model on meta"),
     ("half x", {"x": X.half()}, TypeError, "^x has dtype float16, expected .*attack in float32"),
