@@ -58,18 +58,19 @@ lint: $(READY)
 	@$(BIN)/clang-format --dry-run --Werror $(CPP)
 	@$(BIN)/repo-review . --show err
 
-# Two files at a time: most tests use one core.
+# Two files at a time: most tests use one core, and torch's threads must not spin on the other while they wait.
 WORKERS := -n 2 --dist loadfile
+TESTS := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 unit: $(READY)
 	@echo '-- tests'
-	@$(BIN)/python -m pytest $(WORKERS) --cov --cov-report= --cov-fail-under=0 $(PYTEST)
+	@$(TESTS) $(WORKERS) --cov --cov-report= --cov-fail-under=0 $(PYTEST)
 
 # The Numba kernels once more as plain Python, where an out-of-range index is an error and not a wild read, and where
 # coverage sees them: the threshold is for both runs together.
 unit-without-jit: $(READY)
 	@echo '-- contract tests of the Numba backend without its compiler'
-	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q $(WORKERS) --cov --cov-append -k numba tests/test_noise.py \
+	@NUMBA_DISABLE_JIT=1 $(TESTS) -q $(WORKERS) --cov --cov-append -k numba tests/test_noise.py \
 	  tests/test_noise_integers.py tests/test_clipping.py tests/test_ghost.py tests/test_hashing.py tests/test_adversarial.py \
 	  tests/test_update.py tests/test_records.py tests/test_records_reference.py
 
