@@ -40,7 +40,9 @@ def cases(sizes: list[int], threads: list[int]) -> Iterator[Case]:
                 yield Case("adversarial", f"pgd_{model}", (batch,), "float32", count, 1, 0, prepare)
                 for left in _LEFT.get(model, ()) if count == threads[-1] else ():
                     prepare = partial(_prepare_early, model, left)
-                    yield Case("adversarial", f"pgd_early_{model}", (_EARLY_ROWS[model], left), "float32", count, 1, 0, prepare)
+                    yield Case(
+                        "adversarial", f"pgd_early_{model}", (_EARLY_ROWS[model], left), "float32", count, 1, 0, prepare
+                    )
 
 
 def _prepare_step(norm: str, shape: tuple[int, int]) -> tuple[list[Contender], list[FloorPart]]:
