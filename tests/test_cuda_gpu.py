@@ -81,6 +81,8 @@ def test_without_a_gpu_nothing_fails() -> None:
         lambda: _cuda.norms([x], np.zeros(2)),
         lambda: _cuda.linf_step(x, x, x, 0.1, 0.2, 0.0, 1.0, x),
         lambda: _cuda.l2_step(x, x, x, 0.1, 0.2, 0.0, 1.0, x),
+        lambda: _cuda.l1_step(x, x, x, 0.1, 0.2, 0.0, 1.0, x),
+        lambda: _cuda.l0_step(x, x, x, 0.1, 0.2, 0.0, 1.0, x),
     ):
         with pytest.raises(ValueError, match="lives on DLPack device type 1, expected 2"):
             call()
@@ -190,7 +192,7 @@ def test_clipping(library: Any, shape: tuple[int, int], dtype: str) -> None:
 @on_gpu
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("step", ["linf_step", "l2_step"])
+@pytest.mark.parametrize("step", ["linf_step", "l2_step", "l1_step", "l0_step"])
 def test_adversarial_steps(library: Any, step: str, shape: tuple[int, int], dtype: str) -> None:
     rng = np.random.default_rng(shape[1])
     x = rng.random(shape).astype(dtype)
@@ -199,7 +201,8 @@ def test_adversarial_steps(library: Any, step: str, shape: tuple[int, int], dtyp
         gradient[1] *= 1e-30 if dtype == "float32" else 1e-200
         gradient[2], gradient[3, 0], gradient[4, 0] = 0, np.inf, np.nan
         adv[5, 0], adv[6, 0] = np.inf, np.nan
-    length = 1.0 if step == "linf_step" else max(1, shape[1]) ** 0.5
+    columns = max(1, shape[1])
+    length = {"linf_step": 1.0, "l2_step": columns**0.5, "l1_step": columns / 8, "l0_step": float(columns)}[step]
     for size, eps, low, high in ((0.01, 8 / 255, 0.0, 1.0), (-0.02, 0.02, -np.inf, np.inf), (0.5, np.inf, 0.25, 0.75)):
         numbers = (length * size, length * eps, low, high)
         expected = np.empty_like(x)

@@ -77,9 +77,9 @@ def test_every_function_computes(cuda: ModuleType, array: Any) -> None:
     assert [bits(out) for out in outs] == [bits(out) for out in expected_outs]
 
     adv, center, gradient = values(3, 70), values(3, 70) * 0.9, values(3, 70) - 0.1
-    for step in ("linf_step", "l2_step"):
+    for step in ("linf_step", "l2_step", "l1_step", "l0_step"):
         result, wanted = np.empty((2, 3, 70), np.float32)
-        numbers = (0.1, 0.2, -3.0, 3.0)
+        numbers = (0.1, 2.2, -3.0, 3.0)
         getattr(_core, step)(adv, center, gradient, *numbers, wanted)
         getattr(cuda, step)(array(adv), array(center), array(gradient), *numbers, array(result))
         assert bits(result) == bits(wanted)

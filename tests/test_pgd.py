@@ -350,7 +350,7 @@ def test_restarts_take_the_highest_loss_where_nothing_fools(backend, rng) -> Non
     ball = make_ball("linf", eps, (0.0, 1.0), "float32")
     results = []
     for restart in range(restarts):
-        adv = x + starts.offsets(restart, ball, x.shape, "float32", np.arange(30))
+        adv = x + starts.drawn(restart, ball, x.shape, "float32", np.arange(30)).values
         reference.linf_step(adv, x, x, 0.0, eps, 0.0, 1.0, adv)
         results.append(adv)
     logits = np.stack(results).astype("f8") @ weights  # [restarts, B, classes]
@@ -437,8 +437,8 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("step_size negative", {"step_size": -1.0}, ValueError, "^step_size is -1"),
     ("steps negative", {"steps": -1}, ValueError, "^steps is -1"),
     ("steps float", {"steps": 1.5}, TypeError, "^steps is a float"),
-    ("norm unknown", {"norm": "l1"}, ValueError, "^norm is 'l1', expected 'linf' or 'l2'"),
-    ("norm a number", {"norm": math.inf}, ValueError, "^norm is inf, expected 'linf' or 'l2'"),
+    ("norm unknown", {"norm": "l3"}, ValueError, "^norm is 'l3', expected 'linf', 'l2', 'l1', 'l0'"),
+    ("norm a number", {"norm": math.inf}, ValueError, "^norm is inf, expected 'linf'"),
     ("restarts zero", {"restarts": 0}, ValueError, "^restarts is 0"),
     ("restarts of one start", {"restarts": 2, "random_start": False}, ValueError, "^restarts is 2, but random_start"),
     ("clip a number", {"clip": 1.0}, TypeError, "^clip is 1.0, expected a pair"),
@@ -582,7 +582,7 @@ STEPS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("x NaN", {"x": X * np.float32(np.nan)}, ValueError, "^x holds NaN"),
     ("step_size NaN", {"step_size": math.nan}, ValueError, "^step_size is nan"),
     ("eps zero", {"eps": 0.0}, ValueError, "^eps is 0"),
-    ("norm unknown", {"norm": "l0"}, ValueError, "^norm is 'l0'"),
+    ("norm unknown", {"norm": "l3"}, ValueError, "^norm is 'l3'"),
     ("x requires grad", {"x": torch.zeros(4, 6, requires_grad=True)}, ValueError, "^x requires grad"),
 ]
 

@@ -180,13 +180,19 @@ def robust_linear(model: nn.Linear, x: Tensor, y: Tensor, eps: float, norm: str)
         slope, other = w[target] - w[y], y != target
         if norm == "linf":
             best = torch.where(slope > 0, (x + eps).clamp(max=1), (x - eps).clamp(min=0))
+        elif norm == "l1":  # the steepest values go to their end of the box until eps is used up
+            room = torch.where(slope > 0, 1 - x, x)
+            order = slope.abs().argsort(dim=1, descending=True)
+            used = room.gather(1, order).cumsum(1)
+            moves = torch.zeros_like(x).scatter(1, order, room.gather(1, order) - (used - eps).clamp(min=0))
+            best = x + slope.sign() * moves.clamp(min=0)
         else:
             best = x + eps * slope / slope.norm(dim=1, keepdim=True).clamp(min=1e-30)
         robust &= ~other | ((best * slope).sum(1) + b[target] - b[y] < 0)
     return robust
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.01), ("linf", 0.03), ("l2", 0.05)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.01), ("linf", 0.03), ("l2", 0.05), ("l1", 0.3)])
 @pytest.mark.parametrize("options", [{}, {"early_stop": True}, {"random_start": False}])
 def test_one_margin_run_is_exact_on_linear_models(norm, eps, options) -> None:
     """Ten classes: where cross-entropy follows a mixture of them, each target class has one direction.
@@ -198,13 +204,13 @@ def test_one_margin_run_is_exact_on_linear_models(norm, eps, options) -> None:
     with torch.no_grad():
         model.weight.copy_(torch.randn(10, 64, dtype=torch.float64, generator=generator))
         model.bias.copy_(-0.5 * model.weight.sum(1))  # so that answers differ around the middle of the box
-    low, high = (0.0, 1.0) if norm == "linf" else (0.3, 0.7)
+    low, high = (0.3, 0.7) if norm == "l2" else (0.0, 1.0)
     x = low + (high - low) * torch.rand(512, 64, dtype=torch.float64, generator=generator)
     with torch.no_grad():
         y = model(x).argmax(1)
     expected = robust_linear(model, x, y, eps, norm)
     assert 0 < int(expected.sum()) < len(x)
-    settings: dict[str, Any] = {"random_start": norm == "linf", "seed": 0, **options}
+    settings: dict[str, Any] = {"random_start": norm != "l2", "seed": 0, **options}
     adv = adversarial.pgd(model, x, y, eps=eps, norm=norm, loss="margin", **settings)
     assert torch.equal(model(adv).argmax(1) == y, expected)
 

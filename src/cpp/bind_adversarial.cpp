@@ -29,28 +29,29 @@ struct Call {
   }
 };
 
-void linf_step(const py::object& adv, const py::object& x, const py::object& gradient, double step_size, double eps,
-               double low, double high, const py::object& out) {
+// Single values are the work of linf_step, rows that of the others.
+template <bool by_rows, AdversarialKernel AdversarialKernels::* float32,
+          AdversarialKernel AdversarialKernels::* float64>
+void step(const py::object& adv, const py::object& x, const py::object& gradient, double step_size, double eps,
+          double low, double high, const py::object& out) {
   const Call call(adv, x, gradient, step_size, eps, low, high, out);
   const AdversarialKernels& kernels = active_kernels().adversarial;
-  call.run(call.checked.dtype == DType::float64 ? kernels.linf_float64 : kernels.linf_float32, call.x.size(), 1);
-}
-
-void l2_step(const py::object& adv, const py::object& x, const py::object& gradient, double step_size, double eps,
-             double low, double high, const py::object& out) {
-  const Call call(adv, x, gradient, step_size, eps, low, high, out);
-  const AdversarialKernels& kernels = active_kernels().adversarial;
-  call.run(call.checked.dtype == DType::float64 ? kernels.l2_float64 : kernels.l2_float32, call.checked.rows,
-           call.checked.step.columns);
+  call.run(call.checked.dtype == DType::float64 ? kernels.*float64 : kernels.*float32,
+           by_rows ? call.checked.rows : call.x.size(), by_rows ? call.checked.step.columns : 1);
 }
 
 }  // namespace
 
 void bind_adversarial(py::module_& module) {
-  module.def("linf_step", &linf_step, py::arg("adv"), py::arg("x"), py::arg("gradient"), py::arg("step_size"),
-             py::arg("eps"), py::arg("low"), py::arg("high"), py::arg("out"));
-  module.def("l2_step", &l2_step, py::arg("adv"), py::arg("x"), py::arg("gradient"), py::arg("step_size"),
-             py::arg("eps"), py::arg("low"), py::arg("high"), py::arg("out"));
+  const auto define = [&](const char* name, auto function) {
+    module.def(name, function, py::arg("adv"), py::arg("x"), py::arg("gradient"), py::arg("step_size"), py::arg("eps"),
+               py::arg("low"), py::arg("high"), py::arg("out"));
+  };
+  using Steps = AdversarialKernels;
+  define("linf_step", &step<false, &Steps::linf_float32, &Steps::linf_float64>);
+  define("l2_step", &step<true, &Steps::l2_float32, &Steps::l2_float64>);
+  define("l1_step", &step<true, &Steps::l1_float32, &Steps::l1_float64>);
+  define("l0_step", &step<true, &Steps::l0_float32, &Steps::l0_float64>);
 }
 
 }  // namespace aisec_fast

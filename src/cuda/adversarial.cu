@@ -25,6 +25,16 @@ __global__ void __launch_bounds__(block_threads)
 }
 
 template <class T>
+__global__ void __launch_bounds__(block_threads) l1_rows_kernel(std::uint64_t rows, AdversarialStep step) {
+  l1_rows<T>(rows, step);
+}
+
+template <class T>
+__global__ void __launch_bounds__(block_threads) l0_rows_kernel(std::uint64_t rows, AdversarialStep step) {
+  l0_rows<T>(rows, step);
+}
+
+template <class T>
 const T* values(const void* data) {
   return static_cast<const T*>(data);
 }
@@ -56,6 +66,13 @@ cudaError_t run_l2(std::uint64_t rows, const AdversarialStep& step, cudaStream_t
   return queue.finish();
 }
 
+cudaError_t run_rows(void (*kernel)(std::uint64_t, AdversarialStep), std::size_t rows, const AdversarialStep& step,
+                     cudaStream_t stream) {
+  Queue queue(stream);
+  if (step.columns > 0) queue.run(std::uint64_t{rows} * block_threads, kernel, std::uint64_t{rows}, step);
+  return queue.finish();
+}
+
 }  // namespace
 
 cudaError_t linf_step(DType type, std::size_t rows, const AdversarialStep& step, cudaStream_t stream) {
@@ -64,6 +81,14 @@ cudaError_t linf_step(DType type, std::size_t rows, const AdversarialStep& step,
 
 cudaError_t l2_step(DType type, std::size_t rows, const AdversarialStep& step, cudaStream_t stream) {
   return type == DType::float64 ? run_l2<double>(rows, step, stream) : run_l2<float>(rows, step, stream);
+}
+
+cudaError_t l1_step(DType type, std::size_t rows, const AdversarialStep& step, cudaStream_t stream) {
+  return run_rows(type == DType::float64 ? l1_rows_kernel<double> : l1_rows_kernel<float>, rows, step, stream);
+}
+
+cudaError_t l0_step(DType type, std::size_t rows, const AdversarialStep& step, cudaStream_t stream) {
+  return run_rows(type == DType::float64 ? l0_rows_kernel<double> : l0_rows_kernel<float>, rows, step, stream);
 }
 
 }  // namespace aisec_fast::cuda

@@ -19,4 +19,12 @@ const char* l2_step(int type, std::size_t rows, const AdversarialStep* step) {
   return report([&] { return cuda::l2_step(static_cast<DType>(type), rows, *step, nullptr); });
 }
 
+const char* l1_step(int type, std::size_t rows, const AdversarialStep* step) {
+  return report([&] { return cuda::l1_step(static_cast<DType>(type), rows, *step, nullptr); });
+}
+
+const char* l0_step(int type, std::size_t rows, const AdversarialStep* step) {
+  return report([&] { return cuda::l0_step(static_cast<DType>(type), rows, *step, nullptr); });
+}
+
 }  // extern "C"

@@ -43,6 +43,7 @@ def _step(name: str) -> Callable[..., None]:
 
 
 linf_step, l2_step = _step("linf_step"), _step("l2_step")
+l1_step, l0_step = _step("l1_step"), _step("l0_step")
 
 
 def _arguments(adv: Array, x: Array, gradient: Array, out: Array, *numbers: float) -> list[Any]:

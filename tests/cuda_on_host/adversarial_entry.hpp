@@ -8,4 +8,6 @@ extern "C" {
 void set_order(unsigned order);
 const char* linf_step(int type, std::size_t rows, const aisec_fast::AdversarialStep* step);
 const char* l2_step(int type, std::size_t rows, const aisec_fast::AdversarialStep* step);
+const char* l1_step(int type, std::size_t rows, const aisec_fast::AdversarialStep* step);
+const char* l0_step(int type, std::size_t rows, const aisec_fast::AdversarialStep* step);
 }

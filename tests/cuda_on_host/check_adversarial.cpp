@@ -124,6 +124,25 @@ void check_l2(std::size_t rows, std::size_t columns) {
   expect(example.adv == example.expected, "l2_step in place", rows, columns);
 }
 
+// The L1 and L0 steps have their plain loops in Python; here only memory, and what every result must keep.
+template <class T>
+void check_rows(const char* name, decltype(&l1_step) run, double radius, std::size_t rows, std::size_t columns) {
+  Example<T> example(rows, columns);
+  AdversarialStep step = example.step(example.out.data()), in_place = example.step(example.adv.data());
+  step.eps = in_place.eps = radius;
+  no_error(run(type_of<T>, rows, &step));
+  no_error(run(type_of<T>, rows, &in_place));
+  expect(example.adv == example.out, name, rows, columns);
+  for (std::size_t r = 0; r < rows; ++r) {
+    double total = 0.0, changed = 0.0;
+    for (std::size_t i = r * columns; i < (r + 1) * columns; ++i) {
+      total += std::fabs(static_cast<double>(example.out[i]) - static_cast<double>(example.x[i]));
+      changed += example.out[i] != example.x[i] ? 1.0 : 0.0;
+    }
+    expect((run == &l1_step ? total : changed) <= radius, name, rows, columns);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -135,6 +154,10 @@ int main() {
         check_linf<double>(rows, columns);
         check_l2<float>(rows, columns);
         check_l2<double>(rows, columns);
+        check_rows<float>("l1_step", l1_step, eps, rows, columns);
+        check_rows<double>("l1_step", l1_step, eps, rows, columns);
+        check_rows<float>("l0_step", l0_step, 3.0, rows, columns);
+        check_rows<double>("l0_step", l0_step, 3.0, rows, columns);
       }
   }
   check_linf<float>(3, 9'000);  // grid-stride

@@ -34,16 +34,16 @@ def _matrix(grad: NDArray[Any]) -> Floats:
     return values.reshape(grad.shape[0], math.prod(grad.shape[1:])).astype(np.float64)
 
 
-def _squared_sums(matrix: Floats) -> Floats:
-    """Return the array totals, [B]: sums of squares in the order of the contract."""
+def row_sums(matrix: Floats) -> Floats:
+    """Return the sum of every row, [B], in the order of the contract."""
     rows, columns = matrix.shape
     blocks = -(-columns // BLOCK)
     padded = np.zeros((rows, blocks * BLOCK))
     padded[:, :columns] = matrix
-    squares = (padded * padded).reshape(rows, blocks, BLOCK // PARTIALS, PARTIALS)
+    terms = padded.reshape(rows, blocks, BLOCK // PARTIALS, PARTIALS)
     partial = np.zeros((rows, blocks, PARTIALS))
     for j in range(BLOCK // PARTIALS):
-        partial += squares[:, :, j]
+        partial += terms[:, :, j]
     for half in (8, 4, 2, 1):
         partial = partial[:, :, :half] + partial[:, :, half:]
     total = np.zeros(rows)
@@ -55,7 +55,8 @@ def _squared_sums(matrix: Floats) -> Floats:
 def _row_totals(matrices: Sequence[Floats], scale: float) -> Floats:
     total = np.zeros(matrices[0].shape[0])
     for matrix in matrices:
-        total += _squared_sums(matrix * scale)
+        scaled = matrix * scale
+        total += row_sums(scaled * scaled)
     return total
 
 

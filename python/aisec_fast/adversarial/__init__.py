@@ -1,4 +1,4 @@
-"""Attacks on models: projected gradient descent inside an exact L-infinity or L2 ball.
+"""Attacks on models: projected gradient descent inside an exact L-infinity, L2, L1 or L0 ball.
 
     x_adv = adversarial.pgd(model, x, y, eps=8 / 255, steps=40)
 

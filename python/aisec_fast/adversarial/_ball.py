@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from .. import _checks
 from .._arrays import describe
@@ -14,7 +17,8 @@ from ._box import Box, make_box
 Step: TypeAlias = Callable[[Any, float], None]  # of gradient and step_size
 
 DTYPES = ("float32", "float64")
-_NORMS = {"linf": "linf", "Linf": "linf", "l2": "l2", "L2": "l2"}
+NORMS = ("linf", "l2", "l1", "l0")
+_NORMS = {name: norm for norm in NORMS for name in (norm, norm.capitalize())}
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,32 @@ class Ball(Box):
 
         return step
 
+    def project(self, backend: Backend, adv: Any, x: Any) -> None:
+        """Replace ``adv``, which may hold anything, in place by the nearest point of ball and box around ``x``.
+
+        Nearest in Euclid's norm (under "linf" for each value by itself); of an L2 ball, the ball's nearest point moved into
+        the box. A value that is not finite counts as x, under "linf" as the end of the ball or, if NaN, as x.
+        """
+        if adv.size if isinstance(adv, np.ndarray) else len(adv):
+            self.stepper(backend, adv, x)(x, 0.0)
+
+    def default_step_size(self, steps: int) -> float:
+        """Length of a step, in the ball's norm, that reaches any point of the ball from any other in ``steps`` steps: 2.5 eps / steps.
+
+        Under "l0" it counts values, and a step changes at least one.
+        """
+        return 2.5 * self.eps / max(1, steps)
+
 
 def make_ball(norm: object, eps: object, clip: object, dtype: str) -> Ball:
     """The ball of these arguments; TypeError or ValueError if one of them is wrong."""
     if not isinstance(norm, str) or norm not in _NORMS:
-        raise ValueError(f"norm is {norm!r}, expected 'linf' or 'l2' (or 'Linf', 'L2')")
+        raise ValueError(f"norm is {norm!r}, expected {', '.join(map(repr, NORMS))} (or 'Linf' and so on)")
     radius, box = _checks.positive(eps, "eps"), make_box(clip, dtype)
-    return Ball(box.low, box.high, _NORMS[norm], radius)
+    ball = Ball(box.low, box.high, _NORMS[norm], radius)
+    if ball.norm == "l0":
+        if ball.eps < 1:
+            raise ValueError(f"eps is {eps!r} and norm 'l0', expected at least 1: the number of values that may differ")
+        if math.isinf(ball.low) or math.isinf(ball.high):
+            raise ValueError(f"clip is {clip!r} and norm 'l0', expected a finite box: values may go to its ends")
+    return ball

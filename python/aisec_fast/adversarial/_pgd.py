@@ -55,12 +55,16 @@ def pgd(
         y: labels ``[B]``: true ones, or targets if ``targeted``. Integers from 0 to classes - 1, a tensor on the device of
             ``x`` for a torch module. For a GradientModel they are passed on, and without ``predict`` may be anything with
             B rows.
-        eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite. Or several: then the result
-            has one batch for each, as if each had been asked for alone, and they are attacked in one batch.
-        step_size: length of a step, above 0. Default: ``2.5 * eps / steps``.
+        eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite. Under "l0" the number of
+            values of a sample that may differ (a fraction is dropped), at least 1. Or several radii: then the result has
+            one batch for each, as if each had been asked for alone, and they are attacked in one batch.
+        step_size: length of a step in the norm, above 0. Default: ``2.5 * eps / steps``. Under "l0" the number of values that
+            a step changes, rounded up.
         steps: number of steps, at least 0.
-        norm: "linf" or "l2" (also "Linf", "L2"): of the ball and of a step, for each sample.
-        random_start: start at a point drawn uniformly from the ball and then projected onto the box; else at ``x``.
+        norm: "linf", "l2", "l1" or "l0" (also "Linf" and so on): of the ball and of a step, for each sample. "l0" counts
+            values, each channel by itself, and needs a box.
+        random_start: start at a point drawn uniformly from the ball (under "l0": as many values as may differ, chosen
+            uniformly, uniform in the box) and then projected onto the box; else at ``x``.
         restarts: number of runs from different random starts, at least 1.
         targeted: make the model answer ``y``, instead of anything but ``y``.
         clip: the box ``(low, high)`` that samples must lie in, or None for none. Bounds that are no values of the dtype are
@@ -146,7 +150,7 @@ def pgd(
 
 
 def _length(step_size: object, ball: Ball, steps: int) -> float:
-    return 2.5 * ball.eps / max(1, steps) if step_size is None else _checks.positive(step_size, "step_size")
+    return ball.default_step_size(steps) if step_size is None else _checks.positive(step_size, "step_size")
 
 
 def _radii(eps: object) -> Sequence[object]:

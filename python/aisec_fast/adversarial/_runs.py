@@ -105,8 +105,8 @@ class Runs:
     def _start(self, ball: Ball, restart: int, rows: _rows.Rows, x: Any) -> Any:
         if self.starts is None:
             return _rows.copy(x)
-        adv = _start.apply(self.starts.offsets(restart, ball, self.samples.shape, self.samples.dtype, rows), x)
-        ball.stepper(self.backend, adv, x)(x, 0.0)
+        adv = _start.apply(self.starts.drawn(restart, ball, self.samples.shape, self.samples.dtype, rows), x)
+        ball.project(self.backend, adv, x)
         return adv
 
     def _run(self, batch: _Batch, runs: float) -> tuple[Any, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ from . import _rows
 from ._ball import Ball
 
 _VALUES_AT_A_TIME = 1 << 20
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Offsets from x; or, under "l0", values that replace x's, NaN where x stays."""
+
+    values: npt.NDArray[Any]
+    replace: bool
 
 
 class RandomStarts:
@@ -25,31 +34,51 @@ class RandomStarts:
     def __init__(self, seed: int | None, restarts: int) -> None:
         self._seeds = np.random.SeedSequence(seed).spawn(2 * restarts)
 
-    def offsets(
-        self, restart: int, ball: Ball, shape: tuple[int, ...], dtype: str, rows: _rows.Rows
-    ) -> npt.NDArray[Any]:
-        """Offsets from x for these rows of a batch of ``shape``, rounded to ``dtype``: uniform in the ball."""
+    def drawn(self, restart: int, ball: Ball, shape: tuple[int, ...], dtype: str, rows: _rows.Rows) -> Drawn:
+        """What moves these rows of a batch of ``shape`` to points uniform in the ball, rounded to ``dtype``.
+
+        Under "l0" ``floor(eps)`` values of each row are chosen uniformly and drawn uniformly from the box.
+        """
         directions, radii = (np.random.default_rng(seed) for seed in self._seeds[2 * restart : 2 * restart + 2])
         batch, size = shape[0], math.prod(shape[1:])
         kept = np.empty((len(rows), size), dtype)
         step = max(1, _VALUES_AT_A_TIME // size)
         for first in range(0, batch, step):
             count = min(step, batch - first)
-            if ball.norm == "linf":
-                drawn = (2 * directions.random((count, size)) - 1) * ball.eps
-            else:
-                drawn = directions.standard_normal((count, size))
-                lengths = np.sqrt(np.einsum("ij,ij->i", drawn, drawn))
-                drawn *= (ball.eps * radii.random(count) ** (1 / size) / np.where(lengths > 0, lengths, 1))[:, None]
+            drawn = _draw(ball, directions, radii, count, size)
             begin, end = np.searchsorted(rows, (first, first + count))
             with np.errstate(over="ignore"):  # eps may lie beyond the dtype; the projection brings it back
                 kept[begin:end] = drawn[rows[begin:end] - first]
-        return kept.reshape(len(rows), *shape[1:])
+        return Drawn(kept.reshape(len(rows), *shape[1:]), ball.norm == "l0")
 
 
-def apply(offsets: npt.NDArray[Any], x: Any) -> Any:
-    """x + offsets as a new array like ``x``; the sum is rounded once, alike on every device."""
-    start = _rows.from_host(offsets, x)
+def _draw(
+    ball: Ball, directions: np.random.Generator, radii: np.random.Generator, count: int, size: int
+) -> npt.NDArray[np.float64]:
+    """The next ``count`` rows."""
+    if ball.norm == "linf":
+        return (2 * directions.random((count, size)) - 1) * ball.eps
+    if ball.norm == "l0":
+        changes = min(math.floor(ball.eps), size)
+        order = directions.random((count, size)).argsort(axis=1, kind="stable")[:, :changes]
+        values = np.full((count, size), np.nan)
+        np.put_along_axis(values, order, ball.low + (ball.high - ball.low) * radii.random((count, changes)), axis=1)
+        return values
+    # A direction uniform on the sphere of the norm: normal variables for L2, Laplace variables for L1.
+    drawn = directions.standard_normal((count, size)) if ball.norm == "l2" else directions.laplace(size=(count, size))
+    lengths = np.sqrt(np.einsum("ij,ij->i", drawn, drawn)) if ball.norm == "l2" else np.abs(drawn).sum(axis=1)
+    scales: npt.NDArray[np.float64] = ball.eps * radii.random(count) ** (1 / size) / np.where(lengths > 0, lengths, 1)
+    drawn *= scales[:, None]
+    return drawn
+
+
+def apply(drawn: Drawn, x: Any) -> Any:
+    """The starts as a new array like ``x``; sums are rounded once, alike on every device."""
+    start = _rows.from_host(drawn.values, x)
+    if drawn.replace:
+        stays = start != start  # noqa: PLR0124 (NaN)
+        start[stays] = x[stays]
+        return start
     with np.errstate(over="ignore"):
         start += x
     return start

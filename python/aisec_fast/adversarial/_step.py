@@ -25,18 +25,28 @@ def pgd_step(
 ) -> Any:
     """One step of projected gradient ascent, projected onto ball and box in the same pass over memory.
 
-    ``norm="linf"``: ``x_adv + step_size * sign(gradient)``, where the sign of 0 and NaN is 0. ``norm="l2"``: for each
-    sample ``x_adv + step_size * gradient / |gradient|``; NaN entries count as 0, a sample whose gradient is zero or
-    holds an infinity does not move. Then the nearest point is taken for which ``|result - x| <= eps``, evaluated in
-    float64, and ``low <= result <= high``, both always. docs/adversarial.md defines every bit.
+    The step, for each sample (a gradient's NaN counts as 0; but under "linf", a sample whose gradient is zero or holds an
+    infinity is not moved, only projected):
+
+    - ``"linf"``: ``x_adv + step_size * sign(gradient)``, where the sign of 0 is 0.
+    - ``"l2"``: ``x_adv + step_size * gradient / |gradient|``.
+    - ``"l1"``: toward the point of ball and box where the gradient's linear loss is largest, an L1 length of ``step_size``
+      (Frank and Wolfe 1956; Chen et al. 2020): on a linear loss that is the optimum, and steps stay there.
+    - ``"l0"``: the ``step_size`` values (rounded up) that gain most, by the gradient, go to the end of the box that it points
+      to; of all that differ from ``x`` then, the ``eps`` that give most are kept. On a linear loss this ends at the optimum.
+
+    Then the nearest point is taken for which ``|result - x| <= eps``, evaluated in float64, and
+    ``low <= result <= high``, both always. docs/adversarial.md defines every bit.
 
     Args:
         x_adv: array ``[B, ...]`` (numpy, torch, cupy or any DLPack producer), float32 or float64, C-contiguous.
         x: the samples that ``x_adv`` started from; same shape, dtype, library and device.
-        gradient: gradient of the loss at ``x_adv``; same again. Under ``norm="l2"`` each row of the batch is one sample.
-        eps: radius of the ball, in the units of ``x``; above 0 and finite.
-        step_size: length of the step; negative to descend (targeted attacks). Finite.
-        norm: "linf" or "l2" (also "Linf", "L2").
+        gradient: gradient of the loss at ``x_adv``; same again. Each row of the batch is one sample.
+        eps: radius of the ball, in the units of ``x``; above 0 and finite. Under "l0" the number of values that may differ
+            (a fraction is dropped), at least 1.
+        step_size: length of the step; negative to descend (targeted attacks). 0 only projects. Finite.
+        norm: "linf", "l2", "l1" or "l0" (also "Linf" and so on). "l0" counts values, each channel by itself, and needs a
+            box.
         clip: the box ``(low, high)``, or None for none. Bounds that are no values of the dtype are rounded inward.
         out: array to write to, which may be ``x_adv`` (in place). Default: new.
         check: raise if a value of ``x`` is not finite or outside ``clip``; without that ball and box are not promised.

@@ -1,5 +1,5 @@
 #pragma once
-// The block sum of docs/clipping.md for CPU kernels, and norms on top of it.
+// The block sum of docs/clipping.md for CPU kernels, and sums and norms on top of it.
 #include <cstddef>
 
 #include "aisec_fast/clipping_math.hpp"
@@ -8,20 +8,23 @@
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
+// partial[i % partial_sums] += value(i) for first <= i < last, in their order; `first` is a multiple of partial_sums.
+template <class Value>
+AISEC_HD void add_partial(std::size_t first, std::size_t last, const Value& value, double (&partial)[partial_sums]) {
+  for (; first + partial_sums <= last; first += partial_sums)
+    for (std::size_t k = 0; k < partial_sums; ++k) partial[k] += value(first + k);
+  for (std::size_t k = 0; first + k < last; ++k) partial[k] += value(first + k);
+}
+
 // The sum of squares of value(0), ..., value(count - 1), count <= norm_block.
 template <class Value>
 AISEC_HD double block_sum(std::size_t count, const Value& value) {
   alignas(64) double partial[partial_sums] = {};
-  std::size_t i = 0;
-  for (; i + partial_sums <= count; i += partial_sums)
-    for (std::size_t k = 0; k < partial_sums; ++k) {
-      const double v = value(i + k);
-      partial[k] += v * v;
-    }
-  for (std::size_t k = 0; i + k < count; ++k) {
-    const double v = value(i + k);
-    partial[k] += v * v;
-  }
+  const auto square = [&](std::size_t i) {
+    const double v = value(i);
+    return v * v;
+  };
+  add_partial(0, count, square, partial);
   return fold(partial);
 }
 

@@ -126,11 +126,11 @@ struct AdversarialStep {
   double step_size, eps, low, high;
 };
 
-// Writes values (linf) or rows (l2) first, ..., last - 1.
+// Writes values (linf) or rows (the others) first, ..., last - 1.
 using AdversarialKernel = void (*)(const AdversarialStep& step, std::size_t first, std::size_t last);
 
 struct AdversarialKernels {
-  AdversarialKernel linf_float32, linf_float64, l2_float32, l2_float64;
+  AdversarialKernel linf_float32, linf_float64, l2_float32, l2_float64, l1_float32, l1_float64, l0_float32, l0_float64;
 };
 
 // Exact integers and decisions (docs/noise-integers.md). Each kernel reads the words of `count` samples, writes their
