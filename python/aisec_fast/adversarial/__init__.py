@@ -15,8 +15,10 @@ _losses       cross-entropy, margin, DLR
 _watch        NaN and infinity in logits and gradients;  _progress  callbacks and bar;  _rows  rows of arrays of any library
 """
 
+from ._apgd import apgd
 from ._models import GradientModel
 from ._pgd import pgd
+from ._square import square
 from ._step import pgd_step
 
-__all__ = ["GradientModel", "pgd", "pgd_step"]
+__all__ = ["GradientModel", "apgd", "pgd", "pgd_step", "square"]

@@ -13,12 +13,12 @@ def _nothing(step: int, total_steps: int, fooled: int | None) -> None:
 
 
 @contextmanager
-def reporting(progress: Progress | bool | None) -> Iterator[Progress]:
+def reporting(progress: Progress | bool | None, title: str = "PGD") -> Iterator[Progress]:
     """A callback ``(step, total_steps, fooled or None)`` for the user's choice; a bar lives as long as the block."""
     if progress is None or progress is False:
         yield _nothing
     elif progress is True:
-        with _bar() as advance:
+        with _bar(title) as advance:
             yield advance
     elif callable(progress):
         yield progress
@@ -30,13 +30,13 @@ def reporting(progress: Progress | bool | None) -> Iterator[Progress]:
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def _bar(title: str) -> Iterator[Progress]:
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("progress=True needs rich: pip install rich", name=error.name) from error
-    columns = (TextColumn("PGD"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fooled]}"))
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fooled]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None, fooled="")
 

@@ -1,0 +1,28 @@
+"""Whether samples fool the model: the one place where an attack's claim becomes a verdict."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._arguments import Attacked
+
+
+def claims(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether the largest logit is not the label's, ``[B]`` of bool, on the device."""
+    return logits.argmax(1) != y
+
+
+def confirmed(victim: Attacked, adv: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001 - what a verdict needs
+    """Which of these samples, all of them claimed to fool the model, do fool the user's own module: ``[B]`` of bool.
+
+    Attacks see the module itself, so a claim is a verdict.
+    """
+    return y == y
+
+
+def verdicts(victim: Attacked, adv: Tensor, y: Tensor) -> Tensor:
+    """Whether each sample fools the user's own module in this very batch: ``[B]`` of bool, one forward pass."""
+    return claims(victim.model.logits(adv), y)
