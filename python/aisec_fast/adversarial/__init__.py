@@ -16,9 +16,12 @@ _watch        NaN and infinity in logits and gradients;  _progress  callbacks an
 """
 
 from ._apgd import apgd
+from ._evaluate import evaluate
+from ._masking import GradientMaskingWarning
 from ._models import GradientModel
 from ._pgd import pgd
+from ._report import Report
 from ._square import square
 from ._step import pgd_step
 
-__all__ = ["GradientModel", "apgd", "pgd", "pgd_step", "square"]
+__all__ = ["GradientMaskingWarning", "GradientModel", "Report", "apgd", "evaluate", "pgd", "pgd_step", "square"]

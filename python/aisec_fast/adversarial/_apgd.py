@@ -110,8 +110,10 @@ def apgd(
     if plan.restarts > 1 and not plan.random_start:
         raise ValueError(f"restarts is {plan.restarts}, but random_start is False: all runs would be the same")
     ball = make_ball(norm, eps, clip, _arguments.samples(x).dtype)
-    needed = {"least_classes": least_classes(plan.loss), "needs": f"loss {plan.loss!r}"}
-    with reporting(progress, "APGD") as report, _arguments.attacked(model, x, y, clip=clip, **needed) as victim:
+    holding = _arguments.attacked(
+        model, x, y, clip=clip, least_classes=least_classes(plan.loss), needs=f"loss {plan.loss!r}"
+    )
+    with reporting(progress, "APGD") as report, holding as victim:
         if not victim.x.numel():
             return _arguments.as_given(victim.x.clone(), x)
         aims = _targets(victim, targets) if plan.loss.startswith("target_") else None
@@ -146,7 +148,9 @@ def _loss(loss: object, targets: Any) -> str:
         raise ValueError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}")
     name = str(loss)
     if targets is not None and not name.startswith("target_"):
-        raise ValueError(f"targets are given, but loss is {name!r}; expected 'target_dlr' or 'target_margin' with targets")
+        raise ValueError(
+            f"targets are given, but loss is {name!r}; expected 'target_dlr' or 'target_margin' with targets"
+        )
     return name
 
 
@@ -194,6 +198,11 @@ class Notes:
     samples: int = 0
     zero_gradients: int = 0  # samples whose gradient at the start is zero everywhere
     flat: int = 0  # samples that were not fooled, and whose loss was never above that of the start
+
+    def add(self, other: Notes) -> None:
+        """What another search saw, too."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -102,14 +102,14 @@ def square(
         return _arguments.as_given(search.run(), x)
 
 
-def layout(shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -> tuple[int, int, int]:
+def layout(shape: tuple[int, ...], image_shape: Any) -> tuple[int, int, int]:
     """Channels, height and width of samples of ``shape`` ``[B, ...]``; TypeError or ValueError if they cannot be so."""
     sample = shape[1:]
     if image_shape is None:
         if len(sample) < 2:
             return 1, 1, math.prod(sample)
         return math.prod(sample[:-2]), sample[-2], sample[-1]
-    if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
+    if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
         raise TypeError(f"image_shape is {image_shape!r}, expected (channels, height, width)")
     channels, height, width = (_checks.whole(size, "image_shape", least=1) for size in image_shape)
     if channels * height * width != math.prod(sample):
@@ -173,7 +173,7 @@ class Plan:
         """The share of pixels that a square covers; proposals are counted from 0."""
         if self.rescale_schedule:
             proposal = int(proposal / self.n_queries * 10_000)
-        return self.p_init / 2 ** sum(proposal > after for after in _HALVINGS)
+        return self.p_init * 0.5 ** sum(proposal > after for after in _HALVINGS)
 
 
 class Search:
@@ -205,7 +205,9 @@ class Search:
             if len(rows):
                 clean = self.x if len(rows) == len(self.x) else _rows.take(self.x, rows)
                 first = [generator(self.plan.seed, restart, int(number)) for number in self.numbers[rows]]
-                moves = proposals(clean, self.ball, self.backend, layout(tuple(self.x.shape), self.plan.image_shape), first)
+                moves = proposals(
+                    clean, self.ball, self.backend, layout(tuple(self.x.shape), self.plan.image_shape), first
+                )
                 self._search(restart, rows, moves)
         self._tell(self.plan.restarts, 0)
         return self.result
@@ -224,7 +226,9 @@ class Search:
             watch.look()
             margins, fools = _rows.to_host(losses), model.fooled(logits, y)
             if fools.any():
-                fools[fools] = self.scored.confirm(_rows.take(moves.proposal, np.flatnonzero(fools)), _rows.take(y, np.flatnonzero(fools)))
+                fools[fools] = self.scored.confirm(
+                    _rows.take(moves.proposal, np.flatnonzero(fools)), _rows.take(y, np.flatnonzero(fools))
+                )
             better = (margins > best) | fools
             moves.settle(better)
             best = np.where(better, margins, best)
@@ -395,7 +399,7 @@ class _Patches(_Moves):
 def pattern(rows: int, columns: int, draws: np.random.Generator) -> npt.NDArray[np.float64]:
     """Two hills, one up and one down, side by side along a random axis, of length 1: eta of Algorithm 3, ``[rows, columns]``."""
     upright = bool(draws.integers(2))  # drawn whatever the shape is
-    if (rows > 1) if upright or columns == 1 else False:
+    if rows > 1 and (upright or columns == 1):
         half = rows // 2
         hills = np.concatenate([_hill(half, columns), -_hill(rows - half, columns)])
     elif columns > 1:
@@ -403,7 +407,8 @@ def pattern(rows: int, columns: int, draws: np.random.Generator) -> npt.NDArray[
         hills = np.concatenate([_hill(rows, half), -_hill(rows, columns - half)], axis=1)
     else:
         hills = np.ones((1, 1))
-    return hills / np.sqrt((hills * hills).sum())
+    hills /= np.sqrt((hills * hills).sum())
+    return hills
 
 
 def _hill(rows: int, columns: int) -> npt.NDArray[np.float64]:
@@ -411,8 +416,9 @@ def _hill(rows: int, columns: int) -> npt.NDArray[np.float64]:
     down, across = abs(np.arange(rows) - rows // 2), abs(np.arange(columns) - columns // 2)
     widest = max(rows // 2, columns // 2) + 1
     tails = np.cumsum(1 / np.arange(widest, 0, -1.0) ** 2)[::-1]
-    hill = tails[np.maximum(down[:, None], across)]
-    return hill / np.sqrt((hill * hill).sum())
+    hill: npt.NDArray[np.float64] = tails[np.maximum(down[:, None], across)]
+    hill /= np.sqrt((hill * hill).sum())
+    return hill
 
 
 def _lengths(values: Any) -> Any:

@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from . import _rows_seen
 from ._losses import LOSSES
 from ._models import Flags, Slope
 
@@ -91,6 +92,7 @@ class TorchModel:
             return self._logits(adv.clone())  # a module may work in place where no gradient is wanted
 
     def _logits(self, batch: Tensor) -> Tensor:
+        _rows_seen.note(len(batch), gradient=batch.requires_grad)
         logits = self._module(batch)
         if not isinstance(logits, Tensor):
             raise TypeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from ._arguments import Attacked
 
 
-def claims(logits: Tensor, y: Tensor) -> Tensor:
+def claims(logits: Any, y: Tensor) -> Tensor:
     """Whether the largest logit is not the label's, ``[B]`` of bool, on the device."""
-    return logits.argmax(1) != y
+    flags: Tensor = logits.argmax(1) != y
+    return flags
 
 
 def confirmed(victim: Attacked, adv: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001 - what a verdict needs
@@ -20,7 +21,9 @@ def confirmed(victim: Attacked, adv: Tensor, y: Tensor) -> Tensor:  # noqa: ARG0
 
     Attacks see the module itself, so a claim is a verdict.
     """
-    return y == y
+    import torch
+
+    return torch.ones_like(y, dtype=torch.bool)
 
 
 def verdicts(victim: Attacked, adv: Tensor, y: Tensor) -> Tensor:
