@@ -89,8 +89,9 @@ def apgd(
     Returns:
         ``x_adv``: a new C-contiguous array of the shape, dtype, library and device of ``x``; ``|x_adv - x| <= eps`` in
         float64 and the box exactly, always. With ``early_stop`` a sample's first point that fools the model, else its point
-        of highest loss. Of several runs a sample gets the first whose result fools the model, or, if none does, the one with
-        the highest loss. Runs after the first attack only samples that are not fooled yet.
+        of highest loss. Of several runs a sample gets one whose result fools the model, or, if none does, the one with the
+        highest loss. Runs attack only samples that are not fooled yet; of those side by side in a batch the one that is
+        first to fool the model wins, so ``max_rows`` may change the sample that is returned, never the verdict.
 
     Raises:
         TypeError, ValueError: an argument, with its name; a model that returns something else than logits that depend on
