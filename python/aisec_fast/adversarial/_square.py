@@ -29,6 +29,7 @@ from ._watch import Watch
 # Queries (of 10,000) after which the share of changed pixels is halved: section 5.1 of the paper.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _TINY = 1e-12  # keeps 0 / 0 out of normalisations
+_LONGEST = {"float32": 1e18, "float64": 1e150}  # L2 changes whose squares and their sums stay finite
 
 
 def square(
@@ -344,6 +345,8 @@ class _Patches(_Moves):
         super().__init__(ball, backend, shape)
         channels, height, width = shape
         self._x = x
+        dtype = str(x.dtype).removeprefix("torch.")
+        self._eps = min(ball.eps, _LONGEST[dtype])
         tall, wide = max(height // 5, 1), max(width // 5, 1)
         tops = range(max(0, (height - 5 * tall) // 2), height - tall + 1, tall)[:5]
         lefts = range(max(0, (width - 5 * wide) // 2), width - wide + 1, wide)[:5]
@@ -353,8 +356,7 @@ class _Patches(_Moves):
                 for left in lefts:
                     signs = 2 * draws.integers(2, size=(channels, 1, 1)) - 1
                     change[:, top : top + tall, left : left + wide] = signs * pattern(tall, wide, draws)
-        host = start.astype(str(x.dtype).removeprefix("torch."))
-        self.best = self.proposal = self._on_sphere(_rows.from_host(host, x))
+        self.best = self.proposal = self._on_sphere(_rows.from_host(start.astype(dtype), x))
 
     def propose(self, share: float, draws: np.random.Generator) -> None:
         """See :class:`_Moves`."""
@@ -365,7 +367,7 @@ class _Patches(_Moves):
         rest[into] = 0
         rest[out_of] = 0
         squares, kept = (change * change).sum((2, 3)), (rest * rest).sum((2, 3))  # of each channel
-        unused = (self.ball.eps * self.ball.eps - squares.sum(1)).clip(min=0)
+        unused = (self._eps * self._eps - squares.sum(1)).clip(min=0)
         available = ((squares - kept).clip(min=0) + unused[:, None] / channels) ** 0.5
         old = change[into]
         shape = pattern(old.shape[2], old.shape[3], draws)
@@ -379,7 +381,7 @@ class _Patches(_Moves):
     def _on_sphere(self, change: Any) -> Any:
         """x plus the change, made ``eps`` long and projected."""
         length = (change * change).sum((1, 2, 3)) ** 0.5
-        scaled = change * (self.ball.eps / (_TINY + length))[:, None, None, None]
+        scaled = change * (self._eps / (_TINY + length))[:, None, None, None]
         point = scaled.reshape(self._x.shape) + self._x
         self.ball.stepper(self.backend, point, self._x)(self._x, 0.0)
         return point
