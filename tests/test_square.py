@@ -180,7 +180,7 @@ def test_as_strong_as_torchattacks(norm) -> None:
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor(weights.T))
     images, labels = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
-    eps = {"linf": 0.08, "l2": 0.7}[norm]
+    eps = {"linf": 0.16, "l2": 0.7}[norm]
     adv = adversarial.square(model, images, labels, eps=eps, norm=norm, n_queries=150, seed=0)
     attack = torchattacks.Square(
         model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, n_queries=150, seed=0, resc_schedule=False

@@ -78,7 +78,7 @@ def _random_search(name: str, *, n_queries: int = 5000) -> Attack:
     plan = _square.Plan(n_queries=n_queries)
 
     def run(job: Job) -> tuple[Tensor, _apgd.Notes]:
-        scored, victim = _square.torch_scored(job.victim), job.victim
+        scored, victim = _square.TorchScored(job.victim), job.victim
         search = _square.Search(
             scored, victim.x, victim.y, job.ball, victim.backend, replace(plan, seed=job.seed), job.numbers, job.report
         )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,9 @@ from . import _arguments, _rows
 from ._ball import Ball, make_ball
 from ._box import Clip
 from ._draws import generator, seed_of
-from ._models import Attackable, Flags, GivenGradient, GradientModel
+from ._models import Flags, GivenGradient, GradientModel
 from ._progress import Progress, reporting
+from ._verdicts import claims, confirmed
 from ._watch import Watch
 
 # Queries (of 10,000) after which the share of changed pixels is halved: section 5.1 of the paper.
@@ -129,34 +130,64 @@ def _scored(model: Any, samples: Any, y: Any, clip: Clip, ball: Ball) -> Iterato
             raise ValueError("model is a GradientModel without predict, expected one with it: the attack needs logits")
         labels = _arguments.labels(y, samples)
         ball.require_inside_box(samples)
-        yield Scored(GivenGradient(model, samples, targeted=False), _everything), samples.value, labels.value
+        yield _GivenScored(model, samples, targeted=False), samples.value, labels.value
         return
     with _arguments.attacked(model, samples.value, y, clip=clip) as victim:
-        yield torch_scored(victim), victim.x, victim.y
+        yield TorchScored(victim), victim.x, victim.y
 
 
-def _everything(adv: Any, y: Any) -> Flags:  # noqa: ARG001 - what a verdict needs
-    return np.ones(len(adv), bool)
+class Scored(Protocol):
+    """A model that gives logits."""
+
+    def predict(self, adv: Any) -> Any:
+        """Logits ``[B, classes]``."""
+
+    def losses(self, logits: Any, y: Any) -> Any:
+        """Margins ``[B]``, NaN where a logit is NaN."""
+
+    def fooled(self, logits: Any, y: Any) -> Flags:
+        """Whether each sample is claimed to fool the model, on the host."""
+
+    def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:
+        """Those of ``hit`` that do fool it."""
 
 
-def torch_scored(victim: _arguments.Attacked) -> Scored:
-    """A torch module as a search needs it."""
-    from ._torch_model import TorchLoss
-    from ._verdicts import confirmed
+class TorchScored:
+    """A torch module under attack: see :class:`Scored`."""
 
-    def confirm(adv: Any, y: Any) -> Flags:
-        flags: Flags = _rows.to_host(confirmed(victim, adv, y))
+    def __init__(self, victim: _arguments.Attacked) -> None:
+        self._victim = victim
+
+    def predict(self, adv: Any) -> Any:
+        """See :class:`Scored`."""
+        return self._victim.model.logits(adv)
+
+    def losses(self, logits: Any, y: Any) -> Any:
+        """See :class:`Scored`."""
+        from ._losses import margin
+
+        return margin(logits, y)
+
+    def fooled(self, logits: Any, y: Any) -> Flags:
+        """See :class:`Scored`."""
+        flags: Flags = _rows.to_host(claims(logits, y))
         return flags
 
-    return Scored(TorchLoss(victim.model, "margin", targeted=False), confirm)
+    def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:
+        """See :class:`Scored`."""
+        rows = np.flatnonzero(hit)
+        flags: Flags = hit.copy()
+        if len(rows):
+            flags[rows] = _rows.to_host(confirmed(self._victim, _rows.take(adv, rows), _rows.take(y, rows)))
+        return flags
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A model that gives logits, and the check of samples that are claimed to fool it."""
+class _GivenScored(GivenGradient):
+    """A model given by functions: see :class:`Scored`."""
 
-    model: Attackable
-    confirm: Callable[[Any, Any], Flags]
+    def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:  # noqa: ARG002 - there is one model only
+        """See :class:`Scored`."""
+        return hit
 
 
 @dataclass(frozen=True)
@@ -215,7 +246,7 @@ class Search:
 
     def _search(self, restart: int, rows: _rows.Rows, moves: _Moves) -> None:
         """One run; ``rows`` are those that ``moves`` holds."""
-        model, watch, draws = self.scored.model, Watch(), generator(self.plan.seed, restart)
+        model, watch, draws = self.scored, Watch(), generator(self.plan.seed, restart)
         y = _rows.take(self.y, rows)
         best = np.full(len(rows), -np.inf)
         for query in range(self.plan.n_queries):
@@ -225,11 +256,8 @@ class Search:
             losses = model.losses(logits, y)
             watch.note(query, losses, None)
             watch.look()
-            margins, fools = _rows.to_host(losses), model.fooled(logits, y)
-            if fools.any():
-                fools[fools] = self.scored.confirm(
-                    _rows.take(moves.proposal, np.flatnonzero(fools)), _rows.take(y, np.flatnonzero(fools))
-                )
+            margins = _rows.to_host(losses)
+            fools = model.confirmed(model.fooled(logits, y), moves.proposal, y)
             better = (margins > best) | fools
             moves.settle(better)
             best = np.where(better, margins, best)
