@@ -37,10 +37,10 @@ class Finding:
 _SAMPLES = 256  # that the costly checks take
 _ALIKE = 1e-4  # largest distance of normalised logits of two passes: AutoAttack's threshold
 _SQUARE_SHARE = 0.002  # of the samples, fooled by black-box attacks alone: AutoAttack's threshold
-_ZERO_SHARE = 0.0  # samples without a gradient
 _FLAT_SHARE = 0.1  # of survivors whose loss never rose
 _MORE_STEPS_SHARE = 0.01  # of survivors that five times the steps fool
 _STARTS_SHARE = 0.02  # of the samples, between the best and the worst random starts
+_WIDER, _ENOUGH = 3, 100  # a radius so many times as large must fool somebody of so many survivors
 _EPS_SHARE = 0.05  # of samples whose highest loss falls as eps grows
 
 
@@ -81,7 +81,7 @@ def of_stages(
     """
     found = []
     for name, note in notes.items():
-        if note.zero_gradients > _ZERO_SHARE * max(1, note.samples):
+        if note.zero_gradients:
             found.append(
                 Finding(
                     "zero_gradients",
@@ -90,7 +90,7 @@ def of_stages(
                     "replace such parts in the backward pass",
                 )
             )
-        if note.flat > _FLAT_SHARE * max(1, note.samples):
+        if note.flat > max(2, _FLAT_SHARE * note.samples):
             found.append(
                 Finding(
                     "loss_does_not_rise",
@@ -115,7 +115,7 @@ def of_stages(
     radii = sorted({eps for eps, *_ in newly_fooled})
     for smaller, larger in pairwise(radii):
         more = sum(count for eps, *_, count in newly_fooled if eps == larger)
-        if larger >= 2 * smaller and not more and open_ >= 20:
+        if larger >= _WIDER * smaller and not more and open_ >= _ENOUGH:
             found.append(
                 Finding(
                     "eps_does_not_help",

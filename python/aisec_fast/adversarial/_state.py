@@ -112,7 +112,7 @@ class Checkpoint:
 
     def _read(self) -> dict[str, npt.NDArray[Any]]:
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with self.path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in ("about", "fooled_at", "fooled_by", "open", "fooled", "adv")}
         except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise ValueError(
