@@ -20,7 +20,7 @@ from ._box import Clip
 from ._draws import generator, seed_of
 from ._models import Flags
 from ._progress import Progress, reporting
-from ._verdicts import claims, confirmed
+from ._verdicts import claims, confirmed, own_logits
 from ._watch import Watch
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _loss(loss: object, targets: Any) -> str:
 def _targets(victim: _arguments.Attacked, targets: Any) -> Tensor:
     """The classes to attack, ``[B, targets]``."""
     batch = len(victim.x)
-    logits = victim.model.logits(victim.x)
+    logits = own_logits(victim, victim.x)
     if targets is None or isinstance(targets, (int, np.integer)):
         count = MOST_TARGETS if targets is None else _checks.whole(targets, "targets", least=1)
         return likeliest_others(logits, victim.y, count)

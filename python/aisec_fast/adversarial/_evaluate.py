@@ -25,7 +25,7 @@ from ._progress import bar
 from ._report import Report, versions
 from ._rows_seen import counting
 from ._state import Checkpoint, Stage, State, digest
-from ._verdicts import verdicts
+from ._verdicts import own_logits, verdicts
 from ._watch import Watch
 
 # attack, samples done, samples of this attack, robust accuracy so far
@@ -236,13 +236,13 @@ class _Evaluation:
 
         victim, watch, answers, likeliest = self.job.victim, Watch(), [], []
         for rows in _rows.batches(self.count, self.size):
-            logits = victim.model.logits(_rows.take(victim.x, rows))
+            logits = own_logits(victim, _rows.take(victim.x, rows))
             watch.note(0, logits.sum(1), None)
             watch.look()
             answers.append(logits.argmax(1))
             likeliest.append(likeliest_others(logits, _rows.take(victim.y, rows), MOST_TARGETS))
             if self.checks != "none" and not rows[0]:
-                again = victim.model.logits(_rows.take(victim.x, rows))
+                again = own_logits(victim, _rows.take(victim.x, rows))
                 self.findings += _masking.of_logits(logits, again, random_is_fine=self.random)
         self.job = replace(self.job, likeliest=torch.cat(likeliest))
         return _rows.to_host(torch.cat(answers))

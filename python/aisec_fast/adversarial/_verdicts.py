@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from ._arguments import Attacked
 
 
+def own_logits(victim: Attacked, x: Tensor) -> Tensor:
+    """Logits of the user's own module, without a gradient."""
+    return victim.model.logits(x)
+
+
 def claims(logits: Any, y: Tensor) -> Tensor:
     """Whether the largest logit is not the label's, ``[B]`` of bool, on the device."""
     flags: Tensor = logits.argmax(1) != y
@@ -28,4 +33,4 @@ def confirmed(victim: Attacked, adv: Tensor, y: Tensor) -> Tensor:  # noqa: ARG0
 
 def verdicts(victim: Attacked, adv: Tensor, y: Tensor) -> Tensor:
     """Whether each sample fools the user's own module in this very batch: ``[B]`` of bool, one forward pass."""
-    return claims(victim.model.logits(adv), y)
+    return claims(own_logits(victim, adv), y)
