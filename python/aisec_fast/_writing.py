@@ -17,15 +17,15 @@ def check_destination(path: Path) -> None:
         raise PermissionError(f"no permission to write to the folder of {str(path)!r}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write UTF-8 text beside ``path``, have it on the disk, then rename: the old file or the new one, never a part."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write bytes, or UTF-8 text, beside ``path``, have it on the disk, then rename: the old file or the new one, never a part."""
     check_destination(path)
     aside = path.parent / f".aisec_fast-{secrets.token_hex(8)}"
     # Exclusive: never through somebody's link. The process's umask decides who may read it, as for any new file.
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

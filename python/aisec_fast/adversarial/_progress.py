@@ -13,13 +13,13 @@ def _nothing(step: int, total_steps: int, fooled: int | None) -> None:
 
 
 @contextmanager
-def reporting(progress: Progress | bool | None) -> Iterator[Progress]:
+def reporting(progress: Progress | bool | None, title: str = "PGD") -> Iterator[Progress]:
     """A callback ``(step, total_steps, fooled or None)`` for the user's choice; a bar lives as long as the block."""
     if progress is None or progress is False:
         yield _nothing
     elif progress is True:
-        with _bar() as advance:
-            yield advance
+        with bar() as show:
+            yield lambda step, total, fooled: show(title, step, total, "" if fooled is None else f"{fooled} fooled")
     elif callable(progress):
         yield progress
     else:
@@ -30,17 +30,18 @@ def reporting(progress: Progress | bool | None) -> Iterator[Progress]:
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def bar() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A bar on standard error for as long as the block lasts; what is yielded shows title, step, total and words."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("progress=True needs rich: pip install rich", name=error.name) from error
-    columns = (TextColumn("PGD"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[fooled]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, fooled="")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as shown:
+        task = shown.add_task("", total=None, words="")
 
-        def advance(step: int, total_steps: int, fooled: int | None) -> None:
-            bar.update(task, completed=step, total=total_steps, fooled="" if fooled is None else f"{fooled} fooled")
+        def show(title: str, step: int, total: int, words: str) -> None:
+            shown.update(task, description=title, completed=step, total=total, words=words)
 
-        yield advance
+        yield show

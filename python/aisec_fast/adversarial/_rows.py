@@ -118,3 +118,8 @@ def value_range(values: Any) -> tuple[float, float]:
         low, high = values.aminmax()
         return low.item(), high.item()
     return float(values.min()), float(values.max())
+
+
+def batches(count: int, size: int) -> list[Rows]:
+    """The rows 0, ..., count - 1, at most ``size`` at a time."""
+    return [np.arange(first, min(first + size, count)) for first in range(0, count, size)]

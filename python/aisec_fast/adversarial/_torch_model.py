@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from . import _rows_seen
 from ._activations import evenly, rows_at_once
 from ._losses import LOSSES
 from ._models import Flags, Slope
@@ -110,13 +111,15 @@ class TorchModel:
             return self.own_logits(adv)
         copy = self._copy
         with torch.no_grad():
-            return _joined([self._checked(copy(for_copy(part)), part) for part in evenly(adv, self._rows_at_once)])
+            return _joined(
+                [self._checked(_called(copy, for_copy(part)), part) for part in evenly(adv, self._rows_at_once)]
+            )
 
     def own_logits(self, adv: Tensor) -> Tensor:
         """Logits of the module itself, without a gradient: verdicts are made of these."""
         with torch.no_grad():  # a module may work in place
             return _joined(
-                [self._checked(self._module(part.clone()), part) for part in evenly(adv, self._rows_at_once)]
+                [self._checked(_called(self._module, part.clone()), part) for part in evenly(adv, self._rows_at_once)]
             )
 
     def fooled(self, adv: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
@@ -134,18 +137,18 @@ class TorchModel:
         confirmed[rows] = true
         return confirmed
 
-    def _logits_of_leaf(self, leaf: Tensor) -> Tensor:
+    def _logits_of_leaf(self, leaf: Tensor) -> object:
         """A module may work in place: it is given a copy, unless the first call has shown that it does not."""
         if self._copy is not None:
-            logits: Tensor = self._copy(for_copy(leaf))
+            logits = _called(self._copy, for_copy(leaf))
         elif self._writes_to_input is False:
             version = leaf._version
-            logits = self._module(leaf)
+            logits = _called(self._module, leaf)
             if leaf._version != version:
                 raise ValueError("model changed its input in place, which it did not do when it was first called")
         else:
             given = leaf.clone()
-            logits = self._module(given)
+            logits = _called(self._module, given)
             self._writes_to_input = given._version > 0 or not torch.equal(given, leaf)
         return logits
 
@@ -226,6 +229,11 @@ class TorchLoss:
         """See :class:`Attackable`."""
         with torch.no_grad():
             return self._loss.values(logits, _label(y))
+
+
+def _called(module: nn.Module, batch: Tensor) -> object:
+    _rows_seen.note(len(batch), gradient=torch.is_grad_enabled())
+    return module(batch)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

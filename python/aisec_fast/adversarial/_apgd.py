@@ -1,0 +1,467 @@
+"""Auto-PGD (APGD): projected gradient ascent with momentum that chooses its step sizes itself.
+
+Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks (2020),
+arXiv:2003.01690. Algorithm 1 and section 3 are the rules below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _arrays, _checks
+from . import _arguments, _rows, _start
+from ._ball import Ball, make_ball
+from ._box import Clip
+from ._draws import generator, seed_of
+from ._models import Flags
+from ._progress import Progress, reporting
+from ._verdicts import claims, confirmed, own_logits
+from ._watch import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ._models import Slope
+    from ._torch_model import Values
+
+MOMENTUM = 0.75
+RHO = 0.75  # the share of steps of a window that must raise the loss, or the step size is halved
+LOSSES = ("ce", "dlr", "margin", "target_dlr", "target_margin")
+MOST_TARGETS = 9
+
+
+def apgd(
+    model: Any,
+    x: Any,
+    y: Any,
+    *,
+    eps: float,
+    norm: str = "linf",
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str = "ce",
+    targets: Any = None,
+    random_start: bool = True,
+    early_stop: bool = True,
+    eot_iter: int = 1,
+    max_rows: int | None = None,
+    clip: Clip = (0.0, 1.0),
+    seed: int | None = None,
+    progress: Progress | bool | None = None,
+) -> Any:
+    """Attack ``model`` at ``x`` by Auto-PGD, which has no step size to tune (Croce and Hein 2020, Algorithm 1).
+
+    A step goes ``step_size`` along the gradient's sign (linf) or direction (l2), is projected, and is mixed with the last
+    move (momentum 0.75). Each sample has its own step size, ``2 * eps`` at first. It is halved, and the sample goes back to
+    its best point, at a checkpoint (after 22, 41, 57, 70, 80, 87, 93, 99 % of the steps) if since the last one no more than
+    75 % of the steps raised its loss, or if neither its step size nor its highest loss has changed.
+
+    Args:
+        model: a torch module that gives logits ``[B, classes]``. It is held and left as by :func:`pgd`.
+        x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``: a torch tensor, or a numpy array for a model on
+            the CPU. It is not changed.
+        y: true labels ``[B]``, integers from 0 to classes - 1.
+        eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite.
+        norm: "linf" or "l2" (also "Linf", "L2").
+        steps: number of steps of a run, at least 1; ``steps + 1`` points are seen, the start among them.
+        restarts: number of runs from different random starts, for each target if there are targets; at least 1.
+        loss: what is climbed: "ce", "margin", "dlr" (3 classes or more), or, one run for each target class,
+            "target_margin" or "target_dlr" (4 classes or more; with it this is AutoAttack's APGD-T).
+        targets: for the targeted losses: how many of the likeliest other classes at ``x`` are targets (default 9, or
+            classes - 1 if that is less), or integer labels ``[B, targets]``.
+        random_start: start on the ball's surface, in a uniformly random direction from ``x`` (l2) or at a uniformly random
+            offset scaled to ``eps`` (linf), projected onto the box; else at ``x``.
+        early_stop: a sample that fools the model stops there and leaves the batch, with all its runs.
+        eot_iter: number of passes that each gradient is the mean of (expectation over transformations), for models that
+            draw random numbers; loss and verdict are those of the last pass.
+        max_rows: largest batch that the model is given. Runs of one sample for several targets and restarts share a batch as
+            far as they fit. Default: the number of samples, or of a sample's runs if that is larger.
+        clip: the box ``(low, high)``, or None for none. Bounds that are no values of the dtype are rounded inward.
+        seed: of the random starts. Row i's depends on neither the batch size nor on what happens to other rows. Default:
+            from the operating system.
+        progress: function ``(step, total_steps, fooled)`` called after each step, or True for a bar on standard error.
+
+    Returns:
+        ``x_adv``: a new C-contiguous array of the shape, dtype, library and device of ``x``; ``|x_adv - x| <= eps`` in
+        float64 and the box exactly, always. With ``early_stop`` a sample's first point that fools the model, else its point
+        of highest loss. Of several runs a sample gets one whose result fools the model, or, if none does, the one with the
+        highest loss. Runs attack only samples that are not fooled yet; of those side by side in a batch the one that is
+        first to fool the model wins, so ``max_rows`` may change the sample that is returned, never the verdict.
+
+    Raises:
+        TypeError, ValueError: an argument, with its name; a model that returns something else than logits that depend on
+            ``x``, or of too few classes for the loss; NaN logits, or gradients that are NaN or infinite.
+        BackendError: the forced backend is missing or cannot reach ``x``.
+    """
+    plan = Plan(
+        steps=_checks.whole(steps, "steps", least=1),
+        restarts=_checks.whole(restarts, "restarts", least=1),
+        loss=_loss(loss, targets),
+        random_start=_checks.flag(random_start, "random_start"),
+        early_stop=_checks.flag(early_stop, "early_stop"),
+        eot_iter=_checks.whole(eot_iter, "eot_iter", least=1),
+        max_rows=None if max_rows is None else _checks.whole(max_rows, "max_rows", least=1),
+        seed=seed_of(seed),
+    )
+    if plan.restarts > 1 and not plan.random_start:
+        raise ValueError(f"restarts is {plan.restarts}, but random_start is False: all runs would be the same")
+    ball = make_ball(norm, eps, clip, _arguments.samples(x).dtype)
+    holding = _arguments.attacked(
+        model, x, y, clip=clip, least_classes=least_classes(plan.loss), needs=f"loss {plan.loss!r}"
+    )
+    with reporting(progress, "APGD") as report, holding as victim:
+        if not victim.x.numel():
+            return _arguments.as_given(victim.x.clone(), x)
+        aims = _targets(victim, targets) if plan.loss.startswith("target_") else None
+        search = Search(victim, ball, plan, aims, report=report)
+        return _arguments.as_given(search.run(), x)
+
+
+def least_classes(loss: str) -> int:
+    """The number of classes below which the loss has no meaning."""
+    return {"dlr": 3, "target_dlr": 4}.get(loss, 2)
+
+
+def likeliest_others(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The ``count`` classes (at most all) with the largest logits that are not the label, likeliest first: ``[B, count]``."""
+    others = logits.scatter(1, y[:, None], -math.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+def checkpoints(steps: int) -> list[int]:
+    """After how many steps the step sizes are looked at: ``ceil(p_j * steps)`` with p_0 = 0, p_1 = 0.22 and
+    ``p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06)``, in whole hundredths because 0.57 is no float."""
+    found, share, width = [], 22, 22
+    while share <= 100:
+        found.append(-(-share * steps // 100))
+        width = max(width - 3, 6)
+        share += width
+    return sorted(set(found))
+
+
+def _loss(loss: object, targets: Any) -> str:
+    if loss not in LOSSES:
+        raise ValueError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}")
+    name = str(loss)
+    if targets is not None and not name.startswith("target_"):
+        raise ValueError(
+            f"targets are given, but loss is {name!r}; expected 'target_dlr' or 'target_margin' with targets"
+        )
+    return name
+
+
+def _targets(victim: _arguments.Attacked, targets: Any) -> Tensor:
+    """The classes to attack, ``[B, targets]``."""
+    batch = len(victim.x)
+    logits = own_logits(victim, victim.x)
+    if targets is None or isinstance(targets, (int, np.integer)):
+        count = MOST_TARGETS if targets is None else _checks.whole(targets, "targets", least=1)
+        return likeliest_others(logits, victim.y, count)
+    import torch
+
+    described = _arrays.describe(targets, "targets")
+    if not described.dtype.startswith(("int", "uint")):
+        raise TypeError(f"targets has dtype {described.dtype}, expected a number of targets or integer labels")
+    if len(described.shape) != 2 or described.shape[0] != batch or not described.shape[1]:
+        raise ValueError(f"targets has shape {described.shape}, expected labels [{batch}, targets]")
+    classes = torch.as_tensor(described.value).to(victim.x.device, torch.int64)
+    low, high = (int(bound) for bound in classes.aminmax())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(f"targets holds labels from {low} to {high}, expected 0 to {logits.shape[1] - 1}")
+    if bool((classes == victim.y[:, None]).any()):
+        raise ValueError("targets holds true labels of y, expected other classes")
+    return classes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search does with every sample, checked."""
+
+    steps: int = 100
+    restarts: int = 1
+    loss: str = "ce"
+    random_start: bool = True
+    early_stop: bool = True
+    eot_iter: int = 1
+    max_rows: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class Notes:
+    """What a search saw on its way, of its first run: signs of masked gradients."""
+
+    samples: int = 0
+    zero_gradients: int = 0  # samples whose gradient at the start is zero everywhere
+    flat: int = 0  # samples that were not fooled, and whose loss was never above that of the start
+
+    def add(self, other: Notes) -> None:
+        """What another search saw, too."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+
+@dataclass
+class _State:
+    """Rows under attack: a sample's run, with all that Algorithm 1 remembers of it."""
+
+    owner: Tensor  # [R], which sample of the batch
+    run: Tensor  # [R], which of the runs that share the batch
+    x: Tensor  # [R, ...]
+    adv: Tensor
+    previous: Tensor
+    best: Tensor
+    gradient: Tensor
+    best_gradient: Tensor
+    y: Tensor  # [R]
+    target: Tensor  # [R]; the label where there is no target
+    step_size: Tensor
+    start_loss: Tensor
+    loss: Tensor
+    best_loss: Tensor
+    best_fools: Tensor
+    checked_loss: Tensor  # highest loss at the last checkpoint
+    halved: Tensor  # whether the step size was halved there
+    rises: Tensor  # steps since then that raised the loss
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all other rows."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name).index_select(0, rows))
+
+
+@dataclass
+class Search:
+    """All runs on a batch. ``numbers`` tell random draws which sample is which; they default to the rows."""
+
+    victim: _arguments.Attacked
+    ball: Ball
+    plan: Plan
+    targets: Tensor | None = None  # [B, targets]
+    numbers: Any = None
+    report: Progress = lambda *_: None
+    notes: Notes = field(default_factory=Notes)
+
+    def __post_init__(self) -> None:
+        batch = len(self.victim.x)
+        self.numbers = np.arange(batch) if self.numbers is None else self.numbers
+        self.result = self.victim.x.clone()
+        self.fooled: Flags = np.zeros(batch, bool)
+        self.highest = np.full(batch, -np.inf)
+        ranks = range(1, self.targets.shape[1] + 1) if self.targets is not None else (0,)
+        self._runs = [(rank, restart) for rank in ranks for restart in range(self.plan.restarts)]
+        self._rows = self.plan.max_rows or max(batch, len(self._runs))
+        self._done = 0  # steps of runs that are over, of all parts of the batch
+
+    def run(self) -> Tensor:
+        """The result for every sample."""
+        parts = np.array_split(np.arange(len(self.fooled)), -(-len(self.fooled) // self._rows))
+        self._total = len(parts) * len(self._runs) * self.plan.steps
+        for number, open_ in enumerate(parts):
+            left, first = self._runs, True
+            while left and len(open_):
+                together = max(1, self._rows // len(open_))
+                self._climb(open_, left[:together], first=first)
+                left, first = left[together:], False
+                open_ = open_[~self.fooled[open_]]
+                self._done = ((number + 1) * len(self._runs) - len(left)) * self.plan.steps
+        self.report(self._total, self._total, int(self.fooled.sum()))
+        return self.result
+
+    # ------------------------------------------------------------------------------------------------ one stacked run
+
+    def _climb(self, samples: _rows.Rows, runs: list[tuple[int, int]], *, first: bool) -> None:
+        """Some runs of these samples in one batch; results go to where they belong."""
+        state, watch, windows = self._begin(samples, runs), Watch(), checkpoints(self.plan.steps)
+        slope = self._slope(state)
+        magnitudes = _rows.largest_magnitudes(slope.gradient)
+        watch.note(0, slope.losses, slope.gradient)
+        watch.look()
+        if first:
+            self.notes.samples += len(samples)
+            zero = _rows.to_host(magnitudes[: len(samples)] == 0)
+            self.notes.zero_gradients += int(zero.sum())
+        state.gradient = state.best_gradient = slope.gradient
+        assert slope.losses is not None
+        for name in ("start_loss", "loss", "best_loss", "checked_loss"):
+            setattr(state, name, slope.losses)
+        state.best_fools = claims(slope.logits, state.y)
+        self._dismiss(state, state.best_fools)
+        start = 0
+        for step in range(1, self.plan.steps + 1):
+            if not len(state.owner):
+                return
+            self._move(state, momentum=step > 1)
+            fools = self._look(state, step, watch)
+            self._dismiss(state, fools)
+            if step in windows and step < self.plan.steps:
+                self._adapt(state, step - start)
+                start = step
+            self.report(self._done + len(runs) * step, self._total, int(self.fooled.sum()))
+        watch.look()
+        if first:
+            self.notes.flat += int(((state.best_loss <= state.start_loss) & (state.run == 0)).sum())
+        self._settle(state)
+
+    def _begin(self, samples: _rows.Rows, runs: list[tuple[int, int]]) -> _State:
+        import torch
+
+        device = self.victim.x.device
+        chosen = torch.from_numpy(samples).to(device)
+        x = self.victim.x[chosen].repeat(len(runs), *[1] * (self.victim.x.ndim - 1))
+        owner, y = chosen.repeat(len(runs)), self.victim.y[chosen].repeat(len(runs))
+        target = y if self.targets is None else torch.cat([self.targets[chosen, rank - 1] for rank, _ in runs])
+        adv = x.clone()
+        if self.plan.random_start:
+            offsets = np.empty((len(x), math.prod(x.shape[1:])), str(x.dtype).removeprefix("torch."))
+            places = [(*run, int(number)) for run in runs for number in self.numbers[samples]]
+            for offset, place in zip(offsets, places, strict=True):
+                with np.errstate(over="ignore"):  # eps may lie beyond the dtype; the projection brings it back
+                    offset[:] = surface(self.ball, len(offset), generator(self.plan.seed, *place))
+            adv = _start.apply(_start.Drawn(offsets.reshape(x.shape), replace=False), x)
+            self._project(adv, x)
+        nothing = torch.zeros(len(x), device=device, dtype=torch.float64)
+        return _State(
+            owner=owner, run=torch.arange(len(runs), device=device).repeat_interleave(len(samples)), x=x, adv=adv,
+            previous=adv, best=adv, gradient=x, best_gradient=x, y=y, target=target,
+            step_size=nothing + 2 * self.ball.eps, start_loss=nothing, loss=nothing, best_loss=nothing,
+            best_fools=nothing > 0, checked_loss=nothing, halved=nothing == 0, rises=nothing.int(),
+        )  # fmt: skip
+
+    def _values(self, state: _State) -> Values:
+        from . import _losses
+
+        if self.plan.loss == "target_margin":
+            return lambda logits: _losses.target_margin(logits, state.y, state.target)
+        if self.plan.loss == "target_dlr":
+            return lambda logits: _losses.target_dlr(logits, state.y, state.target)
+        loss: Callable[[Tensor, Tensor], Tensor] = _losses.LOSSES[self.plan.loss].values
+        return lambda logits: loss(logits, state.y)
+
+    def _slope(self, state: _State) -> Slope:
+        """Gradient (the mean of ``eot_iter`` passes), loss and logits (of the last pass) where the rows are."""
+        values, model = self._values(state), self.victim.model
+        slope = model.gradient(state.adv, values)
+        if self.plan.eot_iter == 1:
+            return slope
+        total = slope.gradient
+        for _ in range(self.plan.eot_iter - 1):
+            slope = model.gradient(state.adv, values)
+            total += slope.gradient
+        return slope._replace(gradient=total.div_(self.plan.eot_iter))
+
+    def _move(self, state: _State, *, momentum: bool) -> None:
+        """The next point: step, projection, and from the second step on the last move mixed in and another projection."""
+        ahead = self._direction(state.gradient)
+        ahead.mul_(_column(state.step_size.to(ahead.dtype), ahead)).add_(state.adv)
+        self._project(ahead, state.x)
+        if momentum:
+            # adv + 0.75 (ahead - adv) + 0.25 (adv - previous): written so that points at rest stay where they are.
+            ahead.sub_(state.adv).mul_(MOMENTUM).add_(state.adv - state.previous, alpha=1 - MOMENTUM).add_(state.adv)
+            self._project(ahead, state.x)
+        state.previous, state.adv = state.adv, ahead
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        if self.ball.norm == "linf":
+            return gradient.sign()
+        import torch
+
+        # Divided by its largest value first: squares of small gradients would underflow, which passes for robustness.
+        largest = _rows.largest_magnitudes(gradient)
+        scaled = gradient / _column(torch.where(largest > 0, largest, 1), gradient)
+        length = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
+        return scaled.div_(_column(torch.where(length > 0, length, 1), gradient))
+
+    def _project(self, adv: Tensor, x: Tensor) -> None:
+        self.ball.project(self.victim.backend, adv, x)
+
+    def _look(self, state: _State, step: int, watch: Watch) -> Tensor:
+        """Loss and gradient at the new points, and the best ones so far; returns who fools the model there."""
+        import torch
+
+        if step < self.plan.steps:
+            slope = self._slope(state)
+            losses, logits, state.gradient = slope.losses, slope.logits, slope.gradient
+            watch.note(step, losses, state.gradient)
+        else:  # nobody goes on from the last point
+            logits = self.victim.model.logits(state.adv)
+            losses = self._values(state)(logits)
+            watch.note(step, losses, None)
+        if self.plan.early_stop:
+            watch.look()
+        assert losses is not None
+        fools = claims(logits, state.y)
+        state.rises = state.rises + (losses > state.loss)
+        better = losses > state.best_loss
+        state.loss = losses
+        state.best_loss = torch.where(better, losses, state.best_loss)
+        state.best_fools = torch.where(better, fools, state.best_fools)
+        state.best = torch.where(_column(better, state.adv), state.adv, state.best)
+        if step < self.plan.steps:
+            state.best_gradient = torch.where(_column(better, state.adv), state.gradient, state.best_gradient)
+        return fools
+
+    def _adapt(self, state: _State, window: int) -> None:
+        """A checkpoint: conditions 1 and 2 of section 3."""
+        import torch
+
+        halve = (state.rises <= RHO * window) | (~state.halved & (state.checked_loss >= state.best_loss))
+        state.step_size = torch.where(halve, state.step_size / 2, state.step_size)
+        state.adv = torch.where(_column(halve, state.adv), state.best, state.adv)
+        state.gradient = torch.where(_column(halve, state.adv), state.best_gradient, state.gradient)
+        state.halved, state.checked_loss = halve, state.best_loss
+        state.rises = torch.zeros_like(state.rises)
+
+    # ------------------------------------------------------------------------------------------------ results
+
+    def _dismiss(self, state: _State, fools: Tensor) -> None:
+        """With ``early_stop``, samples that fool the model leave with all their rows."""
+        if not self.plan.early_stop:
+            return
+        rows = fools.nonzero()[:, 0]
+        if not len(rows):
+            return
+        rows = rows[confirmed(self.victim, state.adv[rows], state.y[rows])]
+        owners, first = np.unique(_rows.to_host(state.owner[rows]), return_index=True)
+        if not len(owners):
+            return
+        _rows.put(self.result, owners, _rows.take(state.adv[rows], first))
+        self.fooled[owners] = True
+        state.keep(_rows.from_host(np.flatnonzero(~self.fooled[_rows.to_host(state.owner)]), state.x))
+
+    def _settle(self, state: _State) -> None:
+        """What a finished run leaves behind: the points of highest loss, and with them who is fooled."""
+        heights, owners = _rows.to_host(state.best_loss).astype(np.float64), _rows.to_host(state.owner)
+        fools = np.zeros(len(owners), bool)
+        if not self.plan.early_stop:
+            claimed = state.best_fools.nonzero()[:, 0]
+            fools[_rows.to_host(claimed[confirmed(self.victim, state.best[claimed], state.y[claimed])])] = True
+        winners = {}
+        for row, (owner, height) in enumerate(zip(owners, heights, strict=True)):  # in the order of runs
+            if not self.fooled[owner] and (fools[row] or height > self.highest[owner]):
+                winners[owner] = row
+                self.highest[owner], self.fooled[owner] = height, fools[row]
+        if winners:
+            rows = np.array(list(winners.values()))
+            _rows.put(self.result, np.array(list(winners)), _rows.take(state.best, rows))
+
+
+def surface(ball: Ball, size: int, draws: np.random.Generator) -> Any:
+    """A random offset of length ``eps``: float64 ``[size]``."""
+    if ball.norm == "linf":
+        offset = 2 * draws.random(size) - 1
+        length = np.abs(offset).max()
+    else:
+        offset = draws.standard_normal(size)
+        length = np.sqrt(offset @ offset)
+    return offset * (ball.eps / (length or 1.0))
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """One value a row, in the shape that is spread over the rows of ``like``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
