@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from aisec_fast import adversarial
 from aisec_fast.adversarial import _apgd, _arguments
 from aisec_fast.adversarial._ball import make_ball
+from aisec_fast.adversarial._rows_seen import counting
 from tests.conftest import bits
 from tests.test_pgd import assert_inside
 from tests.test_pgd_torch import FINE, WRONG, Returns, X, Y, snapshot, user_model
@@ -290,7 +292,7 @@ def test_starts_lie_on_the_surface(norm) -> None:
     model.layer = nn.Linear(30, 3).double()
     model.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
     adversarial.apgd(model, x, torch.zeros(50, dtype=torch.int64), eps=0.25, norm=norm, steps=1, seed=0)
-    offsets = seen[0] - x
+    offsets = next(points for points in seen if len(points) == 50) - x
     lengths = offsets.abs().amax(1) if norm == "linf" else offsets.norm(dim=1)
     assert torch.allclose(lengths, torch.full_like(lengths, 0.25), rtol=1e-6)
     assert len({bits(row) for row in offsets}) == 50
@@ -300,27 +302,26 @@ def test_starts_lie_on_the_surface(norm) -> None:
 def test_budgets_are_exact_and_solved_samples_leave() -> None:
     model = Counting(net(classes=12))
     x, y = data(model, 8)
-    model.seen.clear()
-    adversarial.apgd(model, x, y, eps=1e-6, steps=10, loss="target_dlr", seed=0)
-    # Nobody is fooled: one look for the targets, then for each of 9 targets a start and 10 steps, all side by side in 9 rows
-    # at most for each sample, the last look without a gradient.
-    assert sum(rows for rows, _ in model.seen) == 8 + 9 * 8 * 11
-    assert sum(rows for rows, gradient in model.seen if gradient) == 9 * 8 * 10
-    assert max(rows for rows, _ in model.seen) <= 9
-    model.seen.clear()
+    with counting() as rows:
+        adversarial.apgd(model, x, y, eps=1e-6, steps=10, loss="target_dlr", seed=0)
+    # Nobody is fooled: one look for the targets, then for each of 9 targets a start and 10 steps, in at most 9 rows side by
+    # side; the last look is without a gradient.
+    assert (rows.forward, rows.gradient) == (8 + 9 * 8 * 11, 9 * 8 * 10)
+    assert max(size for size, _ in model.seen) <= 9
     many, labels = data(model, 40)
     model.seen.clear()
     adversarial.apgd(model, many, labels, eps=0.05, steps=30, seed=0)
-    sizes = [rows for rows, _ in model.seen]
+    sizes = [size for size, gradient in model.seen if gradient]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 40 > sizes[-1] > 0
     model.seen.clear()
-    adversarial.apgd(model, x, y, eps=0.5, steps=30, loss="target_dlr", seed=0, max_rows=36)
-    assert model.seen[1][0] == 8 * 4  # four targets side by side
-    assert sum(rows for rows, _ in model.seen) < 9 * 8 * 5  # and a sample leaves with all its rows
-    model.seen.clear()
-    adversarial.apgd(model, x, y, eps=1e-6, steps=3, eot_iter=4, seed=0)
-    assert model.seen == [(8, True)] * 12 + [(8, False)]
+    with counting() as rows:
+        adversarial.apgd(model, x, y, eps=0.5, steps=30, loss="target_dlr", seed=0, max_rows=36)
+    assert max(size for size, _ in model.seen) == 8 * 4  # four targets side by side
+    assert rows.forward < 9 * 8 * 5  # and a sample leaves with all its rows
+    with counting() as rows:
+        adversarial.apgd(model, x, y, eps=1e-6, steps=3, eot_iter=4, seed=0)
+    assert (rows.forward, rows.gradient) == (8 * 13, 8 * 12)
 
 
 def test_gradients_are_averaged_over_random_models() -> None:
@@ -440,7 +441,7 @@ def test_a_million_classes() -> None:
 
 # ------------------------------------------------------------------------------------------------ wrong use
 
-MODELS = [case for case in WRONG if "loss" not in case[1] and "meta logits" not in case[0]]
+MODELS = [case for case in WRONG if set(case[1]) <= {"model", "x", "y"} and case[0] != "meta logits"]
 
 
 @pytest.mark.parametrize(("what", "changes", "error", "message"), MODELS, ids=[case[0] for case in MODELS])
@@ -498,6 +499,15 @@ def test_nan_logits_are_named(options, bad_step) -> None:
     y = model.layer(X).argmax(1)
     with pytest.raises(ValueError, match=f"NaN or infinite logits for 1 of 4 samples after {bad_step} steps"):
         adversarial.apgd(model, X, y, eps=1e-6, steps=20, **options)
+
+
+@pytest.mark.parametrize("attack", ["apgd", "square", "evaluate"])
+def test_balls_without_rules_are_refused(attack, monkeypatch) -> None:
+    """Whatever norms ``pgd`` has."""
+    module = importlib.import_module(f"aisec_fast.adversarial._{attack}")
+    monkeypatch.setattr(module, "make_ball", lambda *_: _apgd.Ball(0.0, 1.0, "l1", 0.1))
+    with pytest.raises(ValueError, match="^norm is 'l1', expected 'linf' or 'l2' for this attack"):
+        getattr(adversarial, attack)(FINE, X, Y, eps=0.1, **{"attacks": "apgd-ce"} if attack == "evaluate" else {})
 
 
 def test_losses_are_known_everywhere() -> None:

@@ -33,6 +33,7 @@ MOMENTUM = 0.75
 RHO = 0.75  # the share of steps of a window that must raise the loss, or the step size is halved
 LOSSES = ("ce", "dlr", "margin", "target_dlr", "target_margin")
 MOST_TARGETS = 9
+NORMS = ("linf", "l2")
 
 
 def apgd(
@@ -110,7 +111,7 @@ def apgd(
     )
     if plan.restarts > 1 and not plan.random_start:
         raise ValueError(f"restarts is {plan.restarts}, but random_start is False: all runs would be the same")
-    ball = make_ball(norm, eps, clip, _arguments.samples(x).dtype)
+    ball = known(make_ball(norm, eps, clip, _arguments.samples(x).dtype))
     holding = _arguments.attacked(
         model, x, y, clip=clip, least_classes=least_classes(plan.loss), needs=f"loss {plan.loss!r}"
     )
@@ -120,6 +121,13 @@ def apgd(
         aims = _targets(victim, targets) if plan.loss.startswith("target_") else None
         search = Search(victim, ball, plan, aims, report=report)
         return _arguments.as_given(search.run(), x)
+
+
+def known(ball: Ball) -> Ball:
+    """The ball, if its norm is one that these attacks have rules for; ValueError otherwise."""
+    if ball.norm not in NORMS:
+        raise ValueError(f"norm is {ball.norm!r}, expected {' or '.join(map(repr, NORMS))} for this attack")
+    return ball
 
 
 def least_classes(loss: str) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from .. import _checks
 from .._writing import check_destination
 from . import _arguments, _masking, _rows
-from ._apgd import MOST_TARGETS, Notes, likeliest_others
+from ._apgd import MOST_TARGETS, Notes, known, likeliest_others
 from ._ball import make_ball
 from ._box import Clip
 from ._draws import seed_of
@@ -98,7 +98,7 @@ def evaluate(
     if masking_checks not in _CHECKS:
         raise ValueError(f"masking_checks is {masking_checks!r}, expected one of {', '.join(map(repr, _CHECKS))}")
     samples = _arguments.samples(x)
-    ball = make_ball(norm, radii[0], clip, samples.dtype)
+    ball = known(make_ball(norm, radii[0], clip, samples.dtype))
     if samples.size == 0:
         raise ValueError(f"x has shape {samples.shape}, expected at least one sample with values")
     file = None if checkpoint is None else Checkpoint(checkpoint)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .. import _checks
 from .._backends import Backend, choose
 from . import _arguments, _rows
+from ._apgd import known
 from ._ball import Ball, make_ball
 from ._box import Clip
 from ._draws import generator, seed_of
@@ -95,7 +96,7 @@ def square(
         seed=seed_of(seed),
     )
     samples = _arguments.samples(x)
-    ball = make_ball(norm, eps, clip, samples.dtype)
+    ball = known(make_ball(norm, eps, clip, samples.dtype))
     layout(samples.shape, image_shape)
     with reporting(progress, "Square") as report, _scored(model, samples, y, clip, ball) as (scored, clean, labels):
         if not samples.size:
