@@ -12,11 +12,37 @@ _ball         norm, eps and box: checked, rounded, and bound to a backend's kern
 _start        random starts
 _models       ``GradientModel``, and what the attack needs of any model;  _torch_model  the same of a torch module
 _losses       cross-entropy, margin, DLR
+_fab          the smallest change, by projections onto linearised boundaries (_hyperplane);  _minimal, _distances  what such attacks share
 _watch        NaN and infinity in logits and gradients;  _progress  callbacks and bar;  _rows  rows of arrays of any library
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from ._models import GradientModel
 from ._pgd import pgd
 from ._step import pgd_step
 
-__all__ = ["GradientModel", "pgd", "pgd_step"]
+if TYPE_CHECKING:
+    from ._distances import distances
+    from ._fab import fab
+
+__all__ = ["GradientModel", "distances", "fab", "pgd", "pgd_step"]
+
+_HOMES = {  # what is loaded with its first use: most of it needs torch
+    "distances": "_distances",
+    "fab": "_fab",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

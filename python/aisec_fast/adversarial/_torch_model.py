@@ -72,6 +72,19 @@ class TorchModel:
 
     def gradient(self, adv: Tensor, values: Values) -> Slope:
         """The gradient of the sum of ``values(logits)`` at ``adv``, with the values and the logits."""
+        leaf, logits = self._differentiable(adv)
+        losses = values(logits)
+        return Slope(self._gradient(losses, leaf), losses.detach(), logits.detach())
+
+    def gradients(self, adv: Tensor, values: Values) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each column of ``values(logits)``, which are ``[B, columns]``, gradient and value; from one forward pass."""
+        leaf, logits = self._differentiable(adv)
+        columns = values(logits).unbind(1)
+        for index, losses in enumerate(columns, 1):
+            yield self._gradient(losses, leaf, keep=index < len(columns)), losses.detach()
+
+    def _differentiable(self, adv: Tensor) -> tuple[Tensor, Tensor]:
+        """A leaf like ``adv`` and the logits there."""
         leaf = adv.detach().requires_grad_(True)
         logits = self._logits(leaf.clone())  # a module may work in place; what it is given is its own
         if not logits.requires_grad:
@@ -79,11 +92,14 @@ class TorchModel:
                 "model gave logits without a gradient (detached, or made under no_grad), expected them to be "
                 "differentiable with respect to x"
             )
-        losses = values(logits)
-        (gradient,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses), allow_unused=True)
+        return leaf, logits
+
+    @staticmethod
+    def _gradient(losses: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
+        (gradient,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses), allow_unused=True, retain_graph=keep)
         if gradient is None:
             raise ValueError("model gave logits that do not depend on x, expected a model of x")
-        return Slope(gradient.contiguous(), losses.detach(), logits.detach())
+        return gradient.contiguous()
 
     def logits(self, adv: Tensor) -> Tensor:
         """Logits without a gradient, float32 or float64."""
