@@ -12,7 +12,8 @@ _ball         norm, eps and box: checked, rounded, and bound to a backend's kern
 _start        random starts
 _models       ``GradientModel``, and what the attack needs of any model;  _torch_model  the same of a torch module
 _losses       cross-entropy, margin, DLR
-_fab          the smallest change, by projections onto linearised boundaries (_hyperplane);  _minimal, _distances  what such attacks share
+_fab          the smallest change, by projections onto linearised boundaries (_hyperplane);  _deepfool, _ddn, _fmn, _cw  others that look for it
+_minimal      what these share;  _distances  the norms
 _watch        NaN and infinity in logits and gradients;  _progress  callbacks and bar;  _rows  rows of arrays of any library
 """
 
@@ -26,14 +27,22 @@ from ._pgd import pgd
 from ._step import pgd_step
 
 if TYPE_CHECKING:
+    from ._cw import cw
+    from ._ddn import ddn
+    from ._deepfool import deepfool
     from ._distances import distances
     from ._fab import fab
+    from ._fmn import fmn
 
-__all__ = ["GradientModel", "distances", "fab", "pgd", "pgd_step"]
+__all__ = ["GradientModel", "cw", "ddn", "deepfool", "distances", "fab", "fmn", "pgd", "pgd_step"]
 
 _HOMES = {  # what is loaded with its first use: most of it needs torch
+    "cw": "_cw",
+    "ddn": "_ddn",
+    "deepfool": "_deepfool",
     "distances": "_distances",
     "fab": "_fab",
+    "fmn": "_fmn",
 }
 
 

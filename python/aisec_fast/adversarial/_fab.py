@@ -19,7 +19,7 @@ from ._box import Clip
 from ._distances import distances, lengths, norm_named
 from ._hyperplane import nearest_boundary, onto_hyperplane
 from ._losses import target_margin
-from ._minimal import begin, verdicts
+from ._minimal import begin, beside, fools, verdicts
 from ._progress import Progress, reporting
 from ._watch import Watch
 
@@ -178,9 +178,9 @@ class _Search:
             adv = self._toward(adv, x, normal, value)
             logits = self.victim.model.logits(adv)
             watch.note(step, logits.sum(1), magnitudes)
-            fooled = logits.argmax(1) != y
+            fooled = fools(logits, y, targeted=False)
             self._keep(rows, adv, x, fooled)
-            adv = torch.where(_beside(fooled, adv), x + self.settings.beta * (adv - x), adv)
+            adv = torch.where(fooled.reshape(-1, *[1] * (adv.ndim - 1)), x + self.settings.beta * (adv - x), adv)
             adv.clamp_(self.victim.low, self.victim.high)
             self._tell(restart * self.settings.steps + (part * self.settings.steps + step + 1) // parts)
             if self.ball is not None:
@@ -208,7 +208,7 @@ class _Search:
                 reach = reach.clamp_max(self.ball.eps / 2)
             if self.norm == "l1":
                 reach /= lengths(offsets.double(), "l1").clamp_min(1e-300)
-            x = (x + _beside(reach.to(x.dtype), x) * offsets).clamp(self.victim.low, self.victim.high)
+            x = (x + beside(reach, x) * offsets).clamp(self.victim.low, self.victim.high)
         return x.repeat_interleave(self.copies, 0)
 
     def _boundary(self, adv: Tensor, y: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,8 +246,3 @@ class _Search:
         limit = math.inf if self.ball is None else self.ball.eps
         fooled = int(((self.closest.distances <= limit) & self.closest.distances.isfinite()).sum())
         self.report(step, self.settings.restarts * self.settings.steps, fooled)
-
-
-def _beside(values: Tensor, like: Tensor) -> Tensor:
-    """``[B]`` as ``[B, 1, ...]``, to meet ``like``."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))

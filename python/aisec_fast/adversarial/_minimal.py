@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from . import _rows
 from ._arguments import Attacked
-from ._distances import distances
-from ._torch_model import TorchModel
+from ._distances import distances, lengths
+from ._torch_model import TorchModel, Values
 from ._watch import Watch
 
 BACK_STEPS = 6  # of the search between a sample and its adversarial
@@ -38,7 +42,7 @@ class Closest:
         self.values[rows] = values
         self.distances[rows] = lengths
 
-    def draw_near(self, victim: Attacked, *, targeted: bool, steps: int = BACK_STEPS) -> None:
+    def draw_near(self, victim: Attacked, *, targeted: bool, steps: int = BACK_STEPS, confidence: float = 0.0) -> None:
         """Ask the model about every result, and follow the way back to its sample for as long as the model is fooled.
 
         Bisection and the secant rule take turns, ``steps`` forward passes in all. What no longer fools the model when it
@@ -53,7 +57,10 @@ class Closest:
         def ask(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             point = (x + t.to(x.dtype).reshape(wide) * (far - x)).clamp(victim.low, victim.high)
             point = torch.where((t == 1).reshape(wide), far, point)
-            return point, *verdicts(victim.model, point, y, targeted=targeted)
+            return point, *judged(point)
+
+        def judged(point: Tensor) -> tuple[Tensor, Tensor]:
+            return verdicts(victim.model, point, y, targeted=targeted, confidence=confidence)
 
         outer = torch.ones(len(rows), dtype=torch.float64, device=x.device)
         adv, fooled, upper = ask(outer)
@@ -64,7 +71,7 @@ class Closest:
             adv, fooled, upper = ask(outer)
         lost = ~fooled
         inner = torch.zeros_like(outer)
-        lower = verdicts(victim.model, x, y, targeted=targeted)[1]
+        lower = judged(x)[1]
         for step in range(steps):
             secant = inner + (outer - inner) * (lower / (lower - upper)).nan_to_num(0.5).clamp(0, 1)
             middle = (inner + outer) / 2 if step % 2 else secant + 0.01 * (outer - secant)
@@ -78,8 +85,10 @@ class Closest:
         self.put(rows[lost], x[lost], torch.inf)
 
 
-def verdicts(model: TorchModel, adv: Tensor, y: Tensor, *, targeted: bool) -> tuple[Tensor, Tensor]:
-    """Whether each sample fools the model, and by how much, float64: the margin less what rounding may account for.
+def verdicts(
+    model: TorchModel, adv: Tensor, y: Tensor, *, targeted: bool, confidence: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Whether each sample fools the model by ``confidence``, and by how much more, float64, less what rounding may explain.
 
     The second is above 0 only where another order of sums in the model would hardly change the verdict.
     """
@@ -87,12 +96,17 @@ def verdicts(model: TorchModel, adv: Tensor, y: Tensor, *, targeted: bool) -> tu
     if logits.isnan().any():
         raise ValueError(f"model gave NaN logits for {int(logits.isnan().any(1).sum())} of {len(adv)} samples")
     label = y[:, None]
-    at_label = logits.gather(1, label)[:, 0]
-    others = logits.scatter(1, label, -torch.inf).amax(1)
-    hit = logits.argmax(1) == y
-    margin = at_label.double() - others.double()
+    at_label, others = logits.gather(1, label)[:, 0], logits.scatter(1, label, -torch.inf).amax(1)
+    lead = (at_label.double() - others.double()) * (1 if targeted else -1)
     doubt = 8 * torch.finfo(logits.dtype).eps * torch.maximum(at_label.abs(), others.abs()).double()
-    return (hit, margin - doubt) if targeted else (~hit, -margin - doubt)
+    fooled = fools(logits, y, targeted=targeted)
+    return fooled & (lead >= confidence), lead - confidence - doubt
+
+
+def fools(logits: Tensor, y: Tensor, *, targeted: bool) -> Tensor:
+    """Whether the largest logit is where the attacker wants it: anywhere but at ``y``, or there if targeted."""
+    hit = logits.argmax(1) == y
+    return hit if targeted else ~hit
 
 
 def begin(victim: Attacked, norm: str, *, targeted: bool) -> tuple[Closest, Tensor]:
@@ -101,5 +115,29 @@ def begin(victim: Attacked, norm: str, *, targeted: bool) -> tuple[Closest, Tens
     watch = Watch()
     watch.note(0, logits.sum(1), None)
     watch.look()
-    hit = logits.argmax(1) == victim.y
-    return Closest(victim.x, norm, fooled=hit if targeted else ~hit), logits
+    return Closest(victim.x, norm, fooled=fools(logits, victim.y, targeted=targeted)), logits
+
+
+def watched(model: TorchModel, adv: Tensor, values: Values, watch: Watch, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient, values ``[B]`` and logits at ``adv``, noted by the watch."""
+    slope = model.gradient(adv, values)
+    losses: Any = slope.losses
+    logits: Any = slope.logits
+    watch.note(step, losses, _rows.largest_magnitudes(slope.gradient))
+    return slope.gradient, losses, logits
+
+
+def beside(values: Tensor, like: Tensor) -> Tensor:
+    """``[B]`` as ``[B, 1, ...]`` in the dtype of ``like``, to meet it."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def falling(step: int, steps: int, first: float, last: float) -> float:
+    """From ``first`` down to ``last`` along half a cosine wave: Loshchilov and Hutter, SGDR (2017)."""
+    return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def unit_l2(values: Tensor) -> Tensor:
+    """Each row over its Euclidean norm; rows of zeros stay."""
+    norms = lengths(values.double(), "l2")
+    return values * beside(torch.where(norms > 0, 1 / norms, 0), values)
