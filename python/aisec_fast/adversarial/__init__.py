@@ -13,7 +13,8 @@ _start        random starts
 _models       ``GradientModel``, and what the attack needs of any model;  _torch_model  the same of a torch module
 _losses       cross-entropy, margin, DLR
 _fab          the smallest change, by projections onto linearised boundaries (_hyperplane);  _deepfool, _ddn, _fmn, _cw  others that look for it
-_minimal      what these share;  _distances  the norms
+_fgsm         sign steps from the sample itself;  _randomness, _sklearn  models made ready for attacks
+_minimal      what the searches for the smallest change share;  _distances  the norms
 _watch        NaN and infinity in logits and gradients;  _progress  callbacks and bar;  _rows  rows of arrays of any library
 """
 
@@ -32,17 +33,44 @@ if TYPE_CHECKING:
     from ._deepfool import deepfool
     from ._distances import distances
     from ._fab import fab
+    from ._fgsm import bim, fgsm, mifgsm
     from ._fmn import fmn
+    from ._randomness import Averaged, StraightThrough
+    from ._sklearn import from_sklearn, sklearn_labels
 
-__all__ = ["GradientModel", "cw", "ddn", "deepfool", "distances", "fab", "fmn", "pgd", "pgd_step"]
+__all__ = [
+    "Averaged",
+    "GradientModel",
+    "StraightThrough",
+    "bim",
+    "cw",
+    "ddn",
+    "deepfool",
+    "distances",
+    "fab",
+    "fgsm",
+    "fmn",
+    "from_sklearn",
+    "mifgsm",
+    "pgd",
+    "pgd_step",
+    "sklearn_labels",
+]
 
 _HOMES = {  # what is loaded with its first use: most of it needs torch
+    "Averaged": "_randomness",
+    "StraightThrough": "_randomness",
+    "bim": "_fgsm",
     "cw": "_cw",
     "ddn": "_ddn",
     "deepfool": "_deepfool",
     "distances": "_distances",
     "fab": "_fab",
+    "fgsm": "_fgsm",
     "fmn": "_fmn",
+    "from_sklearn": "_sklearn",
+    "mifgsm": "_fgsm",
+    "sklearn_labels": "_sklearn",
 }
 
 
