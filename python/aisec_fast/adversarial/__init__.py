@@ -15,6 +15,9 @@ _ball         norm, eps and box: checked, rounded, and bound to a backend's kern
 _start        random starts
 _models       ``GradientModel``, and what the attack needs of any model;  _torch_model  the same of a torch module
 _losses       cross-entropy, margin, DLR
+_fab          the smallest change, by projections onto linearised boundaries (_hyperplane);  _deepfool, _ddn, _fmn, _cw  others that look for it
+_fgsm         sign steps from the sample itself;  _randomness, _sklearn  models made ready for attacks
+_minimal      what the searches for the smallest change share;  _distances  the norms
 _watch        NaN and infinity in logits and gradients;  _progress  callbacks and bar;  _rows  rows of arrays of any library
 """
 
@@ -29,18 +32,62 @@ from ._step import pgd_step
 
 if TYPE_CHECKING:
     from ._apgd import apgd
+    from ._cw import cw
+    from ._ddn import ddn
+    from ._deepfool import deepfool
+    from ._distances import distances
     from ._evaluate import evaluate
+    from ._fab import fab
+    from ._fgsm import bim, fgsm, mifgsm
+    from ._fmn import fmn
     from ._masking import GradientMaskingWarning
+    from ._randomness import Averaged, StraightThrough
     from ._report import Report
+    from ._sklearn import from_sklearn, sklearn_labels
     from ._square import square
 
-__all__ = ["GradientMaskingWarning", "GradientModel", "Report", "apgd", "evaluate", "pgd", "pgd_step", "square"]
+__all__ = [
+    "Averaged",
+    "GradientMaskingWarning",
+    "GradientModel",
+    "Report",
+    "StraightThrough",
+    "apgd",
+    "bim",
+    "cw",
+    "ddn",
+    "deepfool",
+    "distances",
+    "evaluate",
+    "fab",
+    "fgsm",
+    "fmn",
+    "from_sklearn",
+    "mifgsm",
+    "pgd",
+    "pgd_step",
+    "sklearn_labels",
+    "square",
+]
 
-_HOMES = {  # what is loaded with its first use
+_HOMES = {  # what is loaded with its first use: most of it needs torch
+    "Averaged": "_randomness",
     "GradientMaskingWarning": "_masking",
     "Report": "_report",
+    "StraightThrough": "_randomness",
     "apgd": "_apgd",
+    "bim": "_fgsm",
+    "cw": "_cw",
+    "ddn": "_ddn",
+    "deepfool": "_deepfool",
+    "distances": "_distances",
     "evaluate": "_evaluate",
+    "fab": "_fab",
+    "fgsm": "_fgsm",
+    "fmn": "_fmn",
+    "from_sklearn": "_sklearn",
+    "mifgsm": "_fgsm",
+    "sklearn_labels": "_sklearn",
     "square": "_square",
 }
 

@@ -119,7 +119,7 @@ def _given(function: Callable[..., Any]) -> Attack:
         adv = adv.detach().clone(memory_format=torch.contiguous_format)
         if bool(adv.isnan().any()):
             raise ValueError(f"attack {name!r} returned NaN, expected samples like x")
-        job.ball.stepper(job.victim.backend, adv, x)(x, 0.0)  # what lies outside ball or box is projected
+        job.ball.project(job.victim.backend, adv, x)  # what lies outside ball or box is projected
         return adv, _apgd.Notes()
 
     return Attack(name, run, settings)

@@ -412,7 +412,7 @@ class _Patches(_Moves):
         length = (change * change).sum((1, 2, 3)) ** 0.5
         scaled = change * (self._eps / (_TINY + length))[:, None, None, None]
         point = scaled.reshape(self._x.shape) + self._x
-        self.ball.stepper(self.backend, point, self._x)(self._x, 0.0)
+        self.ball.project(self.backend, point, self._x)
         return point
 
     def settle(self, better: Flags) -> None:

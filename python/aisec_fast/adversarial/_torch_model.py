@@ -92,6 +92,19 @@ class TorchModel:
 
     def gradient(self, adv: Tensor, values: Values) -> Slope:
         """The gradient of the sum of ``values(logits)`` at ``adv``, with the values and the logits."""
+        leaves, logits = self._differentiable(adv)
+        losses = values(logits)
+        return Slope(self._gradient(losses, leaves), losses.detach(), logits.detach())
+
+    def gradients(self, adv: Tensor, values: Values) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each column of ``values(logits)``, which are ``[B, columns]``, gradient and value; from one forward pass."""
+        leaves, logits = self._differentiable(adv)
+        columns = values(logits).unbind(1)
+        for index, losses in enumerate(columns, 1):
+            yield self._gradient(losses, leaves, keep=index < len(columns)), losses.detach()
+
+    def _differentiable(self, adv: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Leaves that are ``adv`` in parts, and the logits there."""
         leaves = [part.detach().requires_grad_(True) for part in evenly(adv, self._rows_at_once)]
         logits = _joined([self._checked(self._logits_of_leaf(leaf), leaf) for leaf in leaves])
         if not logits.requires_grad:
@@ -99,11 +112,14 @@ class TorchModel:
                 "model gave logits without a gradient (detached, or made under no_grad), expected them to be "
                 "differentiable with respect to x"
             )
-        losses = values(logits)
-        slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
+        return leaves, logits
+
+    @staticmethod
+    def _gradient(losses: Tensor, leaves: list[Tensor], *, keep: bool = False) -> Tensor:
+        slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True, retain_graph=keep)
         if any(slope is None for slope in slopes):
             raise ValueError("model gave logits that do not depend on x, expected a model of x")
-        return Slope(_joined(slopes).contiguous(), losses.detach(), logits.detach())
+        return _joined(slopes).contiguous()
 
     def logits(self, adv: Tensor) -> Tensor:
         """Logits without a gradient, float32 or float64."""
