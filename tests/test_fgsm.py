@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,14 @@ from tests.test_pgd import assert_inside
 from tests.test_pgd_torch import accuracy, agreement, few_threads, images, snapshot, trained, user_model
 
 __all__ = ["few_threads", "images", "trained"]  # fixtures
+
+
+@pytest.fixture(autouse=True)
+def one_seed() -> Iterator[None]:
+    """Models and samples that a test makes are the same in every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def of_torchattacks(name: str) -> Any:

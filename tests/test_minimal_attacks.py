@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +58,14 @@ EVERY = pytest.mark.parametrize("case", ATTACKS, ids=[case.name for case in ATTA
 NAMES = ("fab", "deepfool", "ddn", "fmn", "cw")
 
 
+@pytest.fixture(autouse=True)
+def one_seed() -> Iterator[None]:
+    """Models and samples that a test makes are the same in every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 def linear(classes: int = 5) -> tuple[nn.Module, Tensor, Tensor]:
     """A linear model in float64, samples around the middle of the box, and its answers, of which two are made wrong."""
     generator = torch.Generator().manual_seed(0)
@@ -97,7 +105,13 @@ def test_distances_in_the_box_are_those_of_a_linear_program(case) -> None:
     model, x, y = linear(case.classes)
     low, high = 0.25, 0.75
     truth, reachable = in_the_box(case.classes, case.norm, low, high)
-    adv = case.attack(model, x, y, clip=(low, high), **{**case.options, "steps": 2 * case.options.get("steps", 50)})
+    adv = case.attack(
+        model,
+        x,
+        y,
+        clip=(low, high),
+        **{**case.options, "steps": 100 if case.name == "cw" else 2 * case.options.get("steps", 50)},
+    )
     ratios = adversarial.distances(adv, x, case.norm)[reachable] / truth[reachable]
     assert low <= adv.min().item()
     assert adv.max().item() <= high
@@ -148,7 +162,7 @@ def test_samples_are_attacked_alone(case) -> None:
             return torch.stack([x[:, 0] * x[:, 1], x[:, 2] - x[:, 0], x[:, 1] * x[:, 2], x[:, 0] ** 2 - 0.2], 1)
 
     x, y = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 4
-    attack, options = case.attack, case.options
+    attack, options = case.attack, {**case.options, "steps": 20}
     whole = attack(Elementwise(), x, y, **options)
     parts = [attack(Elementwise(), x[i : i + 7], y[i : i + 7], **options) for i in range(0, 20, 7)]
     assert bits(torch.cat(parts)) == bits(whole)
@@ -268,7 +282,7 @@ def test_fab_in_a_ball_finds_what_there_is(backend, norm, targets) -> None:
     eps = truth[2:].median().item() * 1.001
     for dtype in (torch.float64, torch.float32):
         model, x = model.to(dtype), x.to(dtype)
-        adv = adversarial.fab(model, x, y, eps=eps, norm=norm, targets=targets, clip=None, restarts=2, seed=0)
+        adv = adversarial.fab(model, x, y, eps=eps, norm=norm, targets=targets, clip=None, restarts=2, steps=25, seed=0)
         fooled = model(adv).argmax(1) != y
         assert torch.equal(fooled, truth < eps)
         assert torch.equal(adv[~fooled], x[~fooled])
@@ -300,7 +314,8 @@ def test_fab_in_a_ball_attacks_only_what_is_left(trained, images) -> None:
     hook.remove()
     left = int((trained(adv).argmax(1) == y).sum())
     assert 0 < left < 30
-    assert passes[0] == 40
+    assert max(passes) >= 3 * 30  # all of a sample's targets side by side
+    assert passes[passes.index(max(passes)) + 15] < max(passes)  # of 20 in the first run
     assert passes[-10] <= 3 * left
     assert told[-1] == (20, 20, 40 - left)
     assert [s[0] for s in told] == sorted(s[0] for s in told)
@@ -398,9 +413,9 @@ def test_targets_are_reached(trained, images, name) -> None:
     assert (adversarial.distances(adv, x, "l2")[~there] >= 0.8 * free[~there]).all()
 
 
-@pytest.mark.parametrize("clip", [(0, 1), (-3.0, 2.0), None])
+@pytest.mark.parametrize("clip", [(-3.0, 2.0), None])
 def test_cw_leads_by_its_confidence(trained, images, clip) -> None:
-    x, y = images[0][:20], images[1][:20]
+    x, y = images[0][:8], images[1][:8]
     leads = []
     for confidence in (0.0, 2.0):
         adv = adversarial.cw(
@@ -425,7 +440,7 @@ def test_cw_gives_up_early_without_another_result(trained, images) -> None:
     found, work = [], []
     for early_abort in (True, False):
         passes.clear()
-        adv = adversarial.cw(trained, x, y, steps=200, search_steps=3, initial_c=1.0, lr=0.1, early_abort=early_abort)
+        adv = adversarial.cw(trained, x, y, steps=150, search_steps=2, initial_c=1.0, lr=0.1, early_abort=early_abort)
         found.append(adversarial.distances(adv, x, "l2"))
         work.append(sum(passes))
     hook.remove()

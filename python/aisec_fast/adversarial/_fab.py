@@ -200,7 +200,8 @@ class _Search:
         """Where a run starts: the samples, or points around them, all of a sample's copies at one."""
         x = self.victim.x[rows]
         if restart:
-            even = Ball(self.victim.low, self.victim.high, "linf" if self.norm == "linf" else "l2", 1.0)
+            norm = "linf" if self.norm == "linf" else "l2"
+            even = Ball(norm=norm, eps=1.0, low=self.victim.low, high=self.victim.high)
             shape, dtype = tuple(self.victim.x.shape), str(x.dtype).removeprefix("torch.")
             offsets = _rows.from_host(self.starts.drawn(restart, even, shape, dtype, _rows.to_host(rows)).values, x)
             reach = self.closest.distances[rows].minimum(self.reach[rows]) / 2
