@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import warnings
@@ -25,7 +24,6 @@ from tests.test_pgd import assert_inside
 from tests.test_pgd_torch import FINE, WRONG, Returns, X, Y, snapshot, user_model
 
 SMALL = ("apgd-ce", "apgd-t", "square")
-HAS_FAB = importlib.util.find_spec("aisec_fast.adversarial._fab") is not None
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +153,6 @@ def test_a_linear_model_is_exact() -> None:
     assert 0 < report.robust_accuracy < 1
 
 
-@pytest.mark.skipif(not HAS_FAB, reason="FAB is not there")
 def test_standard_is_autoattack(monkeypatch) -> None:
     """Budgets by name, and the whole ensemble on a model small enough."""
     names = [attack.name for attack in _ensembles.ENSEMBLES["standard"]]
@@ -580,12 +577,6 @@ def test_nan_logits_are_named() -> None:
     model = Returns(lambda z: z * torch.nan)
     with pytest.raises(ValueError, match="NaN or infinite logits for 4 of 4 samples after 0 steps"):
         evaluate(model, X, Y, eps=0.1, attacks="apgd-ce")
-
-
-def test_fab_is_named_where_it_is_missing(monkeypatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"^attacks names 'fab-t', which this version does not have"):
-        evaluate(FINE, X, Y, eps=0.1, attacks="standard")
 
 
 def test_states_are_plain_files(tmp_path: Path) -> None:

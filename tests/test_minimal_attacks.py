@@ -274,7 +274,7 @@ def test_nan_on_the_way_and_interrupts(case) -> None:
 # ------------------------------------------------------------------------------------------------ FAB
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("targets", [None, 4])
 def test_fab_in_a_ball_finds_what_there_is(backend, norm, targets) -> None:
     model, x, y = linear()

@@ -200,15 +200,12 @@ class _Search:
         """Where a run starts: the samples, or points around them, all of a sample's copies at one."""
         x = self.victim.x[rows]
         if restart:
-            norm = "linf" if self.norm == "linf" else "l2"
-            even = Ball(norm=norm, eps=1.0, low=self.victim.low, high=self.victim.high)
+            even = Ball(norm=self.norm, eps=1.0, low=self.victim.low, high=self.victim.high)
             shape, dtype = tuple(self.victim.x.shape), str(x.dtype).removeprefix("torch.")
             offsets = _rows.from_host(self.starts.drawn(restart, even, shape, dtype, _rows.to_host(rows)).values, x)
             reach = self.closest.distances[rows].minimum(self.reach[rows]) / 2
             if self.ball is not None:
                 reach = reach.clamp_max(self.ball.eps / 2)
-            if self.norm == "l1":
-                reach /= lengths(offsets.double(), "l1").clamp_min(1e-300)
             x = (x + beside(reach, x) * offsets).clamp(self.victim.low, self.victim.high)
         return x.repeat_interleave(self.copies, 0)
 
