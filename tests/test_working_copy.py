@@ -226,16 +226,19 @@ def test_attacks_have_the_same_verdicts_with_and_without(options) -> None:
     assert (plain - fast).abs().max() <= 1e-6  # signs agree where float64's last bits do not decide
 
 
+class Liar(nn.Module):
+    """Says the opposite."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.module(x)
+
+
 def test_successes_are_judged_by_the_module_itself(monkeypatch) -> None:
     """A copy that calls every sample fooled convinces nobody."""
-
-    class Liar(nn.Module):
-        def __init__(self, module: nn.Module) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, x: Tensor) -> Tensor:
-            return -self.module(x)
 
     monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Liar(module))
     original = model()
@@ -253,6 +256,21 @@ def test_successes_are_judged_by_the_module_itself(monkeypatch) -> None:
         assert prepared.differences == int(hit.sum()) == 12
         prepared.confirmed(hit & (labels == labels[0]), X, labels)
         assert prepared.differences == 12 + int((labels == labels[0]).sum())
+
+
+def test_differences_are_reported(monkeypatch) -> None:
+    original = model()
+    with torch.no_grad():
+        y = original(X).argmax(1)
+    made = working_copy(original, X)
+    report = adversarial.evaluate(original, X, y, eps=1e-6, attacks=["apgd-ce"], seed=0, masking_checks="none")
+    assert made is not None
+    assert [stage.differences for stage in report.stages] == [0, 0]
+    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Liar(module))
+    report = adversarial.evaluate(original, X, y, eps=1e-6, attacks=["apgd-ce"], seed=0, masking_checks="none")
+    assert report.robust_accuracy == 1
+    assert report.stages[1].differences >= 12
+    assert report.to_dict()["stages"][1]["differences"] == report.stages[1].differences
 
 
 def test_short_attacks_do_without(monkeypatch) -> None:

@@ -261,6 +261,7 @@ class _Evaluation:
         for part in parts[state.parts_done :]:
             began = time.perf_counter()
             job = replace(rows_of(self.job, state.open_[part]), ball=ball, report=self._inside(attack, stage, part))
+            doubted = job.victim.model.differences
             with counting() as rows:
                 adv, notes = attack.run(job)
                 fooled = _rows.to_host(verdicts(job.victim, adv, job.victim.y))
@@ -272,6 +273,7 @@ class _Evaluation:
             stage.seconds += time.perf_counter() - began
             stage.forward_rows += rows.forward
             stage.gradient_rows += rows.gradient
+            stage.differences += job.victim.model.differences - doubted
             state.parts_done += 1
             self.report(attack.name, int(part[-1]) + 1, stage.samples, stage.robust_accuracy)
             if self.file is not None:

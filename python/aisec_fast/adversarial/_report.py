@@ -41,7 +41,8 @@ class Report:
         stages: what ran, in order: the clean pass, then each attack at each eps. Of each: ``attack``, ``eps``, ``samples`` it
             was given, ``newly_fooled``, ``robust_accuracy`` after it (a share of all samples), ``seconds``, and how many
             rows the model was given: ``forward_rows`` in all, ``gradient_rows`` of them with a backward pass. Functions
-            that do not attack through this library are not counted in rows.
+            that do not attack through this library are not counted in rows. ``differences``: how often a sample fooled the
+            attack's working copy of the module and not the module itself, and so was attacked further.
         fooled_at: float64 ``[B]``: the smallest of ``eps`` at which the sample was fooled; 0 where the model was wrong
             already; NaN where it held.
         fooled_by: for each sample the attack that fooled it, or "".

@@ -32,6 +32,7 @@ class Stage:
     seconds: float = 0.0
     forward_rows: int = 0
     gradient_rows: int = 0
+    differences: int = 0  # times that a sample fooled the working copy of the module and not the module
 
 
 @dataclass
