@@ -1,19 +1,20 @@
-"""Attacks on models: projected gradient descent inside an exact L-infinity, L2, L1 or L0 ball.
+"""Attacks on models, inside an exact L-infinity, L2, L1 or L0 ball, and their evaluation.
 
     x_adv = adversarial.pgd(model, x, y, eps=8 / 255, steps=40)
+    report = adversarial.evaluate(model, x, y, eps=8 / 255)
 
 Every returned sample keeps ``|x_adv - x| <= eps``, evaluated in float64, and lies in the box ``clip``, exactly. The model
 is a torch module that gives logits, or a :class:`GradientModel` around functions of numpy or cupy arrays. Nothing of
 the model is changed: docs/adversarial-attacks.md has the details, docs/adversarial.md the kernels' contract.
 
-_pgd          the attack: restarts, steps, samples that leave the batch once they are fooled
+_arguments    what every attack checks;  _box, _ball  the box; norm and eps, bound to a backend's kernel;  _start  random starts
+_pgd          projected gradient descent;  _runs  its loop: runs stacked, samples that leave the batch once they are fooled
 _apgd         Auto-PGD;  _square  Square Attack;  _draws  their random numbers, one generator for each sample
 _evaluate     ``evaluate``: each attack of an ensemble (_ensembles) on what is left;  _state  checkpoints;  _report  what it found
 _masking      signs of masked gradients;  _verdicts  who fools the model;  _rows_seen  counts of what models are given
 _step         ``pgd_step``, the fused step for loops of your own
-_ball         norm, eps and box: checked, rounded, and bound to a backend's kernel
-_start        random starts
-_models       ``GradientModel``, and what the attack needs of any model;  _torch_model  the same of a torch module
+_models       ``GradientModel``, and what PGD needs of any model;  _torch_model  the same of a torch module
+_working_copy  batch norms folded into convolutions;  _activations  how many rows to compute at once
 _losses       cross-entropy, margin, DLR
 _fab          the smallest change, by projections onto linearised boundaries (_hyperplane);  _deepfool, _ddn, _fmn, _cw  others that look for it
 _fgsm         sign steps from the sample itself;  _randomness, _sklearn  models made ready for attacks
