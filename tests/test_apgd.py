@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from aisec_fast import adversarial
-from aisec_fast.adversarial import _apgd, _arguments
+from aisec_fast.adversarial import _apgd, _arguments, _losses
 from aisec_fast.adversarial._ball import make_ball
 from aisec_fast.adversarial._rows_seen import counting
 from tests.conftest import bits
@@ -278,7 +278,7 @@ def test_the_seed_decides_and_rows_do_not_matter_to_each_other() -> None:
         assert torch.allclose(adv[held], other[held], rtol=0, atol=1e-9)
     with _arguments.attacked(model, x[[7, 2]], y[[7, 2]], clip=(0, 1)) as victim:
         plan = _apgd.Plan(steps=8, restarts=2, loss="target_margin", seed=1)
-        aims = _apgd.likeliest_others(model(victim.x), victim.y, 3)
+        aims = _losses.likeliest_others(model(victim.x), victim.y, 3)
         ball = make_ball("linf", 0.06, (0, 1), "float64")
         some = _apgd.Search(victim, ball, plan, aims, numbers=np.array([7, 2])).run()
     assert torch.allclose(adv[[7, 2]], some, rtol=0, atol=1e-9)

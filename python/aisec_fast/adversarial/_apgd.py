@@ -135,12 +135,6 @@ def least_classes(loss: str) -> int:
     return {"dlr": 3, "target_dlr": 4}.get(loss, 2)
 
 
-def likeliest_others(logits: Tensor, y: Tensor, count: int) -> Tensor:
-    """The ``count`` classes (at most all) with the largest logits that are not the label, likeliest first: ``[B, count]``."""
-    others = logits.scatter(1, y[:, None], -math.inf)
-    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
-
-
 def checkpoints(steps: int) -> list[int]:
     """After how many steps the step sizes are looked at: ``ceil(p_j * steps)`` with p_0 = 0, p_1 = 0.22 and
     ``p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06)``, in whole hundredths because 0.57 is no float."""
@@ -169,6 +163,8 @@ def _targets(victim: _arguments.Attacked, targets: Any) -> Tensor:
     logits = own_logits(victim, victim.x)
     if targets is None or isinstance(targets, (int, np.integer)):
         count = MOST_TARGETS if targets is None else _checks.whole(targets, "targets", least=1)
+        from ._losses import likeliest_others
+
         return likeliest_others(logits, victim.y, count)
     import torch
 

@@ -15,7 +15,7 @@ import numpy as np
 from .. import _checks
 from .._writing import check_destination
 from . import _arguments, _masking, _rows
-from ._apgd import MOST_TARGETS, Notes, known, likeliest_others
+from ._apgd import MOST_TARGETS, Notes, known
 from ._ball import make_ball
 from ._box import Clip
 from ._draws import seed_of
@@ -233,6 +233,8 @@ class _Evaluation:
     def _clean(self) -> Any:
         """The model's answers at x, and from the same pass the classes that targeted attacks go for."""
         import torch
+
+        from ._losses import likeliest_others
 
         victim, watch, answers, likeliest = self.job.victim, Watch(), [], []
         for rows in _rows.batches(self.count, self.size):

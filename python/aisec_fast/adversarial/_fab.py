@@ -18,7 +18,7 @@ from ._ball import Ball, make_ball
 from ._box import Clip
 from ._distances import distances, lengths, norm_named
 from ._hyperplane import nearest_boundary, onto_hyperplane
-from ._losses import target_margin
+from ._losses import likeliest_others, target_margin
 from ._minimal import begin, beside, fools, verdicts
 from ._progress import Progress, reporting
 from ._watch import Watch
@@ -131,8 +131,7 @@ class _Search:
         """The classes to attack, ``[B, targets]``: the likeliest that are not the label. None: all at once."""
         classes = logits.shape[1]
         if self.settings.targets is not None:
-            others = logits.scatter(1, self.victim.y[:, None], -math.inf)
-            return others.topk(min(self.settings.targets, classes - 1), dim=1).indices
+            return likeliest_others(logits, self.victim.y, self.settings.targets)
         if classes > _MOST_CLASSES:
             raise ValueError(
                 f"model gave logits of {classes} classes, expected at most {_MOST_CLASSES} without targets: give "

@@ -51,6 +51,12 @@ def target_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Ten
     return -cross_entropy(logits, targets)
 
 
+def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The ``count`` classes (at most all) with the largest logits that are not the label, likeliest first: ``[B, count]``."""
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
 class Loss(NamedTuple):
     """A loss, the same for one target class, and the number of classes without which they have no meaning."""
 

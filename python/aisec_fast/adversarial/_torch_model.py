@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import _rows_seen
 from ._activations import evenly, rows_at_once
-from ._losses import LOSSES
+from ._losses import LOSSES, likeliest_others
 from ._models import Flags, Slope
 from ._working_copy import for_copy, working_copy
 
@@ -212,10 +212,8 @@ class TorchLoss:
         """See :class:`Attackable`: other classes beside each label, from the most likely one at ``x`` down."""
         if self._targets is None:
             return y, 0
-        logits = self._model.own_logits(x)
-        targets = min(self._targets, logits.shape[1] - 1)
-        others = logits.scatter(1, y[:, None], -torch.inf).topk(targets, dim=1).indices
-        return torch.stack([y[:, None].expand_as(others), others], dim=2), targets
+        others = likeliest_others(self._model.own_logits(x), y, self._targets)
+        return torch.stack([y[:, None].expand_as(others), others], dim=2), others.shape[1]
 
     def slope(self, adv: Tensor, y: Tensor, *, with_logits: bool) -> Slope:  # noqa: ARG002 - logits are at hand
         """See :class:`Attackable`."""
