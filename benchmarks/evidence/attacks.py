@@ -7,6 +7,11 @@ The networks of `aisec-fast bench` on scikit-learn's digits (28 x 28 grey for "c
 adversarially for a few epochs with PGD of two steps; weights stay in the temporary folder. Contenders take turns; figures are
 medians of the rounds. "floor" is steps x (forward + backward to the input) on the whole batch.
 
+    python benchmarks/evidence/attacks.py --standard    AutoAttack's ensemble too, some minutes more
+
+--standard: `evaluate(attacks="standard")` beside torchattacks' APGD, APGDT, FAB and Square with the same budgets, each on the
+samples that those before it left, once. Rows give seconds and the number of samples that each attack was given and left.
+
 "left" is the robust accuracy: the share of samples that the attack did not fool. "lost" counts samples that torchattacks'
 last iterate fools and ours does not, with early_stop; it must be 0 (exit code 1).
 """
@@ -123,13 +128,60 @@ def measured(name: str, rounds: int) -> list[dict[str, Any]]:
     return found
 
 
+def standard(samples: int, eps: float) -> dict[str, Any]:
+    """The ensemble on the first samples of "cnn", one attack after the other, ours and theirs in turns."""
+    model, x, y = trained("cnn")
+    x, y = x[:samples].contiguous(), y[:samples]
+    common: dict[str, Any] = {"norm": "Linf", "eps": eps, "n_restarts": 1}
+    theirs = {
+        "apgd-ce": torchattacks.APGD(model, steps=100, loss="ce", **common),
+        "apgd-t": torchattacks.APGDT(model, steps=100, n_classes=10, **common),
+        "fab-t": torchattacks.FAB(model, steps=100, n_classes=10, multi_targeted=True, **common),
+        "square": torchattacks.Square(model, n_queries=5000, resc_schedule=False, **common),
+    }
+    with torch.no_grad():
+        left = {"ours": model(x).argmax(1) == y, "torchattacks": model(x).argmax(1) == y}
+    rows = []
+    for name, attack in theirs.items():
+        row: dict[str, Any] = {"attack": name}
+        for who, alive in left.items():
+            given = alive.nonzero()[:, 0]
+            start = time.perf_counter()
+            if who == "ours":
+                only = adversarial.evaluate(
+                    model, x[given], y[given], eps=eps, attacks=[name], seed=0, masking_checks="none"
+                )
+                adv = only.x_adv
+            else:
+                adv = attack(x[given], y[given])
+            seconds = time.perf_counter() - start
+            with torch.no_grad():
+                alive[given] = model(adv).argmax(1) == y[given]
+            row[who] = {"seconds": round(seconds, 3), "given": len(given), "left": int(alive.sum())}
+        rows.append(row)
+        print(row, flush=True)
+    total = {who: sum(row[who]["seconds"] for row in rows) for who in left}
+    return {
+        "model": "cnn",
+        "eps": eps,
+        "samples": samples,
+        "rows": rows,
+        "ratio": total["torchattacks"] / total["ours"],
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--standard", action="store_true")
+    parser.add_argument("--samples", type=int, default=64, help="of --standard")
     arguments = parser.parse_args()
     start = time.perf_counter()
     findings = [row for name in PLANS for row in measured(name, arguments.rounds)]
-    path = record.write("attacks", {"threads": torch.get_num_threads(), "rows": findings}, time.perf_counter() - start)
+    document: dict[str, Any] = {"threads": torch.get_num_threads(), "rows": findings}
+    if arguments.standard:
+        document["standard"] = standard(arguments.samples, 0.1)
+    path = record.write("attacks", document, time.perf_counter() - start)
     print(f"-- wrote {path}")
     return int(any(row["lost"] for row in findings))
 
