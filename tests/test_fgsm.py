@@ -110,7 +110,6 @@ def test_mifgsm_keeps_what_every_attack_keeps(images) -> None:
         ("mifgsm", {"step_size": 0}, "^step_size is 0.0"),
         ("mifgsm", {"norm": "l7"}, "^norm is 'l7'"),
         ("mifgsm", {"loss": "mse"}, "^loss is 'mse'"),
-        ("mifgsm", {"loss": "dlr", "targeted": True}, "^loss is 'dlr' and targeted"),
     ],
 )
 def test_wrong_arguments(images, name, changes, message) -> None:
