@@ -202,7 +202,7 @@ def test_a_ball_projects_what_it_is_given(backend, norm, make, rng) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm": "l3"}, "^norm is 'l3', expected 'linf', 'l2', 'l1', 'l0'"),
+        ({"norm": "l3"}, "^norm is 'l3', expected one of 'linf', 'l2', 'l1', 'l0'"),
         ({"norm": "l0", "eps": 0.9}, "^eps is 0.9 and norm 'l0', expected at least 1"),
         ({"norm": "l0", "eps": 2, "clip": None}, "^clip is None and norm 'l0', expected a finite box"),
         ({"norm": "l0", "eps": 2, "clip": (0, math.inf)}, "^clip is .* and norm 'l0', expected a finite box"),

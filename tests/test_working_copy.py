@@ -226,24 +226,57 @@ def test_attacks_have_the_same_verdicts_with_and_without(options) -> None:
     assert (plain - fast).abs().max() <= 1e-6  # signs agree where float64's last bits do not decide
 
 
-class Liar(nn.Module):
-    """Says the opposite."""
+class Turning(Block):
+    """Reads a convolution's output beside its norm, but only outside of [0, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + self.first(x).mean((1, 2, 3))[:, None] if x.max() > 1 else logits
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_copy_that_misleads_on_the_way_is_dropped(gradients) -> None:
+    original, y = model(lambda: Turning(6)), torch.arange(12) % 5
+    prepared, labels = TorchModel.made(original, X, y)
+
+    def passes(adv: Tensor) -> Tensor:
+        if gradients:
+            return prepared.gradient(adv, lambda logits: functional.cross_entropy(logits, labels, reduction="none"))[0]
+        return prepared.logits(adv)
+
+    with prepared.attacked(X):
+        passes(X)
+        assert prepared.has_copy
+        found = passes(X + 0.5)
+        assert not prepared.has_copy
+        assert torch.equal(passes(X + 0.5), found)  # of the module, in the very pass that noticed it
+
+
+class Shifted(nn.Module):
+    """A copy off by less than what counts as rounding, and by enough to turn the answers of ``undecided``."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        return -self.module(x)
+        return self.module(x) - 2e-5 * functional.one_hot(torch.tensor(2), 5)
+
+
+def undecided() -> nn.Module:
+    """Answers 2, everywhere, by 1e-5."""
+    original = model()
+    with torch.no_grad():
+        original.head.weight.zero_()
+        original.head.bias.copy_(torch.tensor([-1.0, -1.0, 1e-5, 0.0, -1.0]))
+    return original
 
 
 def test_successes_are_judged_by_the_module_itself(monkeypatch) -> None:
     """A copy that calls every sample fooled convinces nobody."""
 
-    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Liar(module))
-    original = model()
-    with torch.no_grad():
-        y = original(X).argmax(1)
+    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Shifted(module))
+    original, y = undecided(), torch.full((12,), 2)
     told: list[int | None] = []
     settings: dict[str, Any] = {"eps": 1e-6, "seed": 0, "steps": 10, "early_stop": True}
     adv = adversarial.pgd(original, X, y, **settings, progress=lambda _, __, fooled: told.append(fooled))
@@ -254,19 +287,15 @@ def test_successes_are_judged_by_the_module_itself(monkeypatch) -> None:
         hit = prepared.logits(X).argmax(1) != labels
         assert not prepared.confirmed(hit, X, labels).any()
         assert prepared.differences == int(hit.sum()) == 12
-        prepared.confirmed(hit & (labels == labels[0]), X, labels)
-        assert prepared.differences == 12 + int((labels == labels[0]).sum())
+        prepared.confirmed(hit & (torch.arange(12) < 5), X, labels)
+        assert prepared.differences == 12 + 5
 
 
 def test_differences_are_reported(monkeypatch) -> None:
-    original = model()
-    with torch.no_grad():
-        y = original(X).argmax(1)
-    made = working_copy(original, X)
+    original, y = undecided(), torch.full((12,), 2)
     report = adversarial.evaluate(original, X, y, eps=1e-6, attacks=["apgd-ce"], seed=0, masking_checks="none")
-    assert made is not None
     assert [stage.differences for stage in report.stages] == [0, 0]
-    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Liar(module))
+    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Shifted(module))
     report = adversarial.evaluate(original, X, y, eps=1e-6, attacks=["apgd-ce"], seed=0, masking_checks="none")
     assert report.robust_accuracy == 1
     assert report.stages[1].differences >= 12

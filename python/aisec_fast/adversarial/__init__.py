@@ -11,7 +11,7 @@ _arguments    what every attack checks;  _box, _ball  the box; norm and eps, bou
 _pgd          projected gradient descent;  _runs  its loop: runs stacked, samples that leave the batch once they are fooled
 _apgd         Auto-PGD;  _square  Square Attack;  _draws  their random numbers, one generator for each sample
 _evaluate     ``evaluate``: each attack of an ensemble (_ensembles) on what is left;  _state  checkpoints;  _report  what it found
-_masking      signs of masked gradients;  _verdicts  who fools the model;  _rows_seen  counts of what models are given
+_masking      signs of masked gradients;  _rows_seen  counts of what models are given
 _step         ``pgd_step``, the fused step for loops of your own
 _models       ``GradientModel``, and what PGD needs of any model;  _torch_model  the same of a torch module
 _working_copy  batch norms folded into convolutions;  _activations  how many rows to compute at once

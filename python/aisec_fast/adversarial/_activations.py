@@ -2,8 +2,8 @@
 
 The C library's allocator gives large activations back to the system and asks for them anew at every pass, and each of
 their pages then is cleared once more: a quarter to a third of the time of a convolutional network on a batch of 256. Parts
-of the batch whose activations are of a moderate size are computed in memory that is already there. Samples are independent
-of each other in eval mode, so nothing but the last bits may change.
+of the batch whose activations are of a moderate size are computed in memory that is already there. Nothing but last bits
+may change by that: a module whose samples depend on each other, or on random numbers, is given the whole batch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ._working_copy import same_logits
+
 _PROBED_ROWS = 2
 _FEWEST_ROWS = 16  # smaller batches are computed as they are
 _BYTES_A_THREAD = 4 << 20  # of the largest activation; measured: 8 to 16 MiB are best for two threads, 32 MiB are not
@@ -24,8 +26,11 @@ def rows_at_once(module: nn.Module, x: Tensor) -> int | None:
     """The rows of ``x`` whose largest activation in ``module`` is of a moderate size; None where all may go at once."""
     if x.device.type != "cpu" or len(x) < _FEWEST_ROWS:
         return None
-    with torch.no_grad(), _Largest() as seen:
-        module(x[:_PROBED_ROWS].clone())
+    with torch.no_grad():
+        with _Largest() as seen:
+            together = module(x[:_PROBED_ROWS].clone())
+        if not isinstance(together, Tensor) or not same_logits(module(x[:1].clone()), together[:1]):
+            return None
     rows = max(1, _BYTES_A_THREAD * torch.get_num_threads() * _PROBED_ROWS // max(1, seen.nbytes))
     return rows if rows < len(x) else None
 

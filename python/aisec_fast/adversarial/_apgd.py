@@ -18,9 +18,8 @@ from . import _arguments, _rows, _start
 from ._ball import Ball, make_ball
 from ._box import Clip
 from ._draws import generator, seed_of
-from ._models import Flags
+from ._models import Flags, fools
 from ._progress import Progress, reporting
-from ._verdicts import claims, confirmed, own_logits
 from ._watch import Watch
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ MOMENTUM = 0.75
 RHO = 0.75  # the share of steps of a window that must raise the loss, or the step size is halved
 LOSSES = ("ce", "dlr", "margin", "target_dlr", "target_margin")
 MOST_TARGETS = 9
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2")  # that this attack, Square and evaluate have rules for
 
 
 def apgd(
@@ -111,7 +110,7 @@ def apgd(
     )
     if plan.restarts > 1 and not plan.random_start:
         raise ValueError(f"restarts is {plan.restarts}, but random_start is False: all runs would be the same")
-    ball = known(make_ball(norm, eps, clip, _arguments.samples(x).dtype))
+    ball = make_ball(norm, eps, clip, _arguments.samples(x).dtype, NORMS)
     holding = _arguments.attacked(
         model, x, y, clip=clip, least_classes=least_classes(plan.loss), needs=f"loss {plan.loss!r}"
     )
@@ -121,13 +120,6 @@ def apgd(
         aims = _targets(victim, targets) if plan.loss.startswith("target_") else None
         search = Search(victim, ball, plan, aims, report=report)
         return _arguments.as_given(search.run(), x)
-
-
-def known(ball: Ball) -> Ball:
-    """The ball, if its norm is one that these attacks have rules for; ValueError otherwise."""
-    if ball.norm not in NORMS:
-        raise ValueError(f"norm is {ball.norm!r}, expected {' or '.join(map(repr, NORMS))} for this attack")
-    return ball
 
 
 def least_classes(loss: str) -> int:
@@ -160,7 +152,7 @@ def _loss(loss: object, targets: Any) -> str:
 def _targets(victim: _arguments.Attacked, targets: Any) -> Tensor:
     """The classes to attack, ``[B, targets]``."""
     batch = len(victim.x)
-    logits = own_logits(victim, victim.x)
+    logits = victim.model.own_logits(victim.x)
     if targets is None or isinstance(targets, (int, np.integer)):
         count = MOST_TARGETS if targets is None else _checks.whole(targets, "targets", least=1)
         from ._losses import likeliest_others
@@ -294,15 +286,14 @@ class Search:
         assert slope.losses is not None
         for name in ("start_loss", "loss", "best_loss", "checked_loss"):
             setattr(state, name, slope.losses)
-        state.best_fools = claims(slope.logits, state.y)
+        state.best_fools = fools(slope.logits, state.y)
         self._dismiss(state, state.best_fools)
         start = 0
         for step in range(1, self.plan.steps + 1):
             if not len(state.owner):
                 return
             self._move(state, momentum=step > 1)
-            fools = self._look(state, step, watch)
-            self._dismiss(state, fools)
+            self._dismiss(state, self._look(state, step, watch))
             if step in windows and step < self.plan.steps:
                 self._adapt(state, step - start)
                 start = step
@@ -362,7 +353,7 @@ class Search:
     def _move(self, state: _State, *, momentum: bool) -> None:
         """The next point: step, projection, and from the second step on the last move mixed in and another projection."""
         ahead = self._direction(state.gradient)
-        ahead.mul_(_column(state.step_size.to(ahead.dtype), ahead)).add_(state.adv)
+        ahead.mul_(_rows.column(state.step_size.to(ahead.dtype), ahead)).add_(state.adv)
         self._project(ahead, state.x)
         if momentum:
             # adv + 0.75 (ahead - adv) + 0.25 (adv - previous): written so that points at rest stay where they are.
@@ -377,9 +368,10 @@ class Search:
 
         # Divided by its largest value first: squares of small gradients would underflow, which passes for robustness.
         largest = _rows.largest_magnitudes(gradient)
-        scaled = gradient / _column(torch.where(largest > 0, largest, 1), gradient)
+        scaled: Tensor = gradient / _rows.column(torch.where(largest > 0, largest, 1), gradient)
         length = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
-        return scaled.div_(_column(torch.where(length > 0, length, 1), gradient))
+        scaled /= _rows.column(torch.where(length > 0, length, 1), gradient)
+        return scaled
 
     def _project(self, adv: Tensor, x: Tensor) -> None:
         self.ball.project(self.victim.backend, adv, x)
@@ -399,16 +391,16 @@ class Search:
         if self.plan.early_stop:
             watch.look()
         assert losses is not None
-        fools = claims(logits, state.y)
+        hit: Tensor = fools(logits, state.y)
         state.rises = state.rises + (losses > state.loss)
         better = losses > state.best_loss
         state.loss = losses
         state.best_loss = torch.where(better, losses, state.best_loss)
-        state.best_fools = torch.where(better, fools, state.best_fools)
-        state.best = torch.where(_column(better, state.adv), state.adv, state.best)
+        state.best_fools = torch.where(better, hit, state.best_fools)
+        state.best = torch.where(_rows.column(better, state.adv), state.adv, state.best)
         if step < self.plan.steps:
-            state.best_gradient = torch.where(_column(better, state.adv), state.gradient, state.best_gradient)
-        return fools
+            state.best_gradient = torch.where(_rows.column(better, state.adv), state.gradient, state.best_gradient)
+        return hit
 
     def _adapt(self, state: _State, window: int) -> None:
         """A checkpoint: conditions 1 and 2 of section 3."""
@@ -416,21 +408,18 @@ class Search:
 
         halve = (state.rises <= RHO * window) | (~state.halved & (state.checked_loss >= state.best_loss))
         state.step_size = torch.where(halve, state.step_size / 2, state.step_size)
-        state.adv = torch.where(_column(halve, state.adv), state.best, state.adv)
-        state.gradient = torch.where(_column(halve, state.adv), state.best_gradient, state.gradient)
+        state.adv = torch.where(_rows.column(halve, state.adv), state.best, state.adv)
+        state.gradient = torch.where(_rows.column(halve, state.adv), state.best_gradient, state.gradient)
         state.halved, state.checked_loss = halve, state.best_loss
         state.rises = torch.zeros_like(state.rises)
 
     # ------------------------------------------------------------------------------------------------ results
 
-    def _dismiss(self, state: _State, fools: Tensor) -> None:
+    def _dismiss(self, state: _State, hit: Tensor) -> None:
         """With ``early_stop``, samples that fool the model leave with all their rows."""
         if not self.plan.early_stop:
             return
-        rows = fools.nonzero()[:, 0]
-        if not len(rows):
-            return
-        rows = rows[confirmed(self.victim, state.adv[rows], state.y[rows])]
+        rows = self.victim.model.confirmed(hit, state.adv, state.y).nonzero()[:, 0]
         owners, first = np.unique(_rows.to_host(state.owner[rows]), return_index=True)
         if not len(owners):
             return
@@ -441,15 +430,14 @@ class Search:
     def _settle(self, state: _State) -> None:
         """What a finished run leaves behind: the points of highest loss, and with them who is fooled."""
         heights, owners = _rows.to_host(state.best_loss).astype(np.float64), _rows.to_host(state.owner)
-        fools = np.zeros(len(owners), bool)
+        hit = np.zeros(len(owners), bool)
         if not self.plan.early_stop:
-            claimed = state.best_fools.nonzero()[:, 0]
-            fools[_rows.to_host(claimed[confirmed(self.victim, state.best[claimed], state.y[claimed])])] = True
+            hit = _rows.to_host(self.victim.model.confirmed(state.best_fools, state.best, state.y))
         winners = {}
         for row, (owner, height) in enumerate(zip(owners, heights, strict=True)):  # in the order of runs
-            if not self.fooled[owner] and (fools[row] or height > self.highest[owner]):
+            if not self.fooled[owner] and (hit[row] or height > self.highest[owner]):
                 winners[owner] = row
-                self.highest[owner], self.fooled[owner] = height, fools[row]
+                self.highest[owner], self.fooled[owner] = height, hit[row]
         if winners:
             rows = np.array(list(winners.values()))
             _rows.put(self.result, np.array(list(winners)), _rows.take(state.best, rows))
@@ -464,8 +452,3 @@ def surface(ball: Ball, size: int, draws: np.random.Generator) -> Any:
         offset = draws.standard_normal(size)
         length = np.sqrt(offset @ offset)
     return offset * (ball.eps / (length or 1.0))
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    """One value a row, in the shape that is spread over the rows of ``like``."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,12 +13,11 @@ from .. import _checks
 from .._arrays import describe
 from .._backends import Backend
 from ._box import Box, make_box
+from ._distances import NORMS, norm_named
 
 Step: TypeAlias = Callable[[Any, float], None]  # of gradient and step_size
 
 DTYPES = ("float32", "float64")
-NORMS = ("linf", "l2", "l1", "l0")
-_NORMS = {name: norm for norm in NORMS for name in (norm, norm.capitalize())}
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,11 @@ class Ball(Box):
         return 2.5 * self.eps / max(1, steps)
 
 
-def make_ball(norm: object, eps: object, clip: object, dtype: str) -> Ball:
-    """The ball of these arguments; TypeError or ValueError if one of them is wrong."""
-    if not isinstance(norm, str) or norm not in _NORMS:
-        raise ValueError(f"norm is {norm!r}, expected {', '.join(map(repr, NORMS))} (or 'Linf' and so on)")
+def make_ball(norm: object, eps: object, clip: object, dtype: str, norms: Sequence[str] = NORMS) -> Ball:
+    """The ball of these arguments, in one of ``norms``; TypeError or ValueError if one of them is wrong."""
+    name = norm_named(norm, norms)
     radius, box = _checks.positive(eps, "eps"), make_box(clip, dtype)
-    ball = Ball(box.low, box.high, _NORMS[norm], radius)
+    ball = Ball(box.low, box.high, name, radius)
     if ball.norm == "l0":
         if ball.eps < 1:
             raise ValueError(f"eps is {eps!r} and norm 'l0', expected at least 1: the number of values that may differ")

@@ -13,7 +13,8 @@ from .. import _checks
 from . import _arguments
 from ._box import Clip
 from ._losses import margin
-from ._minimal import Closest, begin, beside, fools, watched
+from ._minimal import Closest, begin, beside, watched
+from ._models import fools
 from ._progress import Progress, reporting
 from ._watch import Watch
 

@@ -11,7 +11,8 @@ from .. import _checks
 from . import _arguments
 from ._box import Clip
 from ._losses import cross_entropy
-from ._minimal import begin, beside, falling, fools, unit_l2, watched
+from ._minimal import begin, beside, falling, unit_l2, watched
+from ._models import fools
 from ._progress import Progress, reporting
 from ._watch import Watch
 

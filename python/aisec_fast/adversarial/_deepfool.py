@@ -11,7 +11,9 @@ from . import _arguments
 from ._box import Clip
 from ._distances import norm_named
 from ._hyperplane import nearest_boundary, onto_hyperplane
-from ._minimal import begin, fools
+from ._losses import likeliest_others
+from ._minimal import begin
+from ._models import fools
 from ._progress import Progress, reporting
 from ._watch import Watch
 
@@ -61,8 +63,7 @@ def deepfool(
         closest, logits = begin(victim, name, targeted=False)
         rows = closest.open()
         labels, low, high = victim.y[rows], victim.low, victim.high
-        ranked = logits[rows].scatter(1, labels[:, None], -torch.inf)
-        classes = ranked.topk(min(others, logits.shape[1] - 1), dim=1).indices
+        classes = likeliest_others(logits[rows], labels, others)
         adv, watch = victim.x[rows], Watch()
         for step in range(steps):
             if not len(rows):

@@ -15,7 +15,7 @@ import numpy as np
 from .. import _checks
 from .._writing import check_destination
 from . import _arguments, _masking, _rows
-from ._apgd import MOST_TARGETS, Notes, known
+from ._apgd import MOST_TARGETS, NORMS, Notes
 from ._ball import make_ball
 from ._box import Clip
 from ._draws import seed_of
@@ -25,7 +25,6 @@ from ._progress import bar
 from ._report import Report, versions
 from ._rows_seen import counting
 from ._state import Checkpoint, Stage, State, digest
-from ._verdicts import own_logits, verdicts
 from ._watch import Watch
 
 # attack, samples done, samples of this attack, robust accuracy so far
@@ -98,7 +97,7 @@ def evaluate(
     if masking_checks not in _CHECKS:
         raise ValueError(f"masking_checks is {masking_checks!r}, expected one of {', '.join(map(repr, _CHECKS))}")
     samples = _arguments.samples(x)
-    ball = known(make_ball(norm, radii[0], clip, samples.dtype))
+    ball = make_ball(norm, radii[0], clip, samples.dtype, NORMS)
     if samples.size == 0:
         raise ValueError(f"x has shape {samples.shape}, expected at least one sample with values")
     file = None if checkpoint is None else Checkpoint(checkpoint)
@@ -238,13 +237,13 @@ class _Evaluation:
 
         victim, watch, answers, likeliest = self.job.victim, Watch(), [], []
         for rows in _rows.batches(self.count, self.size):
-            logits = own_logits(victim, _rows.take(victim.x, rows))
+            logits = victim.model.own_logits(_rows.take(victim.x, rows))
             watch.note(0, logits.sum(1), None)
             watch.look()
             answers.append(logits.argmax(1))
             likeliest.append(likeliest_others(logits, _rows.take(victim.y, rows), MOST_TARGETS))
             if self.checks != "none" and not rows[0]:
-                again = own_logits(victim, _rows.take(victim.x, rows))
+                again = victim.model.own_logits(_rows.take(victim.x, rows))
                 self.findings += _masking.of_logits(logits, again, random_is_fine=self.random)
         self.job = replace(self.job, likeliest=torch.cat(likeliest))
         return _rows.to_host(torch.cat(answers))
@@ -266,7 +265,7 @@ class _Evaluation:
             doubted = job.victim.model.differences
             with counting() as rows:
                 adv, notes = attack.run(job)
-                fooled = _rows.to_host(verdicts(job.victim, adv, job.victim.y))
+                fooled = _rows.to_host(job.victim.model.fooled(adv, job.victim.y))
             hits = np.flatnonzero(fooled)
             state.record(job.numbers[hits], _rows.take(adv, hits), eps, index)
             state.notes.setdefault(attack.name, Notes()).add(notes)
@@ -300,8 +299,8 @@ class _Evaluation:
         for rows in _rows.batches(self.count, self.size):
             claimed = state.fooled_at[rows] > 0
             if claimed.any():
-                batch = replace(victim, x=_rows.take(victim.x, rows), y=_rows.take(victim.y, rows))
-                fools = _rows.to_host(verdicts(batch, _rows.take(state.x_adv, rows), batch.y))
+                adv, labels = _rows.take(state.x_adv, rows), _rows.take(victim.y, rows)
+                fools = _rows.to_host(victim.model.fooled(adv, labels))
                 back = rows[claimed & ~fools]
                 lost += len(back)
                 if len(back):

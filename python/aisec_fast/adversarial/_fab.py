@@ -19,7 +19,8 @@ from ._box import Clip
 from ._distances import distances, lengths, norm_named
 from ._hyperplane import nearest_boundary, onto_hyperplane
 from ._losses import likeliest_others, target_margin
-from ._minimal import begin, beside, fools, verdicts
+from ._minimal import begin, beside, verdicts
+from ._models import fools
 from ._progress import Progress, reporting
 from ._watch import Watch
 
@@ -179,7 +180,7 @@ class _Search:
             watch.note(step, logits.sum(1), magnitudes)
             fooled = fools(logits, y, targeted=False)
             self._keep(rows, adv, x, fooled)
-            adv = torch.where(fooled.reshape(-1, *[1] * (adv.ndim - 1)), x + self.settings.beta * (adv - x), adv)
+            adv = torch.where(_rows.column(fooled, adv), x + self.settings.beta * (adv - x), adv)
             adv.clamp_(self.victim.low, self.victim.high)
             self._tell(restart * self.settings.steps + (part * self.settings.steps + step + 1) // parts)
             if self.ball is not None:

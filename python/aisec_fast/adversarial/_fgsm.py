@@ -117,7 +117,7 @@ def mifgsm(
         norm: of ball and steps, as for :func:`pgd`.
         targeted: make the model answer ``y``, instead of anything but ``y``.
         clip: the box ``(low, high)``, or None for none.
-        loss: "ce", "margin" or, untargeted, "dlr", as for :func:`pgd`.
+        loss: "ce", "margin" or "dlr"; targeted attacks descend it at the target. No class has a run of its own.
         progress: function ``(step, total_steps, None)`` called after each step, or True for a bar on standard error.
 
     Returns:
@@ -144,7 +144,7 @@ def mifgsm(
         for k in range(count):
             slope = victim.model.gradient(adv, lambda logits: values(logits, victim.y))
             watch.note(k, slope.losses, slope.gradient)
-            norms = lengths(slope.gradient.double(), "l1").clamp_min(1e-300).reshape(-1, *[1] * (adv.ndim - 1))
+            norms = _rows.column(lengths(slope.gradient.double(), "l1").clamp_min(1e-300), adv)
             total = factor * total + (slope.gradient / norms).to(adv.dtype)
             step(total, -length if targeted else length)
             report(k + 1, count, None)

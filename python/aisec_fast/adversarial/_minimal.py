@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _rows
 from ._arguments import Attacked
 from ._distances import distances, lengths
+from ._models import fools
 from ._torch_model import TorchModel, Values
 from ._watch import Watch
 
@@ -102,12 +104,6 @@ def verdicts(
     return fooled & (lead >= confidence), lead - confidence - doubt
 
 
-def fools(logits: Tensor, y: Tensor, *, targeted: bool) -> Tensor:
-    """Whether the largest logit is where the attacker wants it: anywhere but at ``y``, or there if targeted."""
-    hit = logits.argmax(1) == y
-    return hit if targeted else ~hit
-
-
 def begin(victim: Attacked, norm: str, *, targeted: bool) -> tuple[Closest, Tensor]:
     """Nothing found yet, and the logits at the samples themselves."""
     logits = victim.model.own_logits(victim.x)
@@ -128,7 +124,8 @@ def watched(model: TorchModel, adv: Tensor, values: Values, watch: Watch, step: 
 
 def beside(values: Tensor, like: Tensor) -> Tensor:
     """``[B]`` as ``[B, 1, ...]`` in the dtype of ``like``, to meet it."""
-    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    column: Tensor = _rows.column(values.to(like.dtype), like)
+    return column
 
 
 def falling(step: int, steps: int, first: float, last: float) -> float:

@@ -17,6 +17,12 @@ Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 
+def fools(logits: Any, y: Any, *, targeted: bool = False) -> Any:
+    """Whether the largest logit is where the attacker wants it, ``[B]``: anywhere but at ``y``, or there if ``targeted``."""
+    hit = logits.argmax(1) == y
+    return hit if targeted else ~hit
+
+
 class Slope(NamedTuple):
     """What one pass over a batch gave, on the model's device."""
 
@@ -117,8 +123,8 @@ class GivenGradient:
 
     def fooled(self, logits: Floats, y: Any) -> Flags:
         """See :class:`Attackable`."""
-        hit: Flags = logits.argmax(axis=1) == _rows.to_host(y)
-        return hit if self._targeted else ~hit
+        flags: Flags = fools(logits, _rows.to_host(y), targeted=self._targeted)
+        return flags
 
     def losses(self, logits: Floats, y: Any) -> Floats:
         """Margins (``_losses.margin``): the user's loss has no value here."""

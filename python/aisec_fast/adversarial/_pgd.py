@@ -76,7 +76,8 @@ def pgd(
             own for "ce" and "dlr"; for "margin" 9, AutoAttack's number, or all others where there are fewer.
         early_stop: a sample that fools the model stops there and leaves the batch.
         working_copy: take gradients from a copy of the module whose batch norms are folded into its convolutions, if it
-            has such; every success is judged by the module itself. Default: where the attack has 10 steps or more.
+            has such, and compute batches with large activations in parts; every success is judged by the module itself.
+            Default: where all runs together have 10 steps or more.
         seed: of the random starts. The same seed gives the same starts on every device and backend; row i depends on
             neither the batch size nor on other restarts. Default: from the operating system.
         progress: function ``(step, total_steps, fooled)`` called after each step (``fooled``: samples known to fool the

@@ -59,6 +59,11 @@ def empty(rows: int, like: Any) -> Any:
     return sys.modules["cupy" if _is(like, "cupy", "ndarray") else "numpy"].empty(shape, like.dtype)
 
 
+def column(values: Any, like: Any) -> Any:
+    """One value a row, in the shape that is spread over the rows of ``like``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def contiguous(array: Array) -> Any:
     """The array's values in C order: itself or a copy."""
     if array.contiguous_from(0):

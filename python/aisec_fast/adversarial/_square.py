@@ -19,13 +19,12 @@ import numpy.typing as npt
 from .. import _checks
 from .._backends import Backend, choose
 from . import _arguments, _rows
-from ._apgd import known
+from ._apgd import NORMS
 from ._ball import Ball, make_ball
 from ._box import Clip
 from ._draws import generator, seed_of
-from ._models import Flags, GivenGradient, GradientModel
+from ._models import Flags, GivenGradient, GradientModel, fools
 from ._progress import Progress, reporting
-from ._verdicts import claims, confirmed
 from ._watch import Watch
 
 # Queries (of 10,000) after which the share of changed pixels is halved: section 5.1 of the paper.
@@ -96,7 +95,7 @@ def square(
         seed=seed_of(seed),
     )
     samples = _arguments.samples(x)
-    ball = known(make_ball(norm, eps, clip, samples.dtype))
+    ball = make_ball(norm, eps, clip, samples.dtype, NORMS)
     layout(samples.shape, image_shape)
     with reporting(progress, "Square") as report, _scored(model, samples, y, clip, ball) as (scored, clean, labels):
         if not samples.size:
@@ -131,7 +130,7 @@ def _scored(model: Any, samples: Any, y: Any, clip: Clip, ball: Ball) -> Iterato
             raise ValueError("model is a GradientModel without predict, expected one with it: the attack needs logits")
         labels = _arguments.labels(y, samples)
         ball.require_inside_box(samples)
-        yield _GivenScored(model, samples, targeted=False), samples.value, labels.value
+        yield GivenGradient(model, samples, targeted=False), samples.value, labels.value
         return
     with _arguments.attacked(model, samples.value, y, clip=clip) as victim:
         yield TorchScored(victim), victim.x, victim.y
@@ -171,24 +170,13 @@ class TorchScored:
 
     def fooled(self, logits: Any, y: Any) -> Flags:
         """See :class:`Scored`."""
-        flags: Flags = _rows.to_host(claims(logits, y))
+        flags: Flags = _rows.to_host(fools(logits, y))
         return flags
 
     def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:
         """See :class:`Scored`."""
-        rows = np.flatnonzero(hit)
-        flags: Flags = hit.copy()
-        if len(rows):
-            flags[rows] = _rows.to_host(confirmed(self._victim, _rows.take(adv, rows), _rows.take(y, rows)))
+        flags: Flags = _rows.to_host(self._victim.model.confirmed(_rows.from_host(hit, adv), adv, y))
         return flags
-
-
-class _GivenScored(GivenGradient):
-    """A model given by functions: see :class:`Scored`."""
-
-    def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:  # noqa: ARG002 - there is one model only
-        """See :class:`Scored`."""
-        return hit
 
 
 @dataclass(frozen=True)
@@ -258,12 +246,12 @@ class Search:
             watch.note(query, losses, None)
             watch.look()
             margins = _rows.to_host(losses)
-            fools = model.confirmed(model.fooled(logits, y), moves.proposal, y)
-            better = (margins > best) | fools
+            hit = model.confirmed(model.fooled(logits, y), moves.proposal, y)
+            better = (margins > best) | hit
             moves.settle(better)
             best = np.where(better, margins, best)
-            if fools.any():
-                leaving, left = np.flatnonzero(fools), np.flatnonzero(~fools)
+            if hit.any():
+                leaving, left = np.flatnonzero(hit), np.flatnonzero(~hit)
                 _rows.put(self.result, rows[leaving], _rows.take(moves.best, leaving))
                 self.fooled[rows[leaving]] = True
                 rows, best, y = rows[left], best[left], _rows.take(y, left)

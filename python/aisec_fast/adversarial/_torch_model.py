@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from . import _rows_seen
 from ._activations import evenly, rows_at_once
 from ._losses import LOSSES, likeliest_others
-from ._models import Flags, Slope
-from ._working_copy import for_copy, working_copy
+from ._models import Flags, Slope, fools
+from ._working_copy import for_copy, same_logits, working_copy
 
+_ROWS_TRIED = 4
 Values = Callable[[Tensor], Tensor]  # of logits [B, classes]: a value for each sample, [B]
 
 
@@ -31,6 +32,7 @@ class TorchModel:
         self._module, self._device, self._largest_label = module, device, largest_label
         self._least_classes, self._needs = least_classes, needs
         self._copy: nn.Module | None = None
+        self._copy_passes = 0
         self._rows_at_once: int | None = None
         self._writes_to_input: bool | None = None  # not known yet
         self.differences = 0  # samples that fooled the working copy and not the module
@@ -107,6 +109,8 @@ class TorchModel:
         """Leaves that are ``adv`` in parts, and the logits there."""
         leaves = [part.detach().requires_grad_(True) for part in evenly(adv, self._rows_at_once)]
         logits = _joined([self._checked(self._logits_of_leaf(leaf), leaf) for leaf in leaves])
+        if self._copy_misleads(adv, logits):
+            return self._differentiable(adv)
         if not logits.requires_grad:
             raise ValueError(
                 "model gave logits without a gradient (detached, or made under no_grad), expected them to be "
@@ -127,9 +131,26 @@ class TorchModel:
             return self.own_logits(adv)
         copy = self._copy
         with torch.no_grad():
-            return _joined(
-                [self._checked(_called(copy, for_copy(part)), part) for part in evenly(adv, self._rows_at_once)]
-            )
+            parts = evenly(adv, self._rows_at_once)
+            logits = _joined([self._checked(_called(copy, for_copy(part)), part) for part in parts])
+        return self.own_logits(adv) if self._copy_misleads(adv, logits) else logits
+
+    def _copy_misleads(self, adv: Tensor, logits: Tensor) -> bool:
+        """Whether the copy's logits at ``adv`` are not the module's: then it is dropped.
+
+        It was tried at the samples, and a module may take another way elsewhere. Asked at passes 1, 2, 4, 8, ... on a few
+        rows, other ones each time.
+        """
+        if self._copy is None:
+            return False
+        self._copy_passes += 1
+        if self._copy_passes & (self._copy_passes - 1):
+            return False
+        rows = (torch.arange(min(_ROWS_TRIED, len(adv)), device=adv.device) + self._copy_passes) % len(adv)
+        if same_logits(logits[rows].detach(), self.own_logits(adv[rows])):
+            return False
+        self._copy = None
+        return True
 
     def own_logits(self, adv: Tensor) -> Tensor:
         """Logits of the module itself, without a gradient: verdicts are made of these."""
@@ -140,7 +161,8 @@ class TorchModel:
 
     def fooled(self, adv: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
         """Whether the module itself answers something else than ``y``, or ``y`` if ``targeted``: bool ``[B]``."""
-        return (self.own_logits(adv).argmax(1) == y) == targeted
+        flags: Tensor = fools(self.own_logits(adv), y, targeted=targeted)
+        return flags
 
     def confirmed(self, hit: Tensor, adv: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
         """Those of ``hit`` (bool ``[B]``, verdicts by ``logits``) that fool the module itself too. Others are counted."""
@@ -228,7 +250,7 @@ class TorchLoss:
 
     def fooled(self, logits: Tensor, y: Tensor) -> Flags:
         """See :class:`Attackable`."""
-        flags: Flags = ((logits.argmax(1) == _label(y)) == self._targeted).cpu().numpy()
+        flags: Flags = fools(logits, _label(y), targeted=self._targeted).cpu().numpy()
         return flags
 
     def confirmed(self, hit: Flags, adv: Tensor, y: Tensor) -> Flags:

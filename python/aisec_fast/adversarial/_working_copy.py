@@ -2,9 +2,9 @@
 laid out channels-last.
 
 The copy shares every tensor that is not changed, and is made for one attack: nothing of the module is written. Whether it
-computes what the module computes is not deduced but tried: logits of both are compared, and the copy is dropped where they
-differ by more than rounding. What it may get wrong is a verdict near the border, so every success that an attack reports
-is judged again by the module itself.
+computes what the module computes is not deduced but tried, at the samples and now and then on the way: logits of both are
+compared, and the copy is dropped where they differ by more than rounding. What it may get wrong is a verdict near the
+border, so every success that an attack reports is judged again by the module itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 PROBED_ROWS = 8  # of the batch, on which the copy is tried
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # times the largest logit, or 1
+_COARSE = 0.05  # of half precision, in which nothing is folded
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _OPAQUE = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
@@ -59,11 +60,15 @@ def working_copy(module: nn.Module, x: Tensor) -> nn.Module | None:
             _fold(convolution, norm)
         if channels_last_pays(x):
             _lay_out(copy)
-        found = copy(for_copy(probe))
-        fine = found.shape == expected.shape and (found - expected).abs().max() <= _TOLERANCE[expected.dtype] * max(
-            1.0, float(expected.abs().max())
-        )
-    return copy if fine else None
+        return copy if same_logits(copy(for_copy(probe)), expected) else None
+
+
+def same_logits(found: Tensor, expected: Tensor) -> bool:
+    """Whether logits differ by rounding only."""
+    if found.shape != expected.shape:
+        return False
+    tolerance = _TOLERANCE.get(expected.dtype, _COARSE)
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1))
 
 
 def channels_last_pays(x: Tensor) -> bool:

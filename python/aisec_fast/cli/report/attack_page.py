@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .page import Block, Card, Column, Facts, Figure, Figures, Page, Section, Table, Words, render
+from .page import NORM_SIGNS, Block, Card, Column, Facts, Figure, Figures, Page, Section, Table, Words, render
 from .plots import line
 
 if TYPE_CHECKING:
     from ...adversarial._report import Report
 
-NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
-
 
 def build(report: Report) -> str:
     """The page as HTML, self-contained. ModuleNotFoundError without plotly or Jinja2 (the extra ``report``)."""
     count = len(report.fooled_at)
-    eps, norm = report.eps[-1], NORMS[report.norm]
+    eps, norm = report.eps[-1], NORM_SIGNS[report.norm]
     names = ", ".join(attack["name"] for attack in report.settings["attacks"])
     return render(
         Page(
@@ -61,7 +59,7 @@ def _curve(report: Report) -> Section:
         + ", ".join(f"{share:.1%} at {eps:g}" for eps, share in zip(x, y, strict=True)),
         [line("accuracy", x, y, "ours")],
         {
-            "xaxis": {"title": {"text": f"ε ({NORMS[report.norm]})"}, "rangemode": "tozero"},
+            "xaxis": {"title": {"text": f"ε ({NORM_SIGNS[report.norm]})"}, "rangemode": "tozero"},
             "yaxis": {"title": {"text": "accuracy"}, "range": [0, 1.02], "tickformat": ".0%"},
         },
     )

@@ -10,12 +10,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import kernels
-from .page import Card, Exhibit, Exhibits, Facts, Figure, Figures, Page, Picture, Section, Steps, Words, render
+from .page import (
+    NORM_SIGNS,
+    Card,
+    Exhibit,
+    Exhibits,
+    Facts,
+    Figure,
+    Figures,
+    Page,
+    Picture,
+    Section,
+    Steps,
+    Words,
+    render,
+)
 from .plots import line
 
 Result = Mapping[str, Any]
 
-_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 _COMMANDS = (
     ("aisec-fast info", "what this machine can run"),
     ("aisec-fast epsilon --help", "what a run of yours would cost, or the noise for a budget"),
@@ -202,7 +215,7 @@ def _robustness(result: Result) -> Section | None:
     if not curves:
         return None
     title = "Answers that survive the attack"
-    norm = _NORMS.get(str(attack.get("norm")).lower(), attack.get("norm", ""))
+    norm = NORM_SIGNS.get(str(attack.get("norm")).lower(), attack.get("norm", ""))
     figure = Figure(
         "robustness",
         title,
