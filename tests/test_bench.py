@@ -318,4 +318,4 @@ def test_a_wrong_step_is_found(weight: float, offset: float) -> None:
         return call
 
     with pytest.raises(DifferenceError):
-        _training._check("cnn", wrong)
+        _training._check("cnn", "cpu", wrong)

@@ -280,7 +280,9 @@ def test_public_functions_take_gpu_arrays() -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("size", [0, 1, 1024, 1025, 2**20, 2**20 + 1, 3_000_001, 2**28 + 7 * 1024, 2**29 + 12_345])
+@pytest.mark.parametrize(
+    "size", [0, 1, 1024, 1025, 2**20, 2**20 + 1, 3_000_001, 2**28 + 7 * 1024, 2**29 + 12_345, 2**30 + 12_345]
+)
 def test_blake3(library: Any, size: int) -> None:
     """One slice and several, aligned to words and not, after any number of chunks."""
     memory = np.tile(np.arange(251, dtype=np.uint8), (size + 1) // 251 + 1)[: size + 1]

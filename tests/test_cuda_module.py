@@ -220,5 +220,6 @@ def test_bad_arguments(cuda: ModuleType) -> None:
 
 def test_versions(cuda: ModuleType) -> None:
     assert cuda.device_count() == 2
+    assert cuda.device_names() == ["stand-in"] * 2
     assert cuda.runtime_version() == cuda.driver_version() == 13000
     assert cuda.version == "on the host"

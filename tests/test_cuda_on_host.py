@@ -181,8 +181,8 @@ def test_blake3_of_every_small_tree(order: int) -> None:
 
 
 def test_blake3_of_more_than_one_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The launches with slices of 2^4 chunks in place of 2^18: what a slice leaves waiting meets the next one's."""
-    sources = mutant(tmp_path, "hashing.cu", "std::uint64_t{1} << 18", "std::uint64_t{1} << 4")
+    """The launches with slices of 2^4 chunks in place of 2^20: what a slice leaves waiting meets the next one's."""
+    sources = mutant(tmp_path, "hashing.cu", "std::uint64_t{1} << 20", "std::uint64_t{1} << 4")
     library = build.library("hashing", sources)
     monkeypatch.setattr(hashing, "library", lambda: library)
     data = np.random.default_rng(4).integers(0, 256, 200 * CHUNK, dtype=np.uint8)

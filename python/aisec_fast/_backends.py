@@ -215,7 +215,7 @@ def info() -> dict[str, Any]:
         A dict of plain values: ``version``; ``backends`` (name to "available" or the reason why not);
         ``instruction_sets`` (those this CPU runs, best first) and ``instruction_set`` (the one in use; None without
         native kernels); ``generators`` (of a SecureSource's words, for each backend); ``threads``; ``torch_threads_shared`` (whether
-        native loops run on torch's threads, as they do once a model was made private); ``cuda`` (devices, runtime and driver version); ``packages`` (installed versions
+        native loops run on torch's threads, as they do once a model was made private); ``cuda`` (devices and their names, runtime and driver version); ``packages`` (installed versions
         of the libraries we work with, None if absent); ``machine``.
     """
     core, cuda = _extension("_core"), _extension("_cuda")
@@ -238,6 +238,7 @@ def info() -> dict[str, Any]:
         "torch_threads_shared": bool(core.shares_openmp()) if not isinstance(core, str) else False,
         "cuda": {
             "devices": cuda.device_count() if not isinstance(cuda, str) else 0,
+            "names": cuda.device_names() if not isinstance(cuda, str) else [],
             "runtime": cuda.runtime_version() if not isinstance(cuda, str) else None,
             "driver": cuda.driver_version() if not isinstance(cuda, str) else None,
         },

@@ -59,7 +59,7 @@ template <class T, class Out>
 void queue_sums(Queue& queue, const std::vector<Matrix<T>>& matrices, const double* weights,
                 const std::vector<void*>& outs, Out) {
   for (std::size_t a = 0; a < matrices.size(); ++a)
-    queue.run(matrices[a].columns, weighted_sum_kernel<T, Out>, matrices[a], weights, static_cast<Out*>(outs[a]));
+    queue.run_apart(matrices[a].columns, weighted_sum_kernel<T, Out>, matrices[a], weights, static_cast<Out*>(outs[a]));
 }
 
 template <class T>
@@ -72,7 +72,7 @@ void queue_lattice(Queue& queue, const std::vector<Matrix<T>>& matrices, std::in
     queue.run(team_threads(matrix), add_lattice_squares_kernel<T>, matrix, factors, square_sums);
   queue.run(rows, drop_long_rows_kernel, rows, square_sums, limit, factors);
   for (std::size_t a = 0; a < matrices.size(); ++a)
-    queue.run(matrices[a].columns, lattice_sum_kernel<T>, matrices[a], factors, outs[a]);
+    queue.run_apart(matrices[a].columns, lattice_sum_kernel<T>, matrices[a], factors, outs[a]);
 }
 
 }  // namespace

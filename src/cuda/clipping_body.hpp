@@ -24,16 +24,31 @@ __device__ inline void lattice_factors(std::uint64_t rows, const double* norms, 
     factors[row] = lattice_factor(norms[row], max_norm, granularity);
 }
 
+// Calls use(row, value) for the rows of a column in their order. Several rows are loaded before the first is used: a
+// column is one thread's, and with one load at a time there would be too few in flight to fill the memory's bandwidth.
+template <class T, class Use>
+__device__ void for_column(const Matrix<T>& matrix, std::uint64_t column, const Use& use) {
+  constexpr unsigned ahead = 16;
+  const T* place = matrix.data + column;
+  std::uint64_t row = 0;
+  for (; row + ahead <= matrix.rows; row += ahead) {
+    T values[ahead];
+    for (unsigned k = 0; k < ahead; ++k, place += matrix.stride) values[k] = *place;
+    for (unsigned k = 0; k < ahead; ++k) use(row + k, values[k]);
+  }
+  for (; row < matrix.rows; ++row, place += matrix.stride) use(row, *place);
+}
+
 // out[c] = sum of weights[row] * value, rows in order; a weight of 0 selects a row away. Neighbouring threads,
 // neighbouring columns.
 template <class T, class Out>
 __device__ void weighted_sum(const Matrix<T>& matrix, const double* weights, Out* out) {
   for (std::uint64_t column = first_index(); column < matrix.columns; column += index_step()) {
     double total = 0.0;
-    for (std::uint64_t row = 0; row < matrix.rows; ++row) {
+    for_column(matrix, column, [&](std::uint64_t row, T value) {
       const double weight = weights[row];
-      if (weight != 0.0) total += weight * widen(matrix.row(row)[column]);
-    }
+      if (weight != 0.0) total += weight * widen(value);
+    });
     out[column] = static_cast<Out>(total);
   }
 }
@@ -72,8 +87,10 @@ template <class T>
 __device__ void lattice_sum(const Matrix<T>& matrix, const double* factors, std::int64_t* out) {
   for (std::uint64_t column = first_index(); column < matrix.columns; column += index_step()) {
     std::int64_t total = 0;
-    for (std::uint64_t row = 0; row < matrix.rows; ++row)
-      if (factors[row] != 0.0) total += lattice_integer(matrix.row(row)[column], factors[row]);
+    for_column(matrix, column, [&](std::uint64_t row, T value) {
+      const double factor = factors[row];
+      if (factor != 0.0) total += lattice_integer(value, factor);
+    });
     out[column] = total;
   }
 }

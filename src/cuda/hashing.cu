@@ -9,9 +9,9 @@
 namespace aisec_fast::cuda {
 namespace {
 
-// Chunks are hashed 256 MiB at a time, so that the scratch memory for their chaining values stays at 16 MiB.
-constexpr std::uint64_t slice_chunks = std::uint64_t{1} << 18;
-constexpr int most_levels = 20;  // of a slice's tree, wherever the slice begins
+// Chunks are hashed 1 GiB at a time, so that the scratch memory for their chaining values stays at 48 MiB.
+constexpr std::uint64_t slice_chunks = std::uint64_t{1} << 20;
+constexpr int most_levels = 22;  // of a slice's tree, wherever the slice begins
 
 // Subtrees of a slice that have no sibling in it: of 2^level chunks, on its left and its right side.
 struct Waiting {

@@ -7,7 +7,7 @@ namespace aisec_fast::cuda {
 namespace {
 
 template <Law law, class X, class Out>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, noise_blocks)
     add_noise_kernel(const X* x, Out* out, std::uint64_t count, NoiseCall call) {
   add_noise<law>(x, out, count, call);
 }

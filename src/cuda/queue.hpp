@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "grid.hpp"
+#include "scratch_pool.hpp"
 
 namespace aisec_fast::cuda {
 namespace {
@@ -17,10 +18,10 @@ namespace {
 class Queue {
  public:
   explicit Queue(cudaStream_t stream) : stream_(stream) {
-    int device = 0, processors = 0;
-    check(cudaGetDevice(&device));
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-    most_blocks_ = static_cast<std::uint64_t>(processors) * blocks_per_processor;
+    int processors = 0;
+    check(cudaGetDevice(&device_));
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device_));
+    processors_ = static_cast<std::uint64_t>(processors);
   }
   ~Queue() { release(); }
   Queue(const Queue&) = delete;
@@ -30,7 +31,9 @@ class Queue {
   template <class T>
   T* scratch(std::uint64_t count) {
     void* memory = nullptr;
-    if (ok() && check(cudaMallocAsync(&memory, (count > 0 ? count : 1) * sizeof(T), stream_)))
+    cudaMemPool_t pool = nullptr;
+    if (ok() && check(scratch_pool(device_, pool)) &&
+        check(cudaMallocFromPoolAsync(&memory, (count > 0 ? count : 1) * sizeof(T), pool, stream_)))
       scratch_.push_back(memory);
     return static_cast<T*>(memory);
   }
@@ -44,13 +47,16 @@ class Queue {
   // holds.
   template <class... Parameters, class... Arguments>
   void run(std::uint64_t threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
-    const std::uint64_t blocks = threads / block_threads + (threads % block_threads != 0);
-    if (!ok() || blocks == 0) return;
-    cudaLaunchConfig_t launch{};
-    launch.gridDim = dim3(static_cast<unsigned>(blocks < most_blocks_ ? blocks : most_blocks_));
-    launch.blockDim = dim3(block_threads);
-    launch.stream = stream_;
-    check(cudaLaunchKernelEx(&launch, kernel, std::forward<Arguments>(arguments)...));
+    launch(block_threads, threads, kernel, std::forward<Arguments>(arguments)...);
+  }
+
+  // The same for a kernel whose threads know nothing of each other: few of them come in small blocks, so that they
+  // reach all processors.
+  template <class... Parameters, class... Arguments>
+  void run_apart(std::uint64_t threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
+    unsigned block = block_threads;
+    while (block > 2 * warp_threads && threads / block < 2 * processors_) block /= 2;
+    launch(block, threads, kernel, std::forward<Arguments>(arguments)...);
   }
 
   // Waits for all of it and copies one value back.
@@ -80,6 +86,18 @@ class Queue {
   static constexpr std::uint64_t blocks_per_processor =
       32;  // four times what fits: a slow block does not hold up the rest
 
+  template <class... Parameters, class... Arguments>
+  void launch(unsigned block, std::uint64_t threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
+    const std::uint64_t blocks = threads / block + (threads % block != 0);
+    if (!ok() || blocks == 0) return;
+    const std::uint64_t most = processors_ * blocks_per_processor * (block_threads / block);
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks < most ? blocks : most));
+    config.blockDim = dim3(block);
+    config.stream = stream_;
+    check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+  }
+
   bool check(cudaError_t status) {
     if (ok()) status_ = status;
     return status == cudaSuccess;
@@ -90,7 +108,8 @@ class Queue {
   }
 
   cudaStream_t stream_;
-  std::uint64_t most_blocks_ = 0;
+  int device_ = 0;
+  std::uint64_t processors_ = 1;
   cudaError_t status_ = cudaSuccess;
   std::vector<void*> scratch_;
 };

@@ -7,17 +7,17 @@ namespace aisec_fast::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(block_threads) mean_kernel(UpdateItem item, double divisor) {
+__global__ void __launch_bounds__(block_threads, noise_blocks) mean_kernel(UpdateItem item, double divisor) {
   mean_values<T>(item, divisor);
 }
 
 template <Momentum kind, class T>
-__global__ void __launch_bounds__(block_threads) sgd_kernel(UpdateItem item, SgdStep step) {
+__global__ void __launch_bounds__(block_threads, noise_blocks) sgd_kernel(UpdateItem item, SgdStep step) {
   sgd_values<kind, T>(item, step);
 }
 
 template <bool amsgrad, class T>
-__global__ void __launch_bounds__(block_threads) adam_kernel(UpdateItem item, AdamStep step) {
+__global__ void __launch_bounds__(block_threads, noise_blocks) adam_kernel(UpdateItem item, AdamStep step) {
   adam_values<amsgrad, T>(item, step);
 }
 

@@ -29,6 +29,15 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
   return cudaSuccess;
 }
 
+struct cudaDeviceProp {
+  char name[256];
+};
+
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  std::strcpy(properties->name, "stand-in");
+  return cudaSuccess;
+}
+
 inline cudaError_t cudaGetDevice(int* device) {
   *device = host_cuda::device;
   return cudaSuccess;
@@ -56,9 +65,34 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return cudaSuccess;
 }
 
+using cudaMemPool_t = int*;  // which device's it is
+enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
+enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold };
+
+struct cudaMemPoolProps {
+  cudaMemAllocationType allocType;
+  struct {
+    cudaMemLocationType type;
+    int id;
+  } location;
+};
+
+inline cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+  static int pools[host_cuda::devices];
+  const int device = properties->location.id;
+  if (device < 0 || device >= host_cuda::devices) return cudaErrorInvalidValue;
+  pools[device] = device;
+  *pool = &pools[device];
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+inline cudaError_t cudaMemPoolDestroy(cudaMemPool_t) { return cudaSuccess; }
+
 // Fresh memory is NaN to double, or zero: code that forgets to set it must be wrong with one of them.
-inline cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t) {
-  if (bytes == 0) return cudaErrorInvalidValue;
+inline cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t bytes, cudaMemPool_t pool, cudaStream_t) {
+  if (bytes == 0 || *pool != host_cuda::device) return cudaErrorInvalidValue;
   *memory = std::malloc(bytes);
   if (*memory == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*memory, host_cuda::order == 0 ? 0xff : 0, bytes);

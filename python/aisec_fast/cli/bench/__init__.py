@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", action="append", choices=FAMILIES, help="only this family (can be repeated)")
     parser.add_argument("--operation", action="append", metavar="NAME", help="only this operation (can be repeated)")
     parser.add_argument("--backend", choices=("native", "numba", "cuda"), help="of ours only this one; peers stay")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="only what runs there, peers included")
     parser.add_argument("--size", action="append", type=int, metavar="N", help="values (can be repeated)")
     parser.add_argument(
         "--threads", action="append", type=int, metavar="N", help="(can be repeated) default: 1 and all"
@@ -75,8 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.backend:
         with aisec_fast.use_backend(arguments.backend):
             pass  # raises if it is missing
-        if arguments.backend == "cuda" and aisec_fast.info()["cuda"]["devices"] == 0:
-            raise BackendError("backend is 'cuda', but no CUDA device is there")
+    if "cuda" in (arguments.backend, arguments.device) and aisec_fast.info()["cuda"]["devices"] == 0:
+        raise BackendError("backend or device is 'cuda', but no CUDA device is there")
     from . import _cases
 
     chosen = [
@@ -137,7 +138,9 @@ def _measured(
             if memory is not None and case.values * _BYTES_PER_VALUE > memory:
                 yield [], [Skipped(case, "all", "not enough memory at this size")]
             else:
-                yield measure(case, rounds, most_seconds=4.0 if arguments.quick else 10.0, backend=arguments.backend)
+                most_seconds = 4.0 if arguments.quick else 10.0
+                chosen_only = {"backend": arguments.backend, "device": arguments.device}
+                yield measure(case, rounds, most_seconds=most_seconds, **chosen_only)
             progress.advance(bar)
 
 

@@ -5,19 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aisec_fast import adversarial
 from aisec_fast._reference import adversarial as reference
 
-from ._kernels import Array, DifferenceError, Operation, close, contenders, has, like, same_bits
+from ._kernels import (
+    Array,
+    DifferenceError,
+    Operation,
+    Peers,
+    Whole,
+    close,
+    contenders,
+    has,
+    like,
+    on_devices,
+    same_bits,
+)
 from ._measure import Case, Contender, FloorPart
+
+if TYPE_CHECKING:
+    from ._models import Bench
 
 _ROWS = 64
 _EPS, _STEP = 8 / 255, 2 / 255
 _LENGTHS = {"linf": (_EPS, _STEP), "l2": (_EPS, _STEP), "l1": (12.0, 0.75), "l0": (20.0, 2.0)}  # of ball and step
+_WRITTEN = ("linf", "l2")  # norms whose step is a few lines of numpy or torch
 _CHECKED_ROWS = 2  # compared with the reference, whose float64 loops are slow
 _ATTACK_STEPS, _CHECKED_STEPS = 10, 3
 _BATCHES = {"cnn": 256, "resnet": 64, "mlp": 256}
@@ -64,16 +80,20 @@ def _prepare_step(norm: str, shape: tuple[int, int]) -> tuple[list[Contender], l
     kernel = getattr(reference, f"{norm}_step")
     kernel(few, few, gradient[:_CHECKED_ROWS], step_size, eps, 0.0, 1.0, expected)
     near = close(expected, 1e-6)
-    peers = {
-        name: (peer, lambda result: near(result[:_CHECKED_ROWS]), True)
-        for name, peer in _peers(norm, x, gradient).items()
-    }
-    return contenders(Operation(call, same_bits(expected), peers), x, reads=2, updates=1)
+
+    def first(result: Array) -> str:
+        return near(result[:_CHECKED_ROWS])
+
+    def on_gpu(there: Any) -> Peers:
+        return {"torch": (_torch(norm, there, like(gradient, there)), first, True)} if norm in _WRITTEN else {}
+
+    peers: Peers = {name: (peer, first, True) for name, peer in _peers(norm, x, gradient).items()}
+    return contenders(Operation(call, same_bits(expected), peers, peers_on_gpu=on_gpu), x, reads=2, updates=1)
 
 
 def _peers(norm: str, x: Array, gradient: Array) -> dict[str, Callable[[], Any]]:
     """The step as one writes it, in numpy and, in place, in torch: for the norms where that is a few lines."""
-    if norm not in ("linf", "l2"):
+    if norm not in _WRITTEN:
         return {}
     adv = x.copy()
 
@@ -91,59 +111,73 @@ def _peers(norm: str, x: Array, gradient: Array) -> dict[str, Callable[[], Any]]
     if has("torch"):
         import torch
 
-        tensor, slope, moved = torch.from_numpy(x), torch.from_numpy(gradient), torch.from_numpy(x.copy())
-
-        def torch_step() -> Any:
-            if norm == "linf":
-                moved.add_(slope.sign(), alpha=_STEP).sub_(tensor).clamp_(-_EPS, _EPS)
-            else:
-                moved.add_(slope / torch.linalg.vector_norm(slope, dim=1, keepdim=True), alpha=_STEP).sub_(tensor)
-                moved.mul_((_EPS / torch.linalg.vector_norm(moved, dim=1, keepdim=True)).clamp_(max=1))
-            return moved.add_(tensor).clamp_(0, 1)
-
-        found["torch"] = torch_step
+        found["torch"] = _torch(norm, torch.from_numpy(x), torch.from_numpy(gradient))
     return found
+
+
+def _torch(norm: str, x: Any, slope: Any) -> Callable[[], Any]:
+    import torch
+
+    moved = x.clone()
+
+    def step() -> Any:
+        if norm == "linf":
+            moved.add_(slope.sign(), alpha=_STEP).sub_(x).clamp_(-_EPS, _EPS)
+        else:
+            moved.add_(slope / torch.linalg.vector_norm(slope, dim=1, keepdim=True), alpha=_STEP).sub_(x)
+            moved.mul_((_EPS / torch.linalg.vector_norm(moved, dim=1, keepdim=True)).clamp_(max=1))
+        return moved.add_(x).clamp_(0, 1)
+
+    return step
 
 
 def _prepare_pgd(name: str) -> tuple[list[Contender], list[FloorPart]]:
     """PGD, 10 steps; the floor is 10 forward and backward passes to the input."""
-    import torch
-
     from . import _models
 
-    bench = _models.attack(name)
-    model, x, y = bench
+    return on_devices(lambda device: _pgd(_models.attack(name).to(device)))
 
+
+def _pgd(bench: Bench) -> Whole:
+    model, x, y = bench
     settings: dict[str, Any] = {"eps": _EPS, "random_start": False}
 
     def attack(steps: int = _ATTACK_STEPS) -> Any:
         return adversarial.pgd(model, x, y, step_size=_STEP, steps=steps, **settings)
 
-    def passes() -> None:
-        for _ in range(_ATTACK_STEPS):
-            point = x.detach().requires_grad_()
-            torch.autograd.grad(bench.loss(point, y), point)
-
-    found = [Contender("native", attack, lambda: _check(bench, attack(_CHECKED_STEPS)))]
+    peers: dict[str, Any] = {}
     if has("torchattacks"):
         import torchattacks
 
         def peer(steps: int = _ATTACK_STEPS) -> Any:
             return torchattacks.PGD(model, alpha=_STEP, steps=steps, **settings)(x, y)
 
-        found.append(Contender("torchattacks", peer, lambda: _check(bench, peer(_CHECKED_STEPS))))
-    return found, [FloorPart([passes])]
+        peers["torchattacks"] = (peer, lambda: _check(bench, peer(_CHECKED_STEPS)), True)
+    ours = (attack, lambda: _check(bench, attack(_CHECKED_STEPS)), True)
+    return Whole(ours, peers, lambda: _passes(bench, _ATTACK_STEPS))
+
+
+def _passes(bench: Bench, steps: int) -> None:
+    """What no attack of so many steps can avoid."""
+    import torch
+
+    for _ in range(steps):
+        point = bench.x.detach().requires_grad_()
+        torch.autograd.grad(bench.loss(point, bench.y), point)
 
 
 def _prepare_early(name: str, left: int) -> tuple[list[Contender], list[FloorPart]]:
     """PGD, 10 steps, with ``early_stop``, at a radius that leaves ``left`` percent of the samples; the floor is that of all
     samples. The weights are random, and labels are the model's own answers."""
-    import torch
-
     from . import _models
 
-    bench = _models.attack(name)
-    model, x = bench.model, bench.x[: _EARLY_ROWS[name]]
+    return on_devices(lambda device: _early(_models.attack(name).to(device), _EARLY_ROWS[name], left))
+
+
+def _early(bench: Bench, rows: int, left: int) -> Whole:
+    import torch
+
+    model, x = bench.model, bench.x[:rows]
     with torch.no_grad():
         y = model(x).argmax(1)
 
@@ -166,11 +200,6 @@ def _prepare_early(name: str, left: int) -> tuple[list[Contender], list[FloorPar
         settings: dict[str, Any] = {"alpha": high / 4, "steps": _EARLY_STEPS, "random_start": False}
         return torchattacks.PGD(model, eps=high, **settings)(x, y)
 
-    def passes() -> None:
-        for _ in range(_EARLY_STEPS):
-            point = x.detach().requires_grad_()
-            torch.autograd.grad(bench.loss(point, y), point)
-
     def verdicts() -> str:
         """Every sample that the last iterate of a full run fools is found, on the way or there."""
         hit = fooled(attack(high))
@@ -178,13 +207,11 @@ def _prepare_early(name: str, left: int) -> tuple[list[Contender], list[FloorPar
             raise DifferenceError("a sample that torchattacks fools was not found")
         return f"{float((~hit).double().mean()):.1%} left"
 
-    found = [Contender("native", lambda: attack(high), verdicts)]
-    if has("torchattacks"):
-        found.append(Contender("torchattacks", whole, lambda: "the others' check"))
-    return found, [FloorPart([passes])]
+    peers = {"torchattacks": (whole, lambda: "the others' check", True)} if has("torchattacks") else {}
+    return Whole((lambda: attack(high), verdicts, True), peers, lambda: _passes(bench._replace(x=x, y=y), _EARLY_STEPS))
 
 
-def _check(bench: Any, x_adv: Any) -> str:
+def _check(bench: Bench, x_adv: Any) -> str:
     """Equal to the loop in plain torch on 99.9 % of the elements to 1e-6, after a few steps.
 
     A gradient near 0 may have the other sign where two ways to round an iterate differ in the last bit; networks with

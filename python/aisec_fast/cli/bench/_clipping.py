@@ -12,7 +12,7 @@ from aisec_fast import clipping, noise
 from aisec_fast._reference import clipping as reference
 from aisec_fast._reference import noise as noise_reference
 
-from ._kernels import Array, Operation, close, contenders, has, same_bits
+from ._kernels import Array, Operation, Peers, close, contenders, has, same_bits
 from ._measure import Case, Contender, FloorPart
 
 _ROWS = 64
@@ -35,8 +35,12 @@ def _prepare(name: str, shape: tuple[int, int]) -> tuple[list[Contender], list[F
     grads = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     exact, near = _checks(name, grads)
     plain = name != "private_sum"
-    peers = {peer: (call, near, plain) for peer, call in _peers(name, grads).items()}
-    return contenders(Operation(partial(_call, name), exact, peers), grads, reads=1)
+    peers: Peers = {peer: (call, near, plain) for peer, call in _peers(name, grads).items()}
+
+    def on_gpu(there: Any) -> Peers:
+        return {"torch": (_torch(name, there), near, plain)}
+
+    return contenders(Operation(partial(_call, name), exact, peers, peers_on_gpu=on_gpu), grads, reads=1)
 
 
 def _call(name: str, grads: Any) -> Callable[[], Any]:
@@ -108,17 +112,21 @@ def _peers(name: str, grads: Array) -> dict[str, Callable[[], Any]]:
     if has("torch"):
         import torch
 
-        tensor = torch.from_numpy(grads)
-
-        def torch_norms() -> Any:
-            return torch.linalg.vector_norm(tensor, dim=1)
-
-        def torch_clipped() -> Any:
-            return (_BOUND / torch_norms()).clamp(max=1) @ tensor
-
-        def torch_noisy() -> Any:
-            return torch_clipped().add_(torch.empty(grads.shape[1]).normal_(0, 1))
-
-        calls = {"per_sample_norms": torch_norms, "clip_and_sum": torch_clipped, "private_sum": torch_noisy}
-        found["torch"] = calls[name]
+        found["torch"] = _torch(name, torch.from_numpy(grads))
     return found
+
+
+def _torch(name: str, grads: Any) -> Callable[[], Any]:
+    """The operation as one writes it in torch, where ``grads`` lives."""
+    import torch
+
+    def norms() -> Any:
+        return torch.linalg.vector_norm(grads, dim=1)
+
+    def clipped() -> Any:
+        return (_BOUND / norms()).clamp(max=1) @ grads
+
+    def noisy() -> Any:
+        return clipped().add_(torch.empty(grads.shape[1], device=grads.device).normal_(0, 1))
+
+    return {"per_sample_norms": norms, "clip_and_sum": clipped, "private_sum": noisy}[name]

@@ -36,16 +36,18 @@ def memory(values: Array, *, reads: float = 0.0, updates: float = 0.0, writes: f
 
 
 def device_memory(
-    values: Any, synchronize: Callable[[], object], *, reads: float = 0.0, updates: float = 0.0
+    values: Any, finish: Callable[[], object], *, reads: float = 0.0, updates: float = 0.0
 ) -> list[FloorPart]:
     """The same on a GPU; ``values`` is a torch or cupy array there."""
+    if values.itemsize == 1:
+        values = values.reshape(-1).view(sys.modules["torch"].int32 if hasattr(values, "clone") else np.int32)
     parts = []
     if reads:
-        parts.append(FloorPart([lambda: (values.max(), synchronize())], reads, "cuda"))
+        parts.append(FloorPart([values.max], reads, "cuda", finish))
     if updates:
         data = values.clone() if hasattr(values, "clone") else values.copy()
         negate = data.neg_ if hasattr(data, "neg_") else lambda: np.negative(data, out=data)
-        parts.append(FloorPart([lambda: (negate(), synchronize())], updates, "cuda"))
+        parts.append(FloorPart([negate], updates, "cuda", finish))
     return parts
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,10 @@ class DifferenceError(AssertionError):
     """A contender's result is not the reference's."""
 
 
+# Name -> (call, check, private_safe).
+Peers: TypeAlias = dict[str, tuple[Callable[[], Any], Callable[[Array], str], bool]]
+
+
 @dataclass(frozen=True)
 class Operation:
     """One public function of ours as a case needs it.
@@ -32,13 +36,15 @@ class Operation:
     call: makes, for input values on any device, a function without arguments that runs once and returns its result.
     check: says how a result (as numpy) was compared with the reference; raises :class:`DifferenceError`.
     peers: others that do the same: name -> (call, check, private_safe).
+    peers_on_gpu: makes the peers' calls for values on a GPU, of torch.
     private_safe: whether our result may be published as private.
     """
 
     call: Callable[[Any], Callable[[], Any]]
     check: Callable[[Array], str]
-    peers: dict[str, tuple[Callable[[], Any], Callable[[Array], str], bool]]
+    peers: Peers
     private_safe: bool = True
+    peers_on_gpu: Callable[[Any], Peers] = lambda _values: {}
 
 
 def contenders(
@@ -60,12 +66,46 @@ def contenders(
         found.append(_ours(operation, "numba", values))
     floors = _floors.memory(values, reads=reads, updates=updates, writes=writes)
     if on_devices and aisec_fast.info()["cuda"]["devices"] > 0 and (device := on_gpu(values)) is not None:
-        there, synchronize = device
-        found.append(_ours(operation, "cuda", there, device="cuda", synchronize=synchronize))
-        floors += _floors.device_memory(there, synchronize, reads=reads, updates=updates)
+        there, finish = device
+        found.append(_ours(operation, "cuda", there, device="cuda", finish=finish))
+        floors += _floors.device_memory(there, finish, reads=reads, updates=updates)
+        for name, (call, check, private_safe) in operation.peers_on_gpu(there).items() if has_torch_gpu() else ():
+            found.append(Contender(name, call, _checked(call, check), None, "cuda", private_safe, finish))
     for name, (call, check, private_safe) in operation.peers.items():
         found.append(Contender(name, call, _checked(call, check), private_safe=private_safe))
     return found, floors
+
+
+class Whole(NamedTuple):
+    """A whole attack or training step on one device: ours, the peers' by name, and the floor, which all of them contain.
+
+    Each of ours and theirs: (call, check as :class:`Contender` has it, private_safe).
+    """
+
+    ours: tuple[Callable[[], object], Callable[[], str], bool]
+    peers: dict[str, tuple[Callable[[], object], Callable[[], str], bool]]
+    floor: Callable[[], object]
+
+
+def on_devices(make: Callable[[str], Whole]) -> tuple[list[Contender], list[FloorPart]]:
+    """What ``make`` makes for the CPU, and for a GPU where torch and we reach one."""
+    found, floors = [], []
+    devices = ["cpu", "cuda"] if aisec_fast.info()["cuda"]["devices"] > 0 and has_torch_gpu() else ["cpu"]
+    for device in devices:
+        whole, finish = make(device), _finish_of(device)
+        ours = "native" if device == "cpu" else "cuda"
+        for name, (call, check, private_safe) in ({ours: whole.ours} | whole.peers).items():
+            found.append(Contender(name, call, check, None, device, private_safe, finish))
+        floors.append(FloorPart([whole.floor], 1.0, device, finish))
+    return found, floors
+
+
+def _finish_of(device: str) -> Callable[[], object]:
+    if device == "cpu":
+        return lambda: None
+    import torch
+
+    return torch.cuda.synchronize
 
 
 def _ours(
@@ -75,13 +115,10 @@ def _ours(
     *,
     instruction_set: str | None = None,
     device: str = "cpu",
-    synchronize: Callable[[], object] | None = None,
+    finish: Callable[[], object] = lambda: None,
 ) -> Contender:
-    call = operation.call(values)
-    finished = (lambda: (call(), synchronize())[0]) if synchronize else call
-    return Contender(
-        backend, finished, _checked(finished, operation.check), instruction_set, device, operation.private_safe
-    )
+    call, private_safe = operation.call(values), operation.private_safe
+    return Contender(backend, call, _checked(call, operation.check), instruction_set, device, private_safe, finish)
 
 
 def _checked(call: Callable[[], Any], check: Callable[[Array], str]) -> Callable[[], str]:
@@ -99,16 +136,24 @@ def to_numpy(value: Any) -> Array:
 
 def on_gpu(values: Array) -> tuple[Any, Callable[[], object]] | None:
     """The values on the GPU, by torch or cupy, and how to wait for it; None if neither can."""
-    if has("torch"):
+    if has_torch_gpu():
         import torch
 
-        if torch.cuda.is_available():
-            return torch.from_numpy(values).cuda(), torch.cuda.synchronize
+        return torch.from_numpy(values).cuda(), _finish_of("cuda")
     if has("cupy"):
         import cupy
 
         return cupy.asarray(values), cupy.cuda.get_current_stream().synchronize
     return None
+
+
+def has_torch_gpu() -> bool:
+    """Whether torch is there and reaches a GPU."""
+    if not has("torch"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def like(values: Array, other: Any) -> Any:

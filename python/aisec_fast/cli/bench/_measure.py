@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aisec_fast
 
@@ -37,6 +37,7 @@ class Contender:
     check: compares one result with the reference and says how ("bits", "moments", the error allowed); AssertionError if it differs.
     device: "cpu" or "cuda". A contender is compared with the floor of its device.
     private_safe: whether the result may be published as private.
+    finish: waits until what the calls have queued is done; a GPU's work goes on after a call has returned.
     """
 
     backend: str
@@ -45,6 +46,7 @@ class Contender:
     instruction_set: str | None = None
     device: str = "cpu"
     private_safe: bool = True
+    finish: Callable[[], object] = lambda: None
 
     @property
     def label(self) -> str:
@@ -72,6 +74,7 @@ class FloorPart:
     calls: Sequence[Callable[[], object]]
     weight: float = 1.0
     device: str = "cpu"
+    finish: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Skipped:
 
 
 def measure(
-    case: Case, rounds: int, *, most_seconds: float, backend: str | None = None
+    case: Case, rounds: int, *, most_seconds: float, backend: str | None = None, device: str | None = None
 ) -> tuple[list[dict[str, Any]], list[Skipped]]:
     """Check every contender of ``case`` against the reference, then time all of them once in each round.
 
@@ -117,6 +120,7 @@ def measure(
         rounds: number of rounds, at least 1.
         most_seconds: a contender that needs longer for one call is skipped.
         backend: of our backends only this one.
+        device: "cpu" or "cuda": only what runs there.
 
     Returns:
         One row for each contender, and what was skipped.
@@ -126,7 +130,7 @@ def measure(
     """
     try:
         with _threads(case.threads):
-            return _measure(case, rounds, most_seconds, backend)
+            return _measure(case, rounds, most_seconds, backend, device)
     except MemoryError:
         return [], [Skipped(case, "all", "not enough memory at this size")]
     finally:
@@ -134,25 +138,28 @@ def measure(
 
 
 def _measure(
-    case: Case, rounds: int, most_seconds: float, backend: str | None
+    case: Case, rounds: int, most_seconds: float, backend: str | None, device: str | None
 ) -> tuple[list[dict[str, Any]], list[Skipped]]:
     contenders, floors = case.prepare()
+    if device:
+        contenders = [contender for contender in contenders if contender.device == device]
+        floors = [part for part in floors if part.device == device]
     kept: list[tuple[Contender, str]] = []
     skipped: list[Skipped] = []
-    runs: list[tuple[Contender | None, Callable[[], object], int]] = []
+    runs: list[_Run] = []
     for contender in contenders:
         if backend and contender.backend in OURS and contender.backend != backend:
             continue
         with contender.active():
             checked = contender.check()
-            seconds = _once(contender.call)
+            seconds = _once(contender.call, contender.finish)
         if seconds > most_seconds:
             skipped.append(Skipped(case, contender.label, f"one call takes {seconds:.1f} s"))
             continue
         kept.append((contender, checked))
-        runs.append((contender, contender.call, _repeats(seconds)))
+        runs.append(_Run(contender, contender.call, contender.finish, _repeats(seconds)))
     for part in floors:
-        runs += [(None, call, _repeats(_once(call))) for call in part.calls]
+        runs += [_Run(None, call, part.finish, _repeats(_once(call, part.finish))) for call in part.calls]
     samples, load = _rounds(runs, rounds)
     floor_ns = _floor_ns(case, floors, samples[len(kept) :])
     rows = []
@@ -162,9 +169,16 @@ def _measure(
     return rows, skipped
 
 
-def _rounds(
-    runs: Sequence[tuple[Contender | None, Callable[[], object], int]], rounds: int
-) -> tuple[list[list[float]], float | None]:
+class _Run(NamedTuple):
+    """What is timed in every round: ``repeats`` calls, of a contender or of the floor."""
+
+    contender: Contender | None
+    call: Callable[[], object]
+    finish: Callable[[], object]
+    repeats: int
+
+
+def _rounds(runs: Sequence[_Run], rounds: int) -> tuple[list[list[float]], float | None]:
     """Seconds of each run in each round, and the share of the machine that other processes took meanwhile."""
     samples: list[list[float]] = [[] for _ in runs]
     order = random.Random(0)
@@ -172,21 +186,24 @@ def _rounds(
     for _ in range(rounds):
         # In another order each round, so that no one always follows the same.
         for place in order.sample(range(len(runs)), len(runs)):
-            contender, call, repeats = runs[place]
+            contender, call, finish, repeats = runs[place]
             with contender.active() if contender else contextlib.nullcontext():
                 time.sleep(_PAUSE)
                 start = time.perf_counter()
                 for _ in range(repeats):
                     call()
+                finish()
                 samples[place].append((time.perf_counter() - start) / repeats)
     return samples, load.share()
 
 
-def _once(call: Callable[[], object]) -> float:
+def _once(call: Callable[[], object], finish: Callable[[], object]) -> float:
     """Seconds of one call, after one that may compile, allocate or fill caches."""
     call()
+    finish()
     start = time.perf_counter()
     call()
+    finish()
     return time.perf_counter() - start
 
 

@@ -20,6 +20,10 @@ class Bench(NamedTuple):
     x: Tensor
     y: Tensor
 
+    def to(self, device: str) -> Bench:
+        """The same on a device."""
+        return Bench(self.model.to(device), self.x.to(device), self.y.to(device))
+
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy, over tokens too: each sample's mean, then the batch's."""
         logits = self.model(x)

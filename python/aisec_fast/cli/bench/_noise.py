@@ -18,11 +18,10 @@ from aisec_fast import noise
 from aisec_fast._reference import integers
 from aisec_fast._reference import noise as reference
 
-from ._kernels import Array, DifferenceError, Operation, contenders, has, same_bits
+from ._kernels import Array, DifferenceError, Operation, Peers, contenders, has, same_bits
 from ._measure import Case, Contender, FloorPart
 
 Source: TypeAlias = noise.SecureSource | noise.SeededSource
-_Peer: TypeAlias = tuple[Callable[[], Any], Callable[[Array], str], bool]
 
 YARDSTICK = "normal_"
 _SCALE = 1.0  # no effect on time; the ratio scale / granularity may have one
@@ -76,20 +75,20 @@ def _prepare(name: str, variant: _Variant, size: int) -> tuple[list[Contender], 
     values = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     variance = 1.0 if variant.function == "add_gaussian" else 2.0
     near = _moments(values, variance)
-    peers: dict[str, _Peer] = {"SecureSource": (_call(variant, noise.SecureSource(), values), near, variant.exact)}
+    peers: Peers = {"SecureSource": (_call(variant, noise.SecureSource(), values), near, variant.exact)}
     for peer, call in (_peers(variant.function, values) if name in _PLAIN else {}).items():
         peers[peer] = (call, near, peer == "opendp")
     peers |= _yardstick(size)
-    return contenders(
-        Operation(
-            lambda x: _call(variant, noise.SeededSource(_SEED), x),
-            _expected(variant, values),
-            peers,
-            private_safe=variant.exact,
-        ),
-        values,
-        updates=1,
-    )
+
+    def on_gpu(there: Any) -> Peers:
+        added = {"torch": (_torch(there.clone()), near, False)} if name == "add_gaussian" else {}
+        return added | _yardstick(size, there.device)
+
+    def ours(x: Any) -> Callable[[], Any]:
+        return _call(variant, noise.SeededSource(_SEED), x)
+
+    operation = Operation(ours, _expected(variant, values), peers, variant.exact, on_gpu)
+    return contenders(operation, values, updates=1)
 
 
 def _call(variant: _Variant, source: Source, values: Any) -> Callable[[], Any]:
@@ -105,7 +104,7 @@ def _prepare_discrete(size: int) -> tuple[list[Contender], list[FloorPart]]:
     law, key = integers.discrete_gaussian(_DISCRETE_SIGMA), noise.SeededSource(_SEED).next_key()
     expected = np.array(integers.signed_integers(key, min(_CHECKED, size), law), np.int64)
     moments = _moments(np.zeros(1), _DISCRETE_SIGMA**2)
-    peers: dict[str, _Peer] = {"SecureSource": (call(noise.SecureSource()), moments, True)}
+    peers: Peers = {"SecureSource": (call(noise.SecureSource()), moments, True)}
     operation = Operation(lambda _: call(noise.SeededSource(_SEED)), same_bits(expected), peers | _yardstick(size))
     return contenders(operation, np.zeros(size, np.int64), writes=1, on_devices=False)
 
@@ -141,13 +140,13 @@ def _moments(values: Array, variance: float) -> Callable[[Array], str]:
     return check
 
 
-def _yardstick(size: int) -> dict[str, _Peer]:
+def _yardstick(size: int, device: Any = "cpu") -> Peers:
     """``normal_`` of torch on float32 values, if torch is there."""
     if not has("torch"):
         return {}
     import torch
 
-    tensor = torch.empty(size)
+    tensor = torch.empty(size, device=device)
     return {YARDSTICK: (lambda: tensor.normal_(0, _SCALE), _moments(np.zeros(1), _SCALE**2), False)}
 
 
@@ -162,11 +161,15 @@ def _peers(name: str, values: Array) -> dict[str, Callable[[], Any]]:
     if has("torch") and name == "add_gaussian":
         import torch
 
-        tensor, noise_of_torch = torch.from_numpy(values.copy()), torch.empty(values.shape)
-        found["torch"] = lambda: tensor.add_(noise_of_torch.normal_(0, _SCALE))
+        found["torch"] = _torch(torch.from_numpy(values.copy()))
     if has("opendp") and values.size <= 2**16:
         found["opendp"] = _opendp(name, values)
     return found
+
+
+def _torch(tensor: Any) -> Callable[[], Any]:
+    drawn = tensor.clone()
+    return lambda: tensor.add_(drawn.normal_(0, _SCALE))
 
 
 def _opendp(name: str, values: Array) -> Callable[[], Any]:

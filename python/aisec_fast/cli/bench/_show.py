@@ -63,9 +63,9 @@ def table(console: Console, document: dict[str, Any]) -> None:
     console.print(f"[dim]{len(rows)} rows in {document['seconds']:.0f} s on {escape(document['machine']['model'])}[/]")
 
 
-def _place(row: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
-    """What rows share that were measured in the same rounds."""
-    return tuple(row["shape"]), row["threads"]
+def _place(row: Mapping[str, Any]) -> tuple[tuple[int, ...], int, str]:
+    """What rows share that were measured in the same rounds on the same device."""
+    return tuple(row["shape"]), row["threads"], row["device"]
 
 
 def comparison(console: Console, before: dict[str, Any], after: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
@@ -101,6 +101,7 @@ def shape_of(row: Mapping[str, Any]) -> str:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """ "native avx2", "torch *"."""
+    """ "native avx2", "torch *", "torch on cuda"."""
     star = "" if row.get("private_safe", True) else "*"
-    return " ".join(filter(None, (row["backend"], row["instruction_set"], star)))
+    device = "" if row["device"] in ("cpu", row["backend"]) else f"on {row['device']}"
+    return " ".join(filter(None, (row["backend"], device, row["instruction_set"], star)))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._kernels import DifferenceError, has
+from ._kernels import DifferenceError, Whole, has, on_devices
 from ._measure import Case, Contender, FloorPart
 
 if TYPE_CHECKING:
@@ -29,14 +29,21 @@ def cases(threads: list[int]) -> Iterator[Case]:
 
 
 def _prepare(name: str) -> tuple[list[Contender], list[FloorPart]]:
+    return on_devices(lambda device: _steps(name, device))
+
+
+def _steps(name: str, device: str) -> Whole:
     from . import _models
 
-    found = [Contender("native", _private(_models.training(name)), partial(_check, name, _private))]
+    def bench() -> Bench:
+        return _models.training(name).to(device)
+
+    peers: dict[str, Any] = {}
     if has("opacus"):
-        peer = _opacus(_models.training(name))
-        found.append(Contender("opacus", peer, partial(_check, name, _opacus), private_safe=False))
-    plain = _models.training(name)
-    return found, [FloorPart([_step(plain, _optimizer(plain))])]
+        peers["opacus"] = (_opacus(bench()), partial(_check, name, device, _opacus), False)
+    plain = bench()
+    ours = (_private(bench()), partial(_check, name, device, _private), True)
+    return Whole(ours, peers, _step(plain, _optimizer(plain)))
 
 
 def _optimizer(bench: Bench) -> Any:
@@ -86,7 +93,7 @@ def _quiet(step: Callable[[], object]) -> Callable[[], object]:
     return call
 
 
-def _check(name: str, stepper: Callable[[Bench, float], Callable[[], object]]) -> str:
+def _check(name: str, device: str, stepper: Callable[[Bench, float], Callable[[], object]]) -> str:
     """Without noise, the mean of the clipped gradients equals that of a loop over the samples in float64.
 
     It must be a sum of the samples' clipped gradients to 1e-6 of the bound, each with a weight of at most 1: an engine may
@@ -96,7 +103,7 @@ def _check(name: str, stepper: Callable[[Bench, float], Callable[[], object]]) -
 
     from . import _models
 
-    bench = _models.training(name, _CHECKED)
+    bench = _models.training(name, _CHECKED).to(device)
     exact = copy.deepcopy(bench.model).double()
     x = bench.x.double() if bench.x.is_floating_point() else bench.x
     clipped = []

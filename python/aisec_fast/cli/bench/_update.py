@@ -15,7 +15,7 @@ import numpy as np
 from aisec_fast import _update, noise
 from aisec_fast._reference import update as reference
 
-from ._kernels import Array, Operation, contenders, has, same_bits
+from ._kernels import Array, Operation, Peers, contenders, has, same_bits
 from ._measure import Case, Contender, FloorPart
 
 _SIGMA, _DIVISOR, _LR, _SEED = 1.0, 256.0, 1e-3, 7
@@ -35,8 +35,12 @@ def cases(sizes: list[int], threads: list[int]) -> Iterator[Case]:
 def _prepare(name: str, size: int) -> tuple[list[Contender], list[FloorPart]]:
     values = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     check = same_bits(_expected(name, values[:_CHECKED]))
-    peers = {peer: (call, lambda _: "not compared", peer == "separate") for peer, call in _peers(name, values).items()}
-    return contenders(Operation(partial(_call, name), check, peers), values, updates=_ARRAYS[name])
+
+    def peers(on: Any) -> Peers:
+        return {peer: (call, lambda _: "not compared", peer == "separate") for peer, call in _peers(name, on).items()}
+
+    operation = Operation(partial(_call, name), check, peers(values), peers_on_gpu=peers)
+    return contenders(operation, values, updates=_ARRAYS[name])
 
 
 def _call(name: str, values: Any) -> Callable[[], Any]:
@@ -67,20 +71,23 @@ def _expected(name: str, values: Array) -> Array:
     return reference.sgd(mean, values, ones, _LR, momentum, 0.0, 0.0, nesterov=False, maximize=False, first=False)[0]
 
 
-def _peers(name: str, values: Array) -> dict[str, Callable[[], Any]]:
+def _peers(name: str, values: Any) -> dict[str, Callable[[], Any]]:
     if not has("torch"):
         return {}
     import torch
 
+    def copy() -> Any:
+        return torch.as_tensor(values).clone()
+
     def ready() -> tuple[Any, Any]:
-        param = torch.tensor(values, requires_grad=True)
-        param.grad = torch.tensor(values)
+        param = copy().requires_grad_()
+        param.grad = copy()
         if name == "adam":
             return param, torch.optim.Adam([param], lr=_LR)
         return param, torch.optim.SGD([param], lr=_LR, momentum=0.9 if name == "sgd_momentum" else 0.0)
 
     (param, optimizer), (other, other_optimizer) = ready(), ready()
-    source, total = noise.SeededSource(_SEED), torch.tensor(values)
+    source, total = noise.SeededSource(_SEED), copy()
 
     def alone() -> Any:
         optimizer.step()
