@@ -262,7 +262,7 @@ class Transformer(nn.Module):
             self.head.weight = self.tokens.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        positions = torch.arange(x.shape[1]).repeat(x.shape[0], 1)
+        positions = torch.arange(x.shape[1], device=x.device).repeat(x.shape[0], 1)
         return self.head(self.norm(self.layers(self.tokens(x) + self.positions(positions))))
 
 

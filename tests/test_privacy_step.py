@@ -8,6 +8,7 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -548,6 +549,24 @@ def test_samples_that_do_not_mix_pass(name: str) -> None:
     assert [step.info()["check_rows"] for _, step in steps] == ["passed", "off"]
     for a, b in zip(steps[0][0], steps[1][0], strict=True):
         assert torch.equal(a, b)
+
+
+def _trembling(size: float) -> Any:
+    """Scales each sample by a number that is new each time, as sums in any order change last bits."""
+    numbers = np.random.default_rng(0)
+    return lambda _m, h: h * torch.from_numpy(1 + size * numbers.standard_normal((len(h), 1))).float()
+
+
+def test_bits_that_do_not_repeat() -> None:
+    """Then samples that do not mix pass, and it is said; those that mix more than bits tremble are found."""
+    engine, model, _, _ = private(Mixer(_trembling(1e-6)))
+    model(torch.randn(6, 4))
+    assert engine.info()[0]["check_rows"].startswith("passed up to rounding")
+    little, much = _trembling(1e-6), _trembling(0.3)
+    for mix in (lambda m, h: little(m, h) + 0.01 * h.mean(0), lambda m, h: much(m, h).softmax(0)):
+        _, model, _, _ = private(Mixer(mix))
+        with pytest.raises(PrivacyError, match="samples mix"):
+            model(torch.randn(6, 4))
 
 
 def test_what_cannot_be_checked_is_said() -> None:

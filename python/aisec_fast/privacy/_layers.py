@@ -310,9 +310,7 @@ class EmbeddingGradients(LayerGradients):
             used = tokens != layer.padding_idx  # the padding row is never trained
             tokens, samples, vectors = tokens[used], samples[used], vectors[used]
         pairs, place = torch.unique(samples * layer.num_embeddings + tokens, return_inverse=True)
-        # In float64: on a GPU the order of these sums is open, and so it does not show in float32.
-        sums = vectors.new_zeros((pairs.shape[0], layer.embedding_dim), dtype=torch.float64)
-        self.vectors = sums.index_add_(0, place, vectors.double()).to(vectors.dtype)
+        self.vectors = _sums_at(place, vectors.double(), pairs.shape[0]).to(vectors.dtype)
         self.samples = pairs.div(layer.num_embeddings, rounding_mode="floor")
         self.tokens = pairs - self.samples * layer.num_embeddings
 
@@ -323,8 +321,7 @@ class EmbeddingGradients(LayerGradients):
         return 0
 
     def norms(self, _name: str) -> Norms:
-        squares = torch.zeros(self.batch, dtype=torch.float64, device=self.vectors.device)
-        squares.index_add_(0, self.samples, row_squares(self.vectors))
+        squares = _sums_at(self.samples, row_squares(self.vectors), self.batch)
         return Norms(squares, squares)
 
     def _rows(self, _name: str, start: int, stop: int) -> Tensor:
@@ -336,7 +333,7 @@ class EmbeddingGradients(LayerGradients):
     def add_total(self, _name: str, weights: Weights, total: Total) -> None:
         words, place = torch.unique(self.tokens, return_inverse=True)
         scaled = weights.at(self.samples).scale(self.vectors.double())
-        sums = scaled.new_zeros((words.shape[0], scaled.shape[1])).index_add_(0, place, scaled)
+        sums = _sums_at(place, scaled, words.shape[0])
         dense = self.vectors.new_zeros(self.layer.weight.shape)
         dense[words] = sums.to(dense.dtype)
         total.add(dense)
@@ -376,6 +373,14 @@ class GroupNormGradients(LayerGradients):
         each = self.layer.num_channels // self.layer.num_groups
         mean, scale = (s.repeat_interleave(each, 1) for s in self.statistics)
         return (_over_space(self.gradient * self.activation) - mean * sums) * scale
+
+
+def _sums_at(places: Tensor, values: Tensor, count: int) -> Tensor:
+    """[n, ...] -> [count, ...]: the sums of the values with the same place. The same bits each time."""
+    sums = values.new_zeros((count, *values.shape[1:]))
+    if values.is_cuda:  # index_add_ adds in any order there; this sorts first
+        return sums.index_put_((places,), values, accumulate=True)
+    return sums.index_add_(0, places, values)
 
 
 def _over_space(values: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ def why_not_fused(optimizer: Optimizer, own_hook: object) -> str | None:
         for option in ("differentiable", "capturable"):
             if group.get(option):
                 return f"the option {option} asks for torch's step"
+        if type(optimizer) is not SGD and group.get("fused") and any(p.is_cuda for p in group["params"]):
+            return "the option fused keeps the number of steps on the GPU"
         if not all(p.is_contiguous() for p in group["params"]):
             return "a parameter is not contiguous"
     return None

@@ -51,6 +51,7 @@ class Recorder:
         self._pass: int | None = None
         self._failure: str | None = None
         self._memory = _Memory()
+        self._streams: set[Any] = set()  # of a GPU, on which uses were measured
         # An input of the tap that requires grad: a first layer, whose own input requires none, is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
 
@@ -68,6 +69,8 @@ class Recorder:
                 "(reentrant checkpointing also makes several passes: use_reentrant=False)"
             )
         self._pass = number
+        if gradient.is_cuda:  # autograd runs a layer's backward on the stream of its forward
+            self._streams.add(torch.cuda.current_stream(gradient.device))
         with torch.no_grad(), full_precision():
             use = Use(layer, self._rule(layer, activation, gradient, statistics))
             if not layer.shares and self._forwards[id(layer)] == 1:
@@ -102,6 +105,10 @@ class Recorder:
                 f"this step cannot be private ({self._failure}); call optimizer.zero_grad() and start it again"
             )
         uses = self._uses
+        for stream in self._streams:
+            current = torch.cuda.current_stream(stream.device)
+            if stream != current:
+                current.wait_stream(stream)
         self.drop()
         return uses
 
@@ -109,6 +116,7 @@ class Recorder:
         """Forget everything, also a failure."""
         self._uses, self._pass, self._failure = [], None, None
         self._forwards.clear()
+        self._streams.clear()
         self._memory.busy.clear()
 
 
