@@ -129,10 +129,17 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.fixture(params=[False, True], ids=["", "as on a GPU"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's products in place of our kernels too, as on a GPU."""
+    if request.param:
+        monkeypatch.setattr(_layers, "_on_gpu", lambda _values: True)
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer(name: str, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer(name: str, chunked: bool, products: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rule, also where memory limits make it work a few samples at a time."""
     if chunked:
         monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 1)
@@ -338,7 +345,7 @@ def test_reuse_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_float32(name: str) -> None:
+def test_float32(name: str, products: None) -> None:
     """Float32 against the float64 loop.
 
     Sums of at most 256 terms through at most 20 layers: each layer's relative error is at most 256 * 2^-24 = 1.5e-5 of
@@ -389,7 +396,9 @@ def test_batch_second() -> None:
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "reused"])
-def test_bad_sample_contributes_zero(name: str, chunked: bool, poison: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_sample_contributes_zero(
+    name: str, chunked: bool, poison: float, products: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sample with NaN or Inf counts as zero and changes nothing else. The loop leaves it out too."""
     if chunked:
         monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 1)
@@ -414,6 +423,6 @@ def test_bad_gradient_of_a_transformer_sample() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_empty_batch(name: str) -> None:
+def test_empty_batch(name: str, products: None) -> None:
     model, x, y, loss = model_case(name, torch.float64)
     assert all((g == 0).all() for g in private_gradients(model, x[:0], y[:0], loss))

@@ -143,6 +143,8 @@ class LinearGradients(LayerGradients):
 
     def _dear_gram(self) -> bool:
         """True where gradients cost less than Gram matrices."""
+        if _on_gpu(self.gradient):  # where both are cuBLAS products, what they move decides (Bu et al. 2022)
+            return self.length > 1 and 2 * self.length**2 > math.prod(self._widths())
         return self.length > 1 and ghost.cheapest(1, self.length, *self._widths()) == "rows"
 
     def _widths(self) -> tuple[int, int]:
@@ -154,7 +156,8 @@ class LinearGradients(LayerGradients):
             squares = row_squares(self.inputs) * self.kept_squares["bias"]
             return Norms(squares, squares)
         d, p = self._widths()
-        if not self._dear_gram() and self.dtype == torch.float32 and max(d, p) <= ghost.LARGEST_WIDTH:
+        native = self.dtype == torch.float32 and max(d, p) <= ghost.LARGEST_WIDTH and not _on_gpu(self.gradient)
+        if native and not self._dear_gram():
             squares, lengths = ghost.gram_squares(self.inputs.contiguous(), self.outputs)
             return _within(squares, ghost.gram_roundoff(self.length, d, p) * lengths.square(), lengths)
         a, g = _vector_norms(self.inputs), _vector_norms(self.outputs)
@@ -194,7 +197,8 @@ class LinearGradients(LayerGradients):
 
 
 class ConvGradients(LayerGradients):
-    """Convolutions: per-sample gradients by one convolution_backward with the batch folded into the groups."""
+    """Convolutions: per-sample gradients by our kernel, on a GPU by products of gradients and patches in cuBLAS, and where
+    there is neither by one convolution_backward with the batch folded into the groups."""
 
     def __init__(
         self, layer: Any, activation: Tensor, gradient: Tensor, statistics: None = None, memory: Memory | None = None
@@ -208,7 +212,10 @@ class ConvGradients(LayerGradients):
     def _native(self) -> bool:
         """Whether there is a kernel for this convolution."""
         wide = max(self.layer.weight[0].numel(), self.layer.out_channels // self.layer.groups) > ghost.LARGEST_WIDTH
-        return self.dtype == torch.float32 and self.gradient.dim() <= 4 and not wide
+        return self.dtype == torch.float32 and self.gradient.dim() <= 4 and not wide and not _on_gpu(self.gradient)
+
+    def _by_patches(self) -> bool:
+        return _on_gpu(self.gradient) and self.gradient.dim() <= 4
 
     def _dear_gram(self) -> bool:
         """True where gradients cost less than Gram matrices, or there is no kernel for these."""
@@ -253,18 +260,52 @@ class ConvGradients(LayerGradients):
             if kept:
                 self.kept_squares[name] = squares
             return rows
+        if self._by_patches():
+            return self._rows_of_patches(start, stop)
         # Sample i owns channels [i*C, (i+1)*C) and the groups that belong to them. Only the weight's shape matters.
         stacked = weight.new_empty((batch * weight.shape[0], *weight.shape[1:]))
         one_image = self.activation[start:stop].flatten(0, 1).unsqueeze(0)
         gradients = self._backward(gradient.flatten(0, 1).unsqueeze(0), one_image, stacked, batch * self.layer.groups)
         return gradients.view(batch, *weight.shape)
 
+    def _rows_of_patches(self, start: int, stop: int) -> Tensor:
+        """Sample by sample the product of its output gradient, [out, positions], and its patches, [taps, positions]."""
+        weight: Tensor = self.layer.weight
+        groups, positions = self.layer.groups, self._terms()
+        rows = self.memory((stop - start, *weight.shape), dtype=self.dtype, device=weight.device)
+        for low, high in chunks(stop - start, groups * weight[0].numel() * positions):
+            count = (high - low) * groups
+            patches = self._patches(self.activation[start + low : start + high]).reshape(count, -1, positions)
+            gradient = self.gradient[start + low : start + high].reshape(count, -1, positions)
+            out = rows[low:high].view(count, gradient.shape[1], patches.shape[1])
+            torch.bmm(gradient, patches.transpose(1, 2), out=out)
+        return rows
+
+    def _patches(self, activation: Tensor) -> Tensor:
+        """A view [B, channels, *kernel, *outputs]: the value that each tap sees at each position."""
+        layer, space = self.layer, self.gradient.shape[2:]
+        sides = [side for side in reversed(self.padding) for _ in range(2)]
+        values = functional.pad(activation, sides).contiguous()
+        moves = values.stride()[2:]
+        taps = [move * step for move, step in zip(moves, layer.dilation, strict=True)]
+        steps = [move * step for move, step in zip(moves, layer.stride, strict=True)]
+        shape = (*values.shape[:2], *layer.kernel_size, *space)
+        return values.as_strided(shape, (*values.stride()[:2], *taps, *steps))
+
     def _terms(self) -> int:
         return self.gradient.shape[2:].numel()
 
     def _add_product(self, start: int, stop: int, weights: Weights, total: Total) -> None:
         gradient, activation = weights.scale(self.gradient[start:stop]), weights.keep(self.activation[start:stop])
-        total.add(self._backward(gradient, activation, self.layer.weight, self.layer.groups))
+        weight, groups = self.layer.weight, self.layer.groups
+        if self._by_patches():  # one product over the positions of all samples
+            rank = gradient.dim() - 2
+            taps_first = (1, *range(2, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
+            patches = self._patches(activation).permute(taps_first).reshape(groups, weight[0].numel(), -1)
+            outputs = gradient.transpose(0, 1).reshape(groups, weight.shape[0] // groups, -1)
+            total.add(torch.bmm(outputs, patches.transpose(1, 2)).view(weight.shape))
+        else:
+            total.add(self._backward(gradient, activation, weight, groups))
 
     def _backward(self, gradient: Tensor, activation: Tensor, weight: Tensor, groups: int) -> Tensor:
         layer = self.layer
@@ -397,6 +438,11 @@ RULES: tuple[type[LayerGradients], ...] = (
     LayerNormGradients,
     GroupNormGradients,
 )
+
+
+def _on_gpu(values: Tensor) -> bool:
+    """Where cuBLAS makes the products faster than our kernels for the CPU could be carried over."""
+    return values.is_cuda
 
 
 def find_rule(layer: nn.Module) -> type[LayerGradients] | None:
