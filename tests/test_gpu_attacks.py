@@ -26,7 +26,7 @@ from tests.conftest import bits
 
 _cuda = pytest.importorskip("aisec_fast._cuda", reason="this build has no CUDA module (no nvcc)")
 torch = pytest.importorskip("torch", reason="torch is not installed")
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor, nn
 
 DEVICE = "cuda"
 NORMS = ["linf", "l2", "l1", "l0"]
@@ -35,6 +35,8 @@ EPS = {"linf": 0.06, "l2": 0.7, "l1": 4.0, "l0": 8.0}
 pytestmark = [
     pytest.mark.skipif(_cuda.device_count() == 0, reason="no GPU: the driver is missing or offers no device"),
     pytest.mark.filterwarnings("ignore::aisec_fast.adversarial.GradientMaskingWarning"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),  # torch, in a backward pass that is a thread's first
 ]
 
 
@@ -152,7 +154,7 @@ def check_inside(adv: Any, x: Any, eps: float, norm: str) -> None:
         assert adv.is_contiguous()
         assert not adv.requires_grad
     values = host(adv)
-    assert values.min() >= 0 and values.max() <= 1
+    assert ((values >= 0) & (values <= 1)).all()
     assert (lengths(adv, x, norm) <= eps).all()
 
 
@@ -188,8 +190,10 @@ def test_pgd_step_refuses_what_it_cannot_take(arrays: Arrays) -> None:
         step(x, host_x, x)
     with pytest.raises(ValueError, match=r"gradient lives on cpu, x_adv on cuda:0"):
         step(x, x, host_x)
-    with pytest.raises((ValueError, TypeError), match="out"):
+    with pytest.raises(ValueError, match="out lives on cpu, x_adv on cuda:0; expected one device"):
         step(x, x, x, out=np.empty_like(host_x))
+    with pytest.raises(ValueError, match="out lives on cuda:0, x_adv on cpu; expected one device"):
+        step(host_x, host_x, host_x, out=x)
     with pytest.raises(ValueError, match="gradient is not C-contiguous"):
         step(x, x, arrays.there(np.zeros((6, 4), np.float32)).T)
     with pytest.raises(TypeError, match="x_adv has dtype float16"):
@@ -374,8 +378,8 @@ def test_the_working_copy_is_used_and_the_module_judges(
             assert held.has_copy
         both = [host(held.logits(x)), host(held.own_logits(x))]
     np.testing.assert_allclose(*both, rtol=0, atol=(1e-2 if tf32 else 1e-4) * abs(both[1]).max())
-    for copy in (True, False):
-        adv = adversarial.pgd(model, x, y, eps=0.1, steps=15, seed=0, restarts=2, working_copy=copy)
+    for with_copy in (True, False):
+        adv = adversarial.pgd(model, x, y, eps=0.1, steps=15, seed=0, restarts=2, working_copy=with_copy)
         check_inside(adv, x, 0.1, "linf")
         assert (leads(model, adv, y)[0] > 0).any()
 
@@ -432,7 +436,7 @@ def test_devices_that_differ_are_refused() -> None:
     for attack in (adversarial.fab, adversarial.deepfool, adversarial.ddn, adversarial.fmn, adversarial.cw):
         with pytest.raises(ValueError, match=r"x lives on cpu, model on cuda:0; expected one device"):
             attack(model, host(x), host(y))
-    with pytest.raises(ValueError, match=r"x_adv lives on cuda:0, x on cpu|x_adv lives on cuda:0"):
+    with pytest.raises(ValueError, match=r"x_adv lives on cuda:0, x on cpu; expected one device"):
         adversarial.distances(x, x.cpu())
     with pytest.raises(ValueError, match="y holds label 6, expected 0 to 5"):  # and no assertion inside a kernel
         adversarial.pgd(model, x, y * 0 + 6, eps=0.1)
@@ -759,11 +763,9 @@ def test_evaluate_under_a_forced_backend() -> None:
         adversarial.evaluate(model, x, y, eps=0.05, attacks=["apgd-ce"], seed=0)
 
 
-@pytest.mark.parametrize("attacks", ["quick", "rand", ["apgd-margin", "fab", adversarial.pgd]])
+@pytest.mark.parametrize("attacks", ["quick", ["apgd-margin", "fab", adversarial.pgd]])
 def test_other_ensembles(attacks: Any) -> None:
     model, x, y = cnn()
-    if attacks == "rand":
-        model = adversarial.Averaged(Noisy(model), samples=2, seed=0)
     norm = "l2" if attacks == "quick" else "linf"
     report = adversarial.evaluate(
         model, x[:8], y[:8], eps=EPS[norm], norm=norm, attacks=attacks, seed=0, masking_checks="all" if attacks == "quick" else "cheap"
@@ -852,7 +854,8 @@ def test_info() -> None:
     found = aisec_fast.info()
     assert found["backends"]["cuda"] == "available"
     assert found["cuda"]["devices"] >= 1
-    assert found["cuda"]["driver"] >= found["cuda"]["runtime"] - found["cuda"]["runtime"] % 1000 >= 13000
+    assert found["cuda"]["runtime"] >= 13000
+    assert found["cuda"]["driver"] > 0
     assert found["packages"]["torch"]
     from aisec_fast.cli import main
 
