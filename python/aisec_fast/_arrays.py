@@ -230,8 +230,9 @@ def outputs(out: Any, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], 
     if len(values) != len(like):
         raise ValueError(f"out has {len(values)} arrays, expected {len(like)} as the input")
     described = [describe(value, f"out[{i}]" if is_list else "out") for i, value in enumerate(values)]
-    for output, shape, dtype in zip(described, shapes, dtypes, strict=True):
+    for output, source, shape, dtype in zip(described, like, shapes, dtypes, strict=True):
         require_output(output, shape, dtype)
+        require_same_device([source, output])
     require_all_apart(described, like, in_place=in_place)
     return described
 

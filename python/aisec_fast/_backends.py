@@ -142,6 +142,13 @@ def _choose(device: str, argument: str, *, host_only: bool) -> Backend:
     return loaded
 
 
+@contextmanager
+def host_work(name: str) -> Iterator[None]:
+    """A block of work on the bytes of an argument, done on the CPU whatever the backend: forcing "cuda" does not stop it."""
+    with use_backend(_choose("cpu", name, host_only=True).name):
+        yield
+
+
 def register_hashers(*types: type) -> None:
     """Tell the native hashers (in this order) the public and the portable class of blake3 and of sha256.
 

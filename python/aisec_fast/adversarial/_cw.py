@@ -140,7 +140,7 @@ class _Run:
                 watch.look()
                 change = (adv - x).double().reshape(len(x), -1)
                 value = (change * change).sum(1) + c * gaps.double()
-                going = value <= _NO_PROGRESS * before
+                going = (value <= _NO_PROGRESS * before).nonzero()[:, 0]
                 left, x, y, c, w, mean, square, before = (v[going] for v in (left, x, y, c, w, mean, square, value))
                 if not len(left):
                     break

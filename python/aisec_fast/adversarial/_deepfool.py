@@ -79,7 +79,8 @@ def deepfool(
             watch.look()
             fooled = fools(logits, labels, targeted=False)
             closest.offer(rows, adv, fooled)
-            rows, labels, classes, adv = (v[~fooled] for v in (rows, labels, classes, adv))
+            left = (~fooled).nonzero()[:, 0]
+            rows, labels, classes, adv = (v[left] for v in (rows, labels, classes, adv))
             report(step + 1, steps, len(victim.x) - len(rows))
         report(steps, steps, len(victim.x) - len(rows))
         closest.draw_near(victim, targeted=False)

@@ -186,7 +186,8 @@ class _Evaluation:
         clean.newly_fooled, clean.robust_accuracy = int(wrong.sum()), self._accuracy()
         settings = self._settings()
         self.bound_to = digest(
-            [victim.x, victim.y, answers], {**settings, "seed": self.job.seed, "shape": list(victim.x.shape)}
+            [victim.x, victim.y, _rows.from_host(answers, victim.x)],
+            {**settings, "seed": self.job.seed, "shape": list(victim.x.shape)},
         )
         if self.file is not None:
             self.file.load(state, bound_to=self.bound_to)

@@ -236,7 +236,7 @@ class _Search:
         """Offer each sample the closest of its copies that fools the model."""
         found = torch.where(fooled, distances(adv, x, self.norm), math.inf).reshape(len(rows), self.copies)
         nearest, copy = found.min(1)
-        better = nearest < self.closest.distances[rows]
+        better = (nearest < self.closest.distances[rows]).nonzero()[:, 0]
         which = torch.arange(len(rows), device=rows.device) * self.copies + copy
         self.closest.put(rows[better], adv[which[better]], nearest[better])
 

@@ -35,7 +35,7 @@ class Closest:
     def offer(self, rows: Tensor, adv: Tensor, fooled: Tensor) -> None:
         """Keep ``adv`` at these rows where it fools and is closer. Rows are different ones."""
         found = distances(adv, self.x[rows], self.norm)
-        better = fooled & (found < self.distances[rows])
+        better = (fooled & (found < self.distances[rows])).nonzero()[:, 0]  # waits for a device once, a mask each time
         self.put(rows[better], adv[better], found[better])
 
     def put(self, rows: Tensor, values: Tensor, lengths: Tensor | float) -> None:

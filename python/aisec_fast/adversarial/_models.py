@@ -115,7 +115,8 @@ class GivenGradient:
             raise ValueError(
                 f"predict(x) returned shape {logits.shape}, expected logits [{len(adv)}, classes] with 2 or more classes"
             )
-        return _rows.to_host(logits.value).astype(np.float64)
+        wide = logits.value.double() if logits.library == "torch" else logits.value  # numpy has no bfloat16
+        return _rows.to_host(wide).astype(np.float64)
 
     def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:  # noqa: ARG002 - there is one model only
         """See :class:`Attackable`."""

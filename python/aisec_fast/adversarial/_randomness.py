@@ -52,7 +52,7 @@ class Averaged(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The mean of the logits over the draws, ``[B, classes]``."""
         counts = [min(self.at_once, self.samples - done) for done in range(0, self.samples, self.at_once)]
-        with _own_draws(self._draws, x.device):
+        with _own_draws(self._draws):
             if len(counts) == 1 or not torch.is_grad_enabled():
                 sums = [self._sum(x, count) for count in counts]
             else:
@@ -68,12 +68,22 @@ class Averaged(nn.Module):
 
 
 @contextmanager
-def _own_draws(draws: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded by the next of ``draws``, and put back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.random.manual_seed(int(torch.randint(2**63 - 1, (), generator=draws)))
+def _own_draws(draws: torch.Generator) -> Iterator[None]:
+    """Torch's generators seeded by the next of ``draws``, and put back afterwards.
+
+    Those of all CUDA devices too, once there are any: a model may be spread over several, or draw on another than that of x.
+    torch.manual_seed would also write down a seed for CUDA where that is not in use yet.
+    """
+    generators = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]  # type: ignore[no-untyped-call]
+    states = [generator.get_state() for generator in generators]
+    seed = int(torch.randint(2**63 - 1, (), generator=draws))
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
         yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 class StraightThrough(nn.Module):

@@ -64,6 +64,11 @@ def column(values: Any, like: Any) -> Any:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def where(mask: Any, one: Any, other: Any) -> Any:
+    """A new array: the values of ``one`` where ``mask`` is set, else those of ``other``."""
+    return (sys.modules["torch"] if is_tensor(one) else np).where(mask, one, other)
+
+
 def contiguous(array: Array) -> Any:
     """The array's values in C order: itself or a copy."""
     if array.contiguous_from(0):

@@ -7,7 +7,6 @@ Andriushchenko, Croce, Flammarion and Hein, Square Attack: a query-efficient bla
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -326,7 +325,7 @@ class _Stripes(_Moves):
         channels, _, width = shape
         signs = np.stack([draws.integers(2, size=(channels, 1, width)) for draws in first]) > 0
         low, high = map(self.image, self._ends)
-        stripes = _where(_rows.from_host(signs, x), high, low)
+        stripes = _rows.where(_rows.from_host(signs, x), high, low)
         self.best = self.proposal = stripes.reshape(x.shape)
         self._before: Any = None
         self._window: Any = None
@@ -338,7 +337,7 @@ class _Stripes(_Moves):
         pixels = self.image(self.best)
         self._before = _rows.copy(pixels[window])
         low, high = (self.image(end)[window] for end in self._ends)
-        pixels[window] = _where(signs, high, low)
+        pixels[window] = _rows.where(signs, high, low)
 
     def settle(self, better: Flags) -> None:
         """See :class:`_Moves`."""
@@ -443,7 +442,3 @@ def _hill(rows: int, columns: int) -> npt.NDArray[np.float64]:
 def _lengths(values: Any) -> Any:
     """L2 norms of the channels, ``[B, channels, 1, 1]``."""
     return ((values * values).sum((2, 3)) ** 0.5)[:, :, None, None]
-
-
-def _where(mask: Any, one: Any, other: Any) -> Any:
-    return (sys.modules["torch"] if _rows.is_tensor(one) else np).where(mask, one, other)

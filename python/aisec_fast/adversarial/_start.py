@@ -76,9 +76,7 @@ def apply(drawn: Drawn, x: Any) -> Any:
     """The starts as a new array like ``x``; sums are rounded once, alike on every device."""
     start = _rows.from_host(drawn.values, x)
     if drawn.replace:
-        stays = start != start  # noqa: PLR0124 (NaN)
-        start[stays] = x[stays]
-        return start
+        return _rows.where(start != start, x, start)  # noqa: PLR0124 (NaN)
     with np.errstate(over="ignore"):
         start += x
     return start

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import hashing
+from .._backends import host_work
 from .._writing import write_whole
 from . import _apgd, _rows
 
@@ -54,11 +55,10 @@ class State:
 
 
 def digest(parts: Sequence[Any], settings: Mapping[str, Any]) -> str:
-    """Of arrays and settings, in hexadecimal."""
-    hasher = hashing.blake3(json.dumps(settings, sort_keys=True).encode())
-    for part in parts:
-        hasher.update(hashing.hash_array(part))
-    return str(hasher.hexdigest())
+    """Of settings, and of arrays that live on one device, in hexadecimal."""
+    digests = [hashing.hash_array(part) for part in parts]
+    with host_work("settings"):
+        return str(hashing.blake3(b"".join([json.dumps(settings, sort_keys=True).encode(), *digests])).hexdigest())
 
 
 class Checkpoint:

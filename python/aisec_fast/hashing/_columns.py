@@ -75,13 +75,15 @@ def require_host(value: Any, name: str) -> None:
     """BackendError for what lives on a GPU."""
     if isinstance(value, np.ndarray):
         return
-    if hasattr(value, "__cuda_array_interface__"):
-        device = "a CUDA device"
-    elif hasattr(value, "__dlpack_device__"):
+    if hasattr(
+        value, "__dlpack_device__"
+    ):  # asked first: torch's other property raises for a tensor that requires grad
         kind, number = map(int, value.__dlpack_device__())
         if kind in (_DLPACK_CPU, _DLPACK_PINNED):
             return
         device = f"cuda:{number}" if kind == _DLPACK_CUDA else f"DLPack device {kind}"
+    elif hasattr(value, "__cuda_array_interface__"):
+        device = "a CUDA device"
     else:
         return
     raise BackendError(f"{name} lives on {device}, but records are hashed on the CPU: pass a copy there")
