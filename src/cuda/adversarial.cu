@@ -43,9 +43,9 @@ template <class T>
 cudaError_t run_linf(std::uint64_t rows, const AdversarialStep& step, cudaStream_t stream) {
   Queue queue(stream);
   const std::uint64_t count = rows * step.columns;
-  queue.run(count, linf_values_kernel<T>, values<T>(step.adv), values<T>(step.x), values<T>(step.gradient),
-            static_cast<T*>(step.out), count, static_cast<T>(step.step_size), toward_zero<T>(step.eps),
-            bound_of<T>(step.low), bound_of<T>(step.high));
+  queue.run(linf_threads<T>(count), linf_values_kernel<T>, values<T>(step.adv), values<T>(step.x),
+            values<T>(step.gradient), static_cast<T*>(step.out), count, static_cast<T>(step.step_size),
+            toward_zero<T>(step.eps), bound_of<T>(step.low), bound_of<T>(step.high));
   return queue.finish();
 }
 

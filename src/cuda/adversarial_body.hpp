@@ -33,10 +33,38 @@ struct Changes {
   }
 };
 
+// Values that one instruction loads.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr unsigned size = 16 / sizeof(T);
+  T values[size];
+};
+
+// How many threads linf_values can use.
+template <class T>
+std::uint64_t linf_threads(std::uint64_t count) {
+  return count / Pack<T>::size + Pack<T>::size;
+}
+
+// Several values a thread where all arrays are aligned for it: as many bytes must be on their way as the memory's
+// latency asks for.
 template <class T>
 __device__ void linf_values(const T* adv, const T* x, const T* gradient, T* out, std::uint64_t count, T step_size,
                             T eps, T low, T high) {
-  for (std::uint64_t i = first_index(); i < count; i += index_step())
+  const auto place = [](const T* values) { return reinterpret_cast<std::uintptr_t>(values); };
+  std::uint64_t done = 0;
+  if ((place(adv) | place(x) | place(gradient) | place(out)) % alignof(Pack<T>) == 0) {
+    done = count / Pack<T>::size * Pack<T>::size;
+    for (std::uint64_t i = first_index() * Pack<T>::size; i < done; i += index_step() * Pack<T>::size) {
+      Pack<T> moved = *reinterpret_cast<const Pack<T>*>(adv + i);
+      const Pack<T> middle = *reinterpret_cast<const Pack<T>*>(x + i);
+      const Pack<T> slope = *reinterpret_cast<const Pack<T>*>(gradient + i);
+      for (unsigned k = 0; k < Pack<T>::size; ++k)
+        moved.values[k] = linf_value(moved.values[k], middle.values[k], slope.values[k], step_size, eps, low, high);
+      *reinterpret_cast<Pack<T>*>(out + i) = moved;
+    }
+  }
+  for (std::uint64_t i = done + first_index(); i < count; i += index_step())
     out[i] = linf_value(adv[i], x[i], gradient[i], step_size, eps, low, high);
 }
 

@@ -24,33 +24,41 @@ __device__ inline void lattice_factors(std::uint64_t rows, const double* norms, 
     factors[row] = lattice_factor(norms[row], max_norm, granularity);
 }
 
-// Calls use(row, value) for the rows of a column in their order. Several rows are loaded before the first is used: a
-// column is one thread's, and with one load at a time there would be too few in flight to fill the memory's bandwidth.
-template <class T, class Use>
-__device__ void for_column(const Matrix<T>& matrix, std::uint64_t column, const Use& use) {
-  constexpr unsigned ahead = 16;
-  const T* place = matrix.data + column;
-  std::uint64_t row = 0;
-  for (; row + ahead <= matrix.rows; row += ahead) {
-    T values[ahead];
-    for (unsigned k = 0; k < ahead; ++k, place += matrix.stride) values[k] = *place;
-    for (unsigned k = 0; k < ahead; ++k) use(row + k, values[k]);
+// store(c, sum) with sum = add(...add(0, factors[0], value)..., factors[rows - 1], value) over column c, rows in order.
+// Neighbouring threads, neighbouring columns. As many rows are loaded before the first is added as it takes to fill the
+// memory's bandwidth from one thread a column. Blocks have at least `ahead` threads.
+template <class Sum, class T, class Add, class Store>
+__device__ void column_sums(const Matrix<T>& matrix, const double* factors, const Add& add, const Store& store) {
+  constexpr unsigned ahead = 32;
+  __shared__ double tile[ahead];
+  for (std::uint64_t base = std::uint64_t{blockIdx.x} * blockDim.x; base < matrix.columns; base += index_step()) {
+    const std::uint64_t column = base + threadIdx.x;
+    const T* place = matrix.data + (column < matrix.columns ? column : matrix.columns - 1);
+    Sum sum{};
+    for (std::uint64_t row = 0; row < matrix.rows; row += ahead) {
+      const std::uint64_t left = matrix.rows - row;
+      const unsigned count = left < ahead ? static_cast<unsigned>(left) : ahead;
+      T values[ahead];
+      for (unsigned k = 0; k < ahead; ++k, place += matrix.stride) values[k] = k < count ? *place : T{};
+      if (threadIdx.x < count) tile[threadIdx.x] = factors[row + threadIdx.x];
+      __syncthreads();  // the factors are there; and the compiler cannot put off a load of a value any longer
+      for (unsigned k = 0; k < ahead; ++k)
+        if (k < count) sum = add(sum, tile[k], values[k]);
+      __syncthreads();  // the factors have been read
+    }
+    if (column < matrix.columns) store(column, sum);
   }
-  for (; row < matrix.rows; ++row, place += matrix.stride) use(row, *place);
 }
 
-// out[c] = sum of weights[row] * value, rows in order; a weight of 0 selects a row away. Neighbouring threads,
-// neighbouring columns.
+// out[c] = sum of weights[row] * value, rows in order; a weight of 0 selects a row away.
 template <class T, class Out>
 __device__ void weighted_sum(const Matrix<T>& matrix, const double* weights, Out* out) {
-  for (std::uint64_t column = first_index(); column < matrix.columns; column += index_step()) {
-    double total = 0.0;
-    for_column(matrix, column, [&](std::uint64_t row, T value) {
-      const double weight = weights[row];
-      if (weight != 0.0) total += weight * widen(value);
-    });
-    out[column] = static_cast<Out>(total);
-  }
+  const auto add = [](double total, double weight, T value) {
+    const double sum = total + weight * widen(value);
+    return weight != 0.0 ? sum : total;
+  };
+  column_sums<double>(matrix, weights, add,
+                      [&](std::uint64_t column, double total) { out[column] = static_cast<Out>(total); });
 }
 
 template <class T>
@@ -85,14 +93,12 @@ __device__ inline void drop_long_rows(std::uint64_t rows, const unsigned long lo
 
 template <class T>
 __device__ void lattice_sum(const Matrix<T>& matrix, const double* factors, std::int64_t* out) {
-  for (std::uint64_t column = first_index(); column < matrix.columns; column += index_step()) {
-    std::int64_t total = 0;
-    for_column(matrix, column, [&](std::uint64_t row, T value) {
-      const double factor = factors[row];
-      if (factor != 0.0) total += lattice_integer(value, factor);
-    });
-    out[column] = total;
-  }
+  const auto add = [](std::int64_t total, double factor, T value) {
+    const double scaled = widen(value) * factor;
+    return total + static_cast<std::int32_t>(factor != 0.0 ? scaled : 0.0);  // toward zero
+  };
+  column_sums<std::int64_t>(matrix, factors, add,
+                            [&](std::uint64_t column, std::int64_t total) { out[column] = total; });
 }
 
 }  // namespace

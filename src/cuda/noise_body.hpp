@@ -2,6 +2,8 @@
 // Bodies of the noise kernels: no launch, no framework, so that tests/cuda_on_host runs the same text on a CPU.
 // docs/noise.md defines every bit. One thread makes one generator block; 16 neighbouring threads make a group of 128
 // samples, and each of their loads and stores covers 16 neighbouring samples.
+#include <type_traits>
+
 #include "aisec_fast/kernels.hpp"
 #include "aisec_fast/noise_float.hpp"
 #include "aisec_fast/noise_math.hpp"
@@ -28,12 +30,12 @@ inline std::uint64_t noise_threads(std::uint64_t count) {
 // 16,
 // ... What it loads is on its way while the words are made.
 template <class Load, class Use>
-__device__ void for_generator_blocks(std::uint64_t count, const std::uint32_t* key_words, Domain domain,
-                                     const Load& load, const Use& use) {
+__device__ void for_generator_blocks(const Span& span, std::uint64_t count, const std::uint32_t* key_words,
+                                     Domain domain, const Load& load, const Use& use) {
   Key key;
   for (int i = 0; i < 8; ++i) key.word[i] = key_words[i];
   const std::uint64_t groups = count / group_samples + (count % group_samples != 0);
-  for (std::uint64_t block = first_index(); block < groups * group_blocks; block += index_step()) {
+  for (std::uint64_t block = span.first; block < groups * group_blocks; block += span.step) {
     const std::uint64_t first = block / group_blocks * group_samples + block % group_blocks;
     const auto loaded = load(first);
     std::uint32_t words[16];
@@ -53,8 +55,8 @@ struct Nothing {
   __device__ Nothing operator()(std::uint64_t) const { return {}; }
 };
 
-// What becomes of a flagged sample i: its word is made anew, so that the hot loop keeps nothing for this.
-AISEC_HD_COLD std::int64_t refined_sample(Law law, const QuantileRow* table, NoiseCall call, std::uint64_t i) {
+// Sample i by the way that always ends well: its word is made anew, so that the common way keeps nothing for this.
+AISEC_HD_COLD std::int64_t careful_sample(Law law, const QuantileRow* table, NoiseCall call, std::uint64_t i) {
   Key key;
   for (int k = 0; k < 8; ++k) key.word[k] = call.key[k];
   const std::uint64_t block = i / group_samples * group_blocks + i % group_blocks;
@@ -62,17 +64,55 @@ AISEC_HD_COLD std::int64_t refined_sample(Law law, const QuantileRow* table, Noi
   std::uint32_t words[16];
   chacha_block(words, key, static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), domain_of(law),
                Level::main);
-  return resolve_sample(law, table, join(words[2 * place], words[2 * place + 1]), key, i, call.scale);
+  const std::uint64_t w = join(words[2 * place], words[2 * place + 1]);
+  std::int64_t noise;
+  std::uint64_t flagged;
+  quantile_sample(table, w, call.scale, largest_distance(law, call.scale), noise, flagged);
+  return flagged ? resolve_sample(law, table, w, key, i, call.scale) : noise;
 }
 
-// Calls use(i, g (rint(x[i] / g) + Z)) for each sample; the last group may be longer than the array.
+// quantile_sample's |Z| before it is rounded, with a table index of 32 bits.
+__device__ inline double quantile_of(const QuantileRow* table, std::uint64_t w, double s) {
+  constexpr std::uint32_t least = (1023 + 32) << 6, deep = least + static_cast<std::uint32_t>(deep_rows);
+  const std::uint64_t bits = as_bits(rounded_word(w));
+  const auto cell = static_cast<std::uint32_t>(bits >> 46);
+  return s * quantile(table[cell < deep ? deep - least : cell - least + 1], quantile_delta(bits));
+}
+
+// float(integer) * g as from_lattice has it, from an integer that a double holds. For float the product is one of
+// floats: it rounds to the same as one of doubles does, if g is a float.
+struct WideLattice {
+  double granularity;
+
+  __device__ static bool knows(double) { return true; }
+  __device__ explicit WideLattice(double g) : granularity(g) {}
+  __device__ double value(double integer) const { return integer * granularity; }
+};
+struct NarrowLattice {
+  float granularity;
+
+  __device__ static bool knows(double g) { return g >= 0x1p-126 && g <= 0x1p127; }
+  __device__ explicit NarrowLattice(double g) {
+    const auto bits = static_cast<std::uint32_t>(as_bits(g) >> 29) - (std::uint32_t{1023 - 127} << 23);
+    memcpy(&granularity, &bits, sizeof bits);
+  }
+  __device__ float value(double integer) const { return static_cast<float>(integer) * granularity; }
+};
+
+__device__ inline double over_granularity(double x, double inverse) { return x * inverse; }
+__device__ inline double over_granularity(float x, double inverse) { return static_cast<double>(x) * inverse; }
+__device__ inline double over_granularity(std::int64_t q, double) { return static_cast<double>(q); }
+
+// Calls use(i, g (rint(x[i] / g) + Z)) for each sample; the last group may be longer than the array. The common way
+// adds two integers below 2^51 as doubles; what is larger, or cannot be decided by the table, takes the careful way.
 template <Law law, class Out, class X, class Use>
-__device__ void for_noisy_values(const X* x, std::uint64_t count, const NoiseCall& call, const Use& use) {
+__device__ void for_noisy_values(const Span& span, const X* x, std::uint64_t count, const NoiseCall& call,
+                                 const Use& use) {
   const QuantileRow* const table = device_quantiles[static_cast<unsigned>(law)];
-  const double inverse = 1.0 / call.granularity, limit = largest_distance(law, call.scale);
-  const auto add = [&](std::uint64_t i, X value, std::int64_t noise) {
-    use(i, from_lattice<Out>(to_lattice(value, inverse) + noise, call.granularity));
-  };
+  using Lattice = std::conditional_t<sizeof(Out) == sizeof(float), NarrowLattice, WideLattice>;
+  const double inverse = 1.0 / call.granularity;
+  const double limit = Lattice::knows(call.granularity) ? largest_distance(law, call.scale) : -1.0;
+  const Lattice lattice(call.granularity);
   const auto load_block = [&](std::uint64_t first) {
     Loaded<X> loaded;
     for (unsigned k = 0; k < 8; ++k)
@@ -80,25 +120,28 @@ __device__ void for_noisy_values(const X* x, std::uint64_t count, const NoiseCal
     return loaded;
   };
   const auto add_block = [&](std::uint64_t first, const std::uint32_t (&words)[16], const Loaded<X>& loaded) {
-    unsigned left = 0;  // a bit for each flagged sample
+    const std::uint64_t room = first < count ? count - first : 0;
+    const unsigned samples = room < group_samples ? static_cast<unsigned>(room) : group_samples;
+    unsigned left = 0;  // a bit for each sample that needs care
     for (unsigned k = 0; k < 8; ++k) {
-      std::int64_t noise;
-      std::uint64_t flagged;
-      quantile_sample(table, join(words[2 * k], words[2 * k + 1]), call.scale, limit, noise, flagged);
-      if (flagged)
+      const std::uint64_t w = join(words[2 * k], words[2 * k + 1]);
+      const double a = quantile_of(table, w, call.scale), n = nearest(a);
+      const double scaled = over_granularity(loaded.values[k], inverse);
+      if (!(magnitude(a - n) <= limit && magnitude(scaled) < 0x1p51))
         left |= 1u << k;
-      else if (first + k * group_blocks < count)
-        add(first + k * group_blocks, loaded.values[k], noise);
+      else if (k * group_blocks < samples)
+        use(first + k * group_blocks, lattice.value(nearest(scaled) + as_double(as_bits(n) ^ w << 63)));
     }
     for (std::uint64_t i = first; left != 0 && i < count; i += group_blocks, left >>= 1)
-      if (left % 2 != 0) add(i, x[i], refined_sample(law, table, call, i));
+      if (left % 2 != 0)
+        use(i, from_lattice<Out>(to_lattice(x[i], inverse) + careful_sample(law, table, call, i), call.granularity));
   };
-  for_generator_blocks(count, call.key, domain_of(law), load_block, add_block);
+  for_generator_blocks(span, count, call.key, domain_of(law), load_block, add_block);
 }
 
 template <Law law, class X, class Out>
 __device__ void add_noise(const X* x, Out* out, std::uint64_t count, const NoiseCall& call) {
-  for_noisy_values<law, Out>(x, count, call, [&](std::uint64_t i, Out value) { out[i] = value; });
+  for_noisy_values<law, Out>(whole_grid(), x, count, call, [&](std::uint64_t i, Out value) { out[i] = value; });
 }
 
 // Float mode. A word is one sample of float64, or two of float32, which then lie side by side.
@@ -111,7 +154,7 @@ __device__ void add_float(const double* x, double* out, std::uint64_t count, con
       if (i < count) out[i] = x[i] + call.scale * float_sample(table, join(words[2 * k], words[2 * k + 1]));
     }
   };
-  for_generator_blocks(count, call.key, domain_of(law), Nothing{}, add_block);
+  for_generator_blocks(whole_grid(), count, call.key, domain_of(law), Nothing{}, add_block);
 }
 
 template <Law law>
@@ -124,7 +167,7 @@ __device__ void add_float(const float* x, float* out, std::uint64_t count, const
       if (i < count) out[i] = x[i] + scale * float_sample(table, words[k]);
     }
   };
-  for_generator_blocks(count / 2 + count % 2, call.key, domain_of(law), Nothing{}, add_block);
+  for_generator_blocks(whole_grid(), count / 2 + count % 2, call.key, domain_of(law), Nothing{}, add_block);
 }
 
 __device__ inline void random_words(std::uint64_t* out, std::uint64_t count, const NoiseCall& call, Domain domain) {
@@ -134,7 +177,7 @@ __device__ inline void random_words(std::uint64_t* out, std::uint64_t count, con
       if (i < count) out[i] = join(words[2 * k], words[2 * k + 1]);
     }
   };
-  for_generator_blocks(count, call.key, domain, Nothing{}, store_block);
+  for_generator_blocks(whole_grid(), count, call.key, domain, Nothing{}, store_block);
 }
 
 // Lowers *first to the smallest i < count whose x[i] is not finite or has |x / granularity| > 2^62. A minimum does not

@@ -47,7 +47,7 @@ class Queue {
   // holds.
   template <class... Parameters, class... Arguments>
   void run(std::uint64_t threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
-    launch(block_threads, threads, kernel, std::forward<Arguments>(arguments)...);
+    launch(block_threads, blocks(threads), kernel, std::forward<Arguments>(arguments)...);
   }
 
   // The same for a kernel whose threads know nothing of each other: few of them come in small blocks, so that they
@@ -56,7 +56,15 @@ class Queue {
   void run_apart(std::uint64_t threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
     unsigned block = block_threads;
     while (block > 2 * warp_threads && threads / block < 2 * processors_) block /= 2;
-    launch(block, threads, kernel, std::forward<Arguments>(arguments)...);
+    launch(block, blocks_of(block, threads), kernel, std::forward<Arguments>(arguments)...);
+  }
+
+  // How many blocks `run` takes for so many threads.
+  unsigned blocks(std::uint64_t threads) const { return blocks_of(block_threads, threads); }
+
+  template <class... Parameters, class... Arguments>
+  void run_blocks(unsigned blocks, void (*kernel)(Parameters...), Arguments&&... arguments) {
+    launch(block_threads, blocks, kernel, std::forward<Arguments>(arguments)...);
   }
 
   // Waits for all of it and copies one value back.
@@ -86,13 +94,17 @@ class Queue {
   static constexpr std::uint64_t blocks_per_processor =
       32;  // four times what fits: a slow block does not hold up the rest
 
-  template <class... Parameters, class... Arguments>
-  void launch(unsigned block, std::uint64_t threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
-    const std::uint64_t blocks = threads / block + (threads % block != 0);
-    if (!ok() || blocks == 0) return;
+  unsigned blocks_of(unsigned block, std::uint64_t threads) const {
+    const std::uint64_t wanted = threads / block + (threads % block != 0);
     const std::uint64_t most = processors_ * blocks_per_processor * (block_threads / block);
+    return static_cast<unsigned>(wanted < most ? wanted : most);
+  }
+
+  template <class... Parameters, class... Arguments>
+  void launch(unsigned block, unsigned blocks, void (*kernel)(Parameters...), Arguments&&... arguments) {
+    if (!ok() || blocks == 0) return;
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(blocks < most ? blocks : most));
+    config.gridDim = dim3(blocks);
     config.blockDim = dim3(block);
     config.stream = stream_;
     check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));

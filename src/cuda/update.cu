@@ -7,26 +7,41 @@ namespace aisec_fast::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(block_threads, noise_blocks) mean_kernel(UpdateItem item, double divisor) {
-  mean_values<T>(item, divisor);
+__global__ void __launch_bounds__(block_threads, noise_blocks)
+    mean_kernel(const __grid_constant__ UpdateItems items, double divisor) {
+  items.for_item([&](const UpdateItem& item, const Span& span) { mean_values<T>(item, span, divisor); });
 }
 
 template <Momentum kind, class T>
-__global__ void __launch_bounds__(block_threads, noise_blocks) sgd_kernel(UpdateItem item, SgdStep step) {
-  sgd_values<kind, T>(item, step);
+__global__ void __launch_bounds__(block_threads, noise_blocks)
+    sgd_kernel(const __grid_constant__ UpdateItems items, SgdStep step) {
+  items.for_item([&](const UpdateItem& item, const Span& span) { sgd_values<kind, T>(item, span, step); });
 }
 
 template <bool amsgrad, class T>
-__global__ void __launch_bounds__(block_threads, noise_blocks) adam_kernel(UpdateItem item, AdamStep step) {
-  adam_values<amsgrad, T>(item, step);
+__global__ void __launch_bounds__(block_threads, noise_blocks)
+    adam_kernel(const __grid_constant__ UpdateItems items, AdamStep step) {
+  items.for_item([&](const UpdateItem& item, const Span& span) { adam_values<amsgrad, T>(item, span, step); });
 }
 
 template <class Number>
-cudaError_t run(const std::vector<UpdateItem>& items, void (*kernel)(UpdateItem, Number), const Number& number,
+cudaError_t run(const std::vector<UpdateItem>& all, void (*kernel)(UpdateItems, Number), const Number& number,
                 cudaStream_t stream) {
   Queue queue(stream);
-  for (const UpdateItem& item : items)
-    queue.run(item.noise.scale != 0.0 ? noise_threads(item.size) : item.size, kernel, item, number);
+  UpdateItems items{};
+  unsigned count = 0;
+  const auto flush = [&] {
+    if (count > 0) queue.run_blocks(items.first_block[count], kernel, items, number);
+    count = 0;
+  };
+  for (const UpdateItem& item : all) {
+    if (item.size == 0) continue;
+    items.items[count] = item;
+    items.first_block[count + 1] =
+        items.first_block[count] + queue.blocks(item.noise.scale != 0.0 ? noise_threads(item.size) : item.size);
+    if (++count == UpdateItems::most) flush();
+  }
+  flush();
   return queue.finish();
 }
 
@@ -44,7 +59,9 @@ cudaError_t run_sgd(const std::vector<UpdateItem>& items, const SgdStep& step, c
 
 template <class T>
 cudaError_t run_adam(const std::vector<UpdateItem>& items, const AdamStep& step, cudaStream_t stream) {
-  const bool amsgrad = !items.empty() && items[0].arrays.state[2] != nullptr;
+  // Of the arrays with values: an empty one of torch has no address.
+  bool amsgrad = false;
+  for (const UpdateItem& item : items) amsgrad = amsgrad || item.arrays.state[2] != nullptr;
   return amsgrad ? run(items, adam_kernel<true, T>, step, stream) : run(items, adam_kernel<false, T>, step, stream);
 }
 

@@ -32,6 +32,7 @@
 #define __host__
 #define __device__
 #define __global__
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __shared__ static  // one block runs at a time
 

@@ -42,8 +42,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines.append(("threads", str(found["threads"])))
     cuda = found["cuda"]
     versions = f", runtime {cuda['runtime']}, driver {cuda['driver']}" if cuda["runtime"] else ""
-    names = "".join(f", {name}" for name in cuda["names"])
-    lines.append(("CUDA devices", f"{cuda['devices']}{names}{versions}"))
+    lines.append(("CUDA devices", f"{cuda['devices']}{versions}"))
+    lines += [(f"device {i}", name) for i, name in enumerate(cuda["names"])]
     machine = found["machine"]
     lines.append(("machine", f"{machine['system']} {machine['processor']}, {machine['cores']} cores"))
     lines.append(("Python", machine["python"]))

@@ -117,8 +117,13 @@ AISEC_HD_COLD Order compare_with_tail(Law law, const Fixed<F>& u, std::uint64_t 
   return smaller ? Order::less : Order::not_less;
 }
 
-// Whether u < F((n - 1/2) / s). 256 bits settle nearly every question about a sample that is not far out.
+// Whether u < F((n - 1/2) / s). 128 bits settle nearly every question about a sample near the middle, 256 bits about
+// one that is not far out.
 AISEC_HD_COLD bool reaches(Law law, std::uint64_t w, const std::uint64_t (&e)[8], std::uint64_t n, double s) {
+  if (static_cast<double>(n) < 4.0 * s) {
+    const Order order = compare_with_tail(law, expansion<2>(w, e), n, s);
+    if (order != Order::close) return order == Order::less;
+  }
   if (static_cast<double>(n) < 8.0 * s) {
     const Order order = compare_with_tail(law, expansion<4>(w, e), n, s);
     if (order != Order::close) return order == Order::less;
