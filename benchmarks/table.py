@@ -13,16 +13,22 @@ ROOT = Path(__file__).parent.parent
 START, END = "<!-- benchmarks/table.py: start -->", "<!-- benchmarks/table.py: end -->"
 
 
-def newest() -> Path:
-    """The newest committed run of `aisec-fast bench`."""
-    return max((ROOT / "benchmarks" / "results").glob("bench-*.json"))
+def newest(kind: str) -> Path:
+    """The newest committed run of `aisec-fast bench`: "bench" on CPUs alone, "gpu" on a GPU alone."""
+    return max((ROOT / "benchmarks" / "results").glob(f"{kind}-*.json"))
+
+
+def digits(value: float) -> str:
+    """Two after the point, and at least two that say something."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def table(document: dict[str, Any], name: str) -> str:
     """Every operation at its largest size, on all threads it was measured with: one line for each contender."""
     machine, torch = document["machine"], document["versions"].get("torch", "absent")
+    gpu = ", ".join(machine["cuda"].get("names", [])) or "no GPU"
     intro = (
-        f"`{document['command']}` on {document['date'][:10]}, {machine['model']}, {machine['cores']} cores, no GPU, torch {torch} "
+        f"`{document['command']}` on {document['date'][:10]}, {machine['model']}, {machine['cores']} cores, {gpu}, torch {torch} "
         f"([results](benchmarks/results/{name})). ns for each value (hashing: byte), beside the floor: the time that moving the "
         "same memory alone takes."
     )
@@ -45,12 +51,12 @@ def table(document: dict[str, Any], name: str) -> str:
             if row["gb_per_s"]:
                 mark = "" if row["private_safe"] else "not private-safe"
                 lines.append(
-                    f"| `{operation}` | {'x'.join(map(str, row['shape']))} | {row['threads']} | {by} | {row['ns']:.2f} | "
-                    f"{row['floor_ns']:.2f} | {row['percent_of_floor']:.0f} % | {mark} |"
+                    f"| `{operation}` | {'x'.join(map(str, row['shape']))} | {row['threads']} | {by} | {digits(row['ns'])} | "
+                    f"{digits(row['floor_ns'])} | {row['percent_of_floor']:.0f} % | {mark} |"
                 )
             else:
                 steps.append(
-                    f"| `{operation}` | {row['threads']} | {by} | {row['ns'] / 1e6:.1f} | {row['floor_ns'] / 1e6:.1f} | "
+                    f"| `{operation}` | {row['threads']} | {by} | {digits(row['ns'] / 1e6)} | {digits(row['floor_ns'] / 1e6)} | "
                     f"{row['ns'] / row['floor_ns']:.2f} |"
                 )
     return "\n".join([*lines, *steps])
@@ -60,8 +66,8 @@ def readme(text: str) -> str:
     """The README's text with the table of the newest results."""
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    file = newest()
-    return f"{before}{START}\n\n{table(json.loads(file.read_text()), file.name)}\n\n{END}{after}"
+    tables = "\n\n".join(table(json.loads(file.read_text()), file.name) for file in (newest("bench"), newest("gpu")))
+    return f"{before}{START}\n\n{tables}\n\n{END}{after}"
 
 
 if __name__ == "__main__":

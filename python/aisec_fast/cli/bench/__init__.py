@@ -105,7 +105,8 @@ def _run(console: Console, arguments: argparse.Namespace, chosen: Sequence[Case]
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - start
-    document = _results.document(rows, skipped, quick=arguments.quick, interrupted=interrupted, seconds=seconds)
+    options = _options(arguments)
+    document = _results.document(rows, skipped, options=options, interrupted=interrupted, seconds=seconds)
     _show.table(console, document)
     if arguments.html and rows:
         from . import _page
@@ -142,6 +143,16 @@ def _measured(
                 chosen_only = {"backend": arguments.backend, "device": arguments.device}
                 yield measure(case, rounds, most_seconds=most_seconds, **chosen_only)
             progress.advance(bar)
+
+
+def _options(arguments: argparse.Namespace) -> str:
+    """Those that choose what is measured, as one types them."""
+    words = ["--quick"] if arguments.quick else []
+    for name in ("device", "backend", "rounds", "family", "operation", "size", "threads"):
+        values = getattr(arguments, name)
+        for value in values if isinstance(values, list) else [values]:
+            words += [] if value is None else [f"--{name}", str(value)]
+    return " ".join(words)
 
 
 def _plan(arguments: argparse.Namespace) -> tuple[list[int], list[int], int]:

@@ -25,15 +25,15 @@ _SLOWER = 1.10  # ratio of medians above which, with quartiles apart, a row coun
 
 
 def document(
-    rows: Sequence[dict[str, Any]], skipped: Sequence[Skipped], *, quick: bool, interrupted: bool, seconds: float
+    rows: Sequence[dict[str, Any]], skipped: Sequence[Skipped], *, options: str, interrupted: bool, seconds: float
 ) -> dict[str, Any]:
-    """The rows and everything that says what they are of."""
+    """The rows and everything that says what they are of; ``options`` are those of the command that chose what to run."""
     return {
         "format": FORMAT,
         "version": aisec_fast.__version__,
         "commit": _commit(),
         "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-        "command": "aisec-fast bench" + (" --quick" if quick else ""),
+        "command": f"aisec-fast bench {options}".strip(),
         "interrupted": interrupted,
         "seconds": seconds,
         "machine": machine(),

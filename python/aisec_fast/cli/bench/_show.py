@@ -41,8 +41,8 @@ def table(console: Console, document: dict[str, Any]) -> None:
                 escape(label(row)),
                 shape_of(row),
                 str(row["threads"]),
-                f"{row['ns'] / scale:,.3f}",
-                f"{row['floor_ns'] / scale:,.3f}",
+                _digits(row["ns"] / scale),
+                _digits(row["floor_ns"] / scale),
                 *([f"{row['percent_of_floor']:.0f} %"] if share else []),
                 *(["" if gb is None else f"{gb:.2f}"] if wide else []),
                 *([f"{row['ns'] / yardstick.get(_place(row), math.nan):.2f}"] if yardstick else []),
@@ -61,6 +61,11 @@ def table(console: Console, document: dict[str, Any]) -> None:
     if document["interrupted"]:
         console.print("[yellow]interrupted: this is what was measured until then[/]")
     console.print(f"[dim]{len(rows)} rows in {document['seconds']:.0f} s on {escape(document['machine']['model'])}[/]")
+
+
+def _digits(value: float) -> str:
+    """Three after the point, and at least three that say something."""
+    return f"{value:,.3f}" if value >= 0.1 else f"{value:.3g}"
 
 
 def _place(row: Mapping[str, Any]) -> tuple[tuple[int, ...], int, str]:

@@ -111,7 +111,8 @@ def _check(name: str, device: str, stepper: Callable[[Bench, float], Callable[[]
         loss = _models.Bench(exact, x, bench.y).loss(x[i : i + 1], bench.y[i : i + 1])
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(exact.parameters()))])
         clipped.append(gradient * min(1.0, _BOUND / float(gradient.norm())) / _CHECKED)
-    stepper(bench, 0.0)()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the model's own convolutions on a GPU
+        stepper(bench, 0.0)()
     found = [parameter.grad for parameter in bench.model.parameters()]
     if any(gradient is None for gradient in found):
         raise DifferenceError("a parameter has no gradient")
