@@ -120,9 +120,9 @@ class Runs:
         heights = np.full(len(rows), -np.inf)
         watch, step = Watch(), self._stepper(batch)
         for k in range(self.steps):
-            slope = self.model.slope(batch.adv, batch.y, with_logits=self.early_stop)
+            slope = self.model.slope(batch.adv, batch.y, with_logits=self.early_stop, passes_left=self.steps - k)
             gradient = slope.gradient
-            watch.note(k, slope.losses, gradient)
+            watch.note(k, slope.losses, gradient, slope.largest)
             if self.early_stop:
                 watch.look()
                 hit = self.model.fooled(slope.logits, batch.y)
