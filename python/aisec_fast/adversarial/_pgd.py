@@ -21,6 +21,7 @@ from ._runs import Runs
 _LOSSES = ("ce", "margin", "dlr")  # keys of _losses.LOSSES, which needs torch
 _TARGETS_OF_MARGIN = 9  # AutoAttack's number
 _STEPS_FOR_A_COPY = 10  # making a working copy costs a few passes over a few rows
+_STEPS_FOR_A_COPY_ON_CUDA = 40  # where a pass over a few rows takes the CPU as long as one over all
 
 
 def pgd(
@@ -78,7 +79,7 @@ def pgd(
         early_stop: a sample that fools the model stops there and leaves the batch.
         working_copy: take gradients from a copy of the module whose batch norms are folded into its convolutions, if it
             has such, and compute batches with large activations in parts; every success is judged by the module itself.
-            Default: where all runs together have 10 steps or more.
+            Default: where all runs together have 10 steps or more, on CUDA 40.
         cuda_graph: on CUDA, record a gradient's forward and backward pass once as a CUDA graph and replay it: launching
             kernels is what most passes of small models take their time for. Replays are tried against the module on the
             way, and every success is judged by the module itself, called as always. Default: where enough steps are left
@@ -122,7 +123,8 @@ def pgd(
         seed = _checks.whole(seed, "seed")
     lengths = [_length(step_size, ball, count) for ball in balls]
     if working_copy is None:
-        working_copy = count * tries * (targets or 1) >= _STEPS_FOR_A_COPY
+        least = _STEPS_FOR_A_COPY if samples.device == "cpu" else _STEPS_FOR_A_COPY_ON_CUDA
+        working_copy = count * tries * (targets or 1) >= least
     attackable, samples, labels = _attackable(
         model,
         samples,

@@ -186,7 +186,7 @@ class TorchModel:
         slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True, retain_graph=keep)
         if any(slope is None for slope in slopes):
             raise ValueError("model gave logits that do not depend on x, expected a model of x")
-        return _joined(slopes).contiguous()
+        return _joined(slopes).resolve_neg().contiguous()
 
     def logits(self, adv: Tensor) -> Tensor:
         """Logits without a gradient, float32 or float64."""
