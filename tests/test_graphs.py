@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aisec_fast import adversarial
 from aisec_fast.adversarial import _cuda_graphs, _graphs
-from aisec_fast.adversarial._graphs import Recordable
+from aisec_fast.adversarial._graphs import recordable
 from aisec_fast.adversarial._models import Slope
 from aisec_fast.adversarial._torch_model import TorchModel
 
@@ -33,7 +33,7 @@ class Fake:
         return work()
 
     def record(self, work: Callable[[], Slope]) -> tuple[Callable[[], object], Slope]:
-        with Recordable():
+        with recordable():
             result = work()
         self.open = True
         self.rows.append(len(result.gradient))
@@ -232,6 +232,11 @@ class Masking(nn.Module):
         return y
 
 
+class Making(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - torch.tensor([0.1], device=x.device)
+
+
 class Counting(nn.Module):
     calls = 0
 
@@ -245,6 +250,7 @@ class Counting(nn.Module):
     [
         (Dropping, "draws random numbers"), (Asking, "waits for the device"), (Choosing, "draws random numbers"),
         (NumpyChoosing, "draws random numbers"), (Masking, "waits for the device"), (Counting, "differs"),
+        (Making, "waits for the device"),
     ],
 )  # fmt: skip
 def test_models_that_cannot_be_recorded(fake: Fake, kind: Any, reason: str) -> None:
@@ -256,6 +262,24 @@ def test_models_that_cannot_be_recorded(fake: Fake, kind: Any, reason: str) -> N
         assert not fake.open
         with pytest.raises(RuntimeError, match=f"cuda_graph is True, but the model's passes.*{reason}"):
             adversarial.pgd(model, x, y, eps=0.1, steps=20, cuda_graph=True)
+
+
+class Attending(nn.Module):
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.drop = drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.reshape(len(x), 1, 4, 4)
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads, dropout_p=self.drop).flatten(1)
+
+
+def test_attention_draws_only_if_it_drops(fake: Fake) -> None:
+    found, expected = both(*batch(kind=lambda: Attending(0.0)))
+    assert torch.equal(found, expected)
+    assert fake.replays > 10
+    with torch.random.fork_rng(), pytest.raises(RuntimeError, match="draws random numbers"):
+        adversarial.pgd(*batch(kind=lambda: Attending(0.5)), eps=0.1, steps=20, cuda_graph=True)
 
 
 def test_models_that_are_not_recorded(fake: Fake) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ._graphs import GraphError, Recordable, Replay
+from ._graphs import GraphError, Replay, recordable
 from ._models import Slope
 
 _lock = threading.Lock()  # torch records one graph at a time in a process
@@ -86,7 +86,7 @@ class CudaRecorder:
             # Not torch.cuda.graph, which would empty torch's cache and stays on the stream when a recording fails.
             graph.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")
             try:
-                with Recordable():  # type: ignore[no-untyped-call]
+                with recordable():
                     result = work()
             except BaseException:
                 self._end(graph, repeat=False)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _rows, _rows_seen
@@ -225,26 +227,55 @@ def _numpy_state() -> tuple[Any, ...]:
     return tuple(state)
 
 
-class Recordable(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises GraphError before an operation that waits for the device, or draws random numbers.
+@contextmanager
+def recordable() -> Iterator[None]:
+    """A block in which GraphError is raised before an operation that waits for the device, or draws random numbers.
 
     CUDA would refuse the first kind too, but a recording that it has refused leaves torch's allocator and generators
     behind in the middle of a recording.
     """
+    with _Making(), _Running():  # type: ignore[no-untyped-call]
+        yield
+
+
+class _Making(TorchFunctionMode):
+    """Looks at tensors that are made of Python's numbers: these are brought to the device unseen by what is below."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.new_tensor or (func in _MAKERS and kwargs.get("device") is not None):
+            raise GraphError(f"the model waits for the device ({func.__name__})")
+        return func(*args, **kwargs)
+
+
+_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)
+
+
+class _Running(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Looks at operations as they reach the device."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tags = func.tags
-        if torch.Tag.nondeterministic_seeded in tags:
+        if torch.Tag.nondeterministic_seeded in func.tags and _drops(func, args, kwargs):
             raise GraphError(f"the model draws random numbers ({func})")
-        if torch.Tag.data_dependent_output in tags or _waits(func, tags, args, kwargs):
+        if torch.Tag.data_dependent_output in func.tags or _waits(func, args, kwargs):
             raise GraphError(f"the model waits for the device ({func})")
         return func(*args, **kwargs)
 
 
-def _waits(func: Any, tags: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _drops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation that may draw does: attention is told how much to drop."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            return bool(kwargs.get("dropout_p", args[place] if place < len(args) else argument.default_value))
+    return True
+
+
+def _waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the operation needs values, or copies them from one device to another."""
     name = func.overloadpacket.__name__
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
@@ -254,4 +285,4 @@ def _waits(func: Any, tags: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return device is not None and torch.device(device).type != args[0].device.type
     if name == "copy_":
         return bool(args[0].device != args[1].device)
-    return torch.Tag.dynamic_output_shape in tags
+    return torch.Tag.dynamic_output_shape in func.tags

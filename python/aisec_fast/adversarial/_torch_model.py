@@ -138,6 +138,9 @@ class TorchModel:
             recorder = _cuda_graphs.recorder(self._device)
             if not must and _cuda_graphs.other_threads():
                 raise GraphError("other threads may use the device")
+            tensors = chain(self._module.parameters(), self._module.buffers())
+            if any(tensor.device != self._device for tensor in tensors):
+                raise GraphError("the model is spread over several devices")
             if not is_plain(self._module):
                 raise GraphError("the model is compiled, scripted or spread over processes")
             if any(isinstance(part, (Averaged, StraightThrough)) for part in self._module.modules()):
