@@ -215,6 +215,16 @@ class Asking(nn.Module):
         return x * 2 if x.max().item() > 0.5 else x
 
 
+class Filling(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.empty_like(x).random_(3)
+
+
+class Comparing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if torch.equal(x, x) else x
+
+
 class Choosing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * random.choice([1.0, 1.5])
@@ -250,7 +260,7 @@ class Counting(nn.Module):
     [
         (Dropping, "draws random numbers"), (Asking, "waits for the device"), (Choosing, "draws random numbers"),
         (NumpyChoosing, "draws random numbers"), (Masking, "waits for the device"), (Counting, "differs"),
-        (Making, "waits for the device"),
+        (Making, "waits for the device"), (Filling, "draws random numbers"), (Comparing, "waits for the device"),
     ],
 )  # fmt: skip
 def test_models_that_cannot_be_recorded(fake: Fake, kind: Any, reason: str) -> None:
@@ -275,9 +285,11 @@ class Attending(nn.Module):
 
 
 def test_attention_draws_only_if_it_drops(fake: Fake) -> None:
-    found, expected = both(*batch(kind=lambda: Attending(0.0)))
-    assert torch.equal(found, expected)
-    assert fake.replays > 10
+    for kind in (lambda: Attending(0.0), nn.Dropout):  # in eval mode
+        found, expected = both(*batch(kind=kind))
+        assert torch.equal(found, expected)
+        assert fake.replays > 10
+        fake.replays = 0
     with torch.random.fork_rng(), pytest.raises(RuntimeError, match="draws random numbers"):
         adversarial.pgd(*batch(kind=lambda: Attending(0.5)), eps=0.1, steps=20, cuda_graph=True)
 

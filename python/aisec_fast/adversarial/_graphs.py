@@ -260,15 +260,17 @@ class _Running(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags and _drops(func, args, kwargs):
+        if _draws_numbers(func, args, kwargs):
             raise GraphError(f"the model draws random numbers ({func})")
         if torch.Tag.data_dependent_output in func.tags or _waits(func, args, kwargs):
             raise GraphError(f"the model waits for the device ({func})")
         return func(*args, **kwargs)
 
 
-def _drops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation that may draw does: attention is told how much to drop."""
+def _draws_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the operation draws: of those that may, attention is told how much to drop."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return bool(func.overloadpacket is torch.ops.aten.random_)
     for place, argument in enumerate(func._schema.arguments):
         if argument.name == "dropout_p":
             return bool(kwargs.get("dropout_p", args[place] if place < len(args) else argument.default_value))
@@ -280,6 +282,8 @@ def _waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     name = func.overloadpacket.__name__
     if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    if name in ("equal", "_linalg_check_errors"):
+        return True
     if name == "_to_copy":
         device = kwargs.get("device")
         return device is not None and torch.device(device).type != args[0].device.type
