@@ -394,7 +394,9 @@ def test_steps_between_two_looks_do_not_wait() -> None:
             torch.cuda.set_sync_debug_mode("error" if step < 7 else "default")
 
     try:
-        adv = adversarial.pgd(model, x, y, eps=0.1, steps=7, seed=0, working_copy=False, progress=told)
+        adv = adversarial.pgd(
+            model, x, y, eps=0.1, steps=7, seed=0, working_copy=False, cuda_graph=False, progress=told
+        )
     finally:
         no_waiting_ends()
     assert max(steps) == 7
@@ -446,6 +448,182 @@ def test_devices_that_differ_are_refused() -> None:
     cupy = pytest.importorskip("cupy", reason="cupy is not installed")
     with pytest.raises(TypeError, match="x is a cupy array, expected a torch tensor"):
         adversarial.pgd(model, cupy.asarray(host(x)), cupy.asarray(host(y)), eps=0.1)
+
+
+# --------------------------------------------------------------------------------------------- CUDA graphs
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Why each attack went without graphs in the end; empty for one that did not. Other threads are let be."""
+    from aisec_fast.adversarial import _cuda_graphs, _torch_model
+
+    if DEVICE != "cuda":
+        pytest.skip("graphs are CUDA's")
+    monkeypatch.setattr(_cuda_graphs, "other_threads", lambda: False)
+    reasons: list[str] = []
+    attacked = _torch_model.TorchLoss.attacked
+
+    @contextmanager
+    def noted(self: Any) -> Iterator[object]:
+        try:
+            with attacked(self) as held:
+                yield held
+        finally:
+            reasons.append(self._model.without_graph)
+
+    monkeypatch.setattr(_torch_model.TorchLoss, "attacked", noted)
+    return reasons
+
+
+def healthy() -> None:
+    """Stream, allocator and generators are as they are outside of recordings."""
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert not torch.cuda.is_current_stream_capturing()
+    torch.rand(4, device=DEVICE)
+    torch.cuda.empty_cache()
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+def test_replayed_passes_give_the_same_samples(graphs: list[str], norm: str, loss: str) -> None:
+    model, x, y = cnn()
+    options = {"eps": EPS[norm], "norm": norm, "steps": 15, "loss": loss, "seed": 3, "working_copy": False}
+    found = adversarial.pgd(model, x, y, **options, cuda_graph=True)
+    assert bits(host(adversarial.pgd(model, x, y, **options))) == bits(host(found))
+    assert graphs == ["", ""]
+    expected = adversarial.pgd(model, x, y, **options, cuda_graph=False)
+    check_inside(found, x, EPS[norm], norm)
+    assert bits(host(found)) == bits(host(expected))  # cuDNN is deterministic here: a graph launches the same kernels
+    healthy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_replays_with_working_copy_and_early_stop(graphs: list[str], dtype: Any) -> None:
+    model, x, y = cnn(dtype)
+    x, y = x.repeat(4, 1, 1, 1), y.repeat(4)
+    options = {"eps": 0.08, "step_size": 0.002, "steps": 60, "early_stop": True, "restarts": 2, "seed": 1}
+    counts: list[Any] = []
+    for graph in (True, False):
+        told: list[Any] = []
+        adv = adversarial.pgd(
+            model, x, y, **options, cuda_graph=graph, progress=lambda *args, told=told: told.append(args)
+        )
+        check_inside(adv, x, 0.08, "linf")
+        lead, doubt = leads(model, adv, y)
+        assert abs(told[-1][2] - np.count_nonzero(lead > 0)) <= np.count_nonzero(abs(lead) <= doubt)
+        counts.append(lead > 0)
+    assert graphs[0] == ""
+    assert counts[1].any()
+    assert (counts[0] != counts[1]).mean() <= 0.05  # iterates may round another way in another batch size
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("item", "waits for the device"), ("random", "draws random numbers"), ("synchronize", ""), ("host", "waits")],
+)
+def test_models_that_cannot_be_recorded(graphs: list[str], how: str, reason: str) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = linear(5, torch.float32)[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            if how == "item":
+                x = x * 2 if float(x.sum()) < 0 else x
+            elif how == "random":
+                x = nn.functional.dropout(x, 0.05, training=True)
+            elif how == "synchronize":
+                torch.cuda.synchronize()
+            else:
+                x = x - torch.zeros(6).to(x.device)
+            return self.model(x)  # type: ignore[no-any-return]
+
+    model, (_, x, y) = Odd().to(DEVICE), linear(5, torch.float32)
+    options = {"eps": 0.1, "steps": 20, "seed": 0}
+    adv = adversarial.pgd(model, there(x), there(y), **options)
+    check_inside(adv, there(x), 0.1, "linf")
+    assert graphs[0] != ""
+    assert reason in graphs[0]
+    healthy()
+    with pytest.raises(RuntimeError, match="cuda_graph is True, but the model's passes cannot be replayed"):
+        adversarial.pgd(model, there(x), there(y), **options, cuda_graph=True)
+    healthy()
+    plain = on_gpu(linear(5, torch.float32)[0])
+    graphs.clear()
+    adversarial.pgd(plain, there(x), there(y), **options, cuda_graph=True)  # recording still works
+    assert graphs == [""]
+
+
+def test_no_graph_outlives_the_attack(graphs: list[str]) -> None:
+    model, x, y = cnn()
+    x, y = x.repeat(64, 1, 1, 1), y.repeat(64)
+    options = {"eps": 0.1, "steps": 15, "seed": 0, "cuda_graph": True}
+    adversarial.pgd(model, x, y, **options)  # cuBLAS keeps some for a stream it has seen
+
+    def held() -> tuple[int, int]:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+    before = held()
+    for _ in range(3):
+        adversarial.pgd(model, x, y, **options)
+    assert held() == before
+
+    def stop(step: int, _total: int, _fooled: int | None) -> None:
+        if step == 9:
+            raise KeyboardInterrupt
+
+    try:
+        adversarial.pgd(model, x, y, **options, progress=stop)
+    except KeyboardInterrupt as error:
+        error.__traceback__ = None
+    assert held() == before
+    assert graphs == [""] * 5
+
+
+def test_graphs_on_a_stream_of_the_user(graphs: list[str]) -> None:
+    model, x, y = cnn()
+    options = {"eps": 0.1, "steps": 15, "seed": 0, "working_copy": False}
+    expected = adversarial.pgd(model, x, y, **options, cuda_graph=False)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(x)
+        torch.cuda._sleep(20_000_000)
+        late += x
+        found = adversarial.pgd(model, late, y, **options, cuda_graph=True)
+        assert torch.cuda.current_stream() == stream
+        doubled = found * 2
+    stream.synchronize()
+    assert bits(host(found)) == bits(host(expected))
+    assert bits(host(doubled)) == bits(host(expected * 2))
+    healthy()
+
+
+def test_graphs_in_several_threads(graphs: list[str]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model, x, y = cnn()
+    models = [copy.deepcopy(model) for _ in range(4)]
+    options = {"eps": 0.1, "steps": 25, "seed": 0, "working_copy": False}
+    expected = adversarial.pgd(model, x, y, **options, cuda_graph=False)
+
+    def attack(own: nn.Module) -> list[Tensor]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = [adversarial.pgd(own, x, y, **options, cuda_graph=True) for _ in range(3)]
+            torch.cuda.current_stream().synchronize()
+            return found
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(len(models)) as pool:
+        for found in pool.map(attack, models):
+            for adv in found:
+                assert bits(host(adv)) == bits(host(expected))
+    assert graphs == [""] * 13 or graphs == ["not asked for", *[""] * 12]
+    healthy()
 
 
 # --------------------------------------------------------------------------------------------- GradientModel

@@ -26,13 +26,21 @@ def rows_at_once(module: nn.Module, x: Tensor) -> int | None:
     """The rows of ``x`` whose largest activation in ``module`` is of a moderate size; None where all may go at once."""
     if x.device.type != "cpu" or len(x) < _FEWEST_ROWS:
         return None
-    with torch.no_grad():
-        with _Largest() as seen:
-            together = module(x[:_PROBED_ROWS].clone())
-        if not isinstance(together, Tensor) or not same_logits(module(x[:1].clone()), together[:1]):
-            return None
+    with _Largest() as seen:
+        mixed = mixes(module, x)
+    if mixed:
+        return None
     rows = max(1, _BYTES_A_THREAD * torch.get_num_threads() * _PROBED_ROWS // max(1, seen.nbytes))
     return rows if rows < len(x) else None
+
+
+def mixes(module: nn.Module, x: Tensor) -> bool:
+    """Whether a sample's logits depend on the other samples in its batch, or on random numbers, as far as two rows show."""
+    if len(x) < _PROBED_ROWS:
+        return True
+    with torch.no_grad():
+        together = module(x[:_PROBED_ROWS].clone())
+        return not isinstance(together, Tensor) or not same_logits(module(x[:1].clone()), together[:1])
 
 
 def evenly(batch: Tensor, rows: int | None) -> tuple[Tensor, ...]:

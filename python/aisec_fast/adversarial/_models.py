@@ -29,6 +29,7 @@ class Slope(NamedTuple):
     gradient: Any  # of the loss, at each sample; like the batch, C-contiguous
     losses: Any | None  # [B]; NaN where a logit is NaN
     logits: Any | None  # [B, classes]
+    largest: Any | None = None  # [B], of the gradient's magnitudes; None where it is not known
 
 
 class Attackable(Protocol):
@@ -40,8 +41,11 @@ class Attackable(Protocol):
     def labelled(self, x: Any, y: Any) -> tuple[Any, int]:
         """Labels as the other methods take them, and the number of target classes: if any, labels are ``[B, targets, ...]``."""
 
-    def slope(self, adv: Any, y: Any, *, with_logits: bool) -> Slope:
-        """Gradient of the loss at ``adv``; with logits only where they are asked for or cost nothing."""
+    def slope(self, adv: Any, y: Any, *, with_logits: bool, passes_left: int = 0) -> Slope:
+        """Gradient of the loss at ``adv``; with logits only where they are asked for or cost nothing.
+
+        Gradient and logits hold until the next call. ``passes_left`` says how many there may be, this one included.
+        """
 
     def predict(self, adv: Any) -> Any:
         """The model's own logits ``[B, classes]``, without a gradient."""
@@ -91,7 +95,7 @@ class GivenGradient:
         """See :class:`Attackable`."""
         return y, 0
 
-    def slope(self, adv: Any, y: Any, *, with_logits: bool) -> Slope:
+    def slope(self, adv: Any, y: Any, *, with_logits: bool, passes_left: int = 0) -> Slope:  # noqa: ARG002
         """See :class:`Attackable`."""
         logits = self.predict(adv) if with_logits else None
         losses = None if logits is None else self.losses(logits, y)  # before the user's function meets wrong labels

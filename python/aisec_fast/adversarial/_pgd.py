@@ -21,6 +21,7 @@ from ._runs import Runs
 _LOSSES = ("ce", "margin", "dlr")  # keys of _losses.LOSSES, which needs torch
 _TARGETS_OF_MARGIN = 9  # AutoAttack's number
 _STEPS_FOR_A_COPY = 10  # making a working copy costs a few passes over a few rows
+_STEPS_FOR_A_COPY_ON_CUDA = 40  # where a pass over a few rows takes the CPU as long as one over all
 
 
 def pgd(
@@ -40,6 +41,7 @@ def pgd(
     targets: int | None = None,
     early_stop: bool = False,
     working_copy: bool | None = None,
+    cuda_graph: bool | None = None,
     seed: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Any:
@@ -77,7 +79,12 @@ def pgd(
         early_stop: a sample that fools the model stops there and leaves the batch.
         working_copy: take gradients from a copy of the module whose batch norms are folded into its convolutions, if it
             has such, and compute batches with large activations in parts; every success is judged by the module itself.
-            Default: where all runs together have 10 steps or more.
+            Default: where all runs together have 10 steps or more, on CUDA 40.
+        cuda_graph: on CUDA, record a gradient's forward and backward pass once as a CUDA graph and replay it: launching
+            kernels is what most passes of small models take their time for. Replays are tried against the module on the
+            way, and every success is judged by the module itself, called as always. Default: where enough steps are left
+            and no other thread of Python may use the device; a module that cannot be recorded (it waits for the device, or
+            draws random numbers) is attacked without. True: raise for such a module. False: never.
         seed: of the random starts. The same seed gives the same starts on every device and backend; row i depends on
             neither the batch size nor on other restarts. Default: from the operating system.
         progress: function ``(step, total_steps, fooled)`` called after each step (``fooled``: samples known to fool the
@@ -96,6 +103,7 @@ def pgd(
     Raises:
         TypeError, ValueError: an argument, with its name; a model that returns something else than logits that depend on
             ``x``; NaN logits, or gradients that are NaN or infinite, with step and number of samples.
+        RuntimeError: ``cuda_graph`` is True, and the module's passes cannot be replayed.
         BackendError: the forced backend is missing or cannot reach ``x``.
     """
     samples = _arguments.samples(x)
@@ -115,7 +123,8 @@ def pgd(
         seed = _checks.whole(seed, "seed")
     lengths = [_length(step_size, ball, count) for ball in balls]
     if working_copy is None:
-        working_copy = count * tries * (targets or 1) >= _STEPS_FOR_A_COPY
+        least = _STEPS_FOR_A_COPY if samples.device == "cpu" else _STEPS_FOR_A_COPY_ON_CUDA
+        working_copy = count * tries * (targets or 1) >= least
     attackable, samples, labels = _attackable(
         model,
         samples,
@@ -125,6 +134,7 @@ def pgd(
         targeted=targeted,
         needs_verdict=early_stop or tries > 1,
         working_copy=_checks.flag(working_copy, "working_copy"),
+        cuda_graph=None if cuda_graph is None else _checks.flag(cuda_graph, "cuda_graph"),
     )
     balls[0].require_inside_box(samples)
     several = not isinstance(eps, numbers.Real)
@@ -180,6 +190,7 @@ def _attackable(
     targeted: bool,
     needs_verdict: bool,
     working_copy: bool,
+    cuda_graph: bool | None,
 ) -> tuple[Attackable, Array, Any]:
     """The model ready for an attack, and samples and labels as it takes them."""
     if isinstance(model, GradientModel):
@@ -194,6 +205,10 @@ def _attackable(
                 "model is a GradientModel without predict, expected one with it: early_stop and restarts above 1 need "
                 "logits"
             )
+        if cuda_graph:
+            raise ValueError(
+                "cuda_graph is True, but model is a GradientModel: its functions may do more than torch records"
+            )
         return GivenGradient(model, x, targeted=targeted), x, _arguments.labels(y, x, integers=needs_verdict).value
     x = _arguments.tensor_samples(model, x, others=" or a GradientModel")
     from ._losses import LOSSES
@@ -201,5 +216,13 @@ def _attackable(
 
     least = LOSSES[loss].least_classes if targets is None else LOSSES[loss].least_classes_for_targets
     prepared, labels = _arguments.torch_model(model, x, y, least_classes=least, needs=f"loss {loss!r}")
-    batch = x.value if working_copy else None
-    return TorchLoss(prepared, loss, targeted=targeted, targets=targets, batch=batch), x, labels
+    attackable = TorchLoss(
+        prepared,
+        loss,
+        targeted=targeted,
+        targets=targets,
+        batch=x.value,
+        working_copy=working_copy,
+        cuda_graph=cuda_graph,
+    )
+    return attackable, x, labels

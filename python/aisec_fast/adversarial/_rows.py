@@ -107,6 +107,8 @@ def largest_magnitudes(values: Any) -> Any:
     """max |v| of each row, ``[B]``, NaN if the row holds one; stays on the device."""
     flat = values.reshape(len(values), -1)
     if is_tensor(values):
+        if values.device.type == "cuda":  # one kernel
+            return sys.modules["torch"].linalg.vector_norm(flat, ord=math.inf, dim=1)
         return flat.abs().amax(1)  # 13 times as fast on the CPU as torch.linalg.vector_norm with ord=inf
     return np.maximum(flat.max(axis=1), -flat.min(axis=1))  # no array of magnitudes is made
 

@@ -30,6 +30,16 @@ def counting() -> Iterator[RowsSeen]:
         _counters.reset(token)
 
 
+@contextmanager
+def paused() -> Iterator[None]:
+    """A block of this thread in which nothing is counted: no rows are computed when modules are called."""
+    token = _counters.set(())
+    try:
+        yield
+    finally:
+        _counters.reset(token)
+
+
 def note(rows: int, *, gradient: bool) -> None:
     """A module is given so many rows."""
     for counter in _counters.get():

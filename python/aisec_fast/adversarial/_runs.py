@@ -65,14 +65,19 @@ class Runs:
 
     def best(self) -> Any:
         """For each item the result of the first run that fools, else of the one with the highest loss: ``[items, ...]``."""
-        result = _rows.empty(len(self._highest), self.samples.value)
+        result: Any = None
         run, left = 0, np.arange(len(self._highest))
         while run < self._runs and len(left):
             stacked = 1 if run == 0 else max(1, min(self._runs - run, self._most_rows // len(left)))
             for begin in range(0, len(left), self._most_rows):
                 batch = self._started(left[begin : begin + self._most_rows], range(run, run + stacked))
                 adv, heights = self._run(batch, len(batch.items) / len(left))
+                if self._runs == 1 and len(batch.items) == len(self._highest):
+                    result = adv  # nothing to compare
+                    break
                 order = np.lexsort((batch.runs, -heights, batch.items))
+                if result is None:
+                    result = _rows.empty(len(self._highest), self.samples.value)
                 items, first = np.unique(batch.items[order], return_index=True)
                 winners = order[first]
                 better = (heights[winners] > self._highest[items]) | (run == 0)
@@ -120,9 +125,9 @@ class Runs:
         heights = np.full(len(rows), -np.inf)
         watch, step = Watch(), self._stepper(batch)
         for k in range(self.steps):
-            slope = self.model.slope(batch.adv, batch.y, with_logits=self.early_stop)
+            slope = self.model.slope(batch.adv, batch.y, with_logits=self.early_stop, passes_left=self.steps - k)
             gradient = slope.gradient
-            watch.note(k, slope.losses, gradient)
+            watch.note(k, slope.losses, gradient, slope.largest)
             if self.early_stop:
                 watch.look()
                 hit = self.model.fooled(slope.logits, batch.y)
@@ -163,7 +168,7 @@ class Runs:
 
         def step(gradient: Any) -> None:
             for rows, move, step_size in steps:
-                move(gradient[rows], step_size)
+                move(gradient if len(steps) == 1 else gradient[rows], step_size)
 
         return step
 

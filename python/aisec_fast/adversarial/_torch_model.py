@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
@@ -9,14 +10,18 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from . import _rows_seen
-from ._activations import evenly, rows_at_once
+from . import _cuda_graphs, _rows_seen
+from ._activations import evenly, mixes, rows_at_once
+from ._graphs import GraphError, Graphs
 from ._losses import LOSSES, likeliest_others
 from ._models import Flags, Slope, fools
-from ._working_copy import for_copy, same_logits, working_copy
+from ._randomness import Averaged, StraightThrough
+from ._working_copy import for_copy, is_plain, same_logits, working_copy
 
 _ROWS_TRIED = 4
 Values = Callable[[Tensor], Tensor]  # of logits [B, classes]: a value for each sample, [B]
+LabelValues = Callable[[Tensor, Tensor], Tensor]  # of logits and labels [B, ...]
+_log = logging.getLogger("aisec_fast.adversarial")
 
 
 class TorchModel:
@@ -32,15 +37,17 @@ class TorchModel:
         self._module, self._device, self._largest_label = module, device, largest_label
         self._least_classes, self._needs = least_classes, needs
         self._copy: nn.Module | None = None
-        self._copy_passes = 0
+        self._passes = 0
+        self._graphs: Graphs | None = None
+        self.without_graph = "not asked for"  # why passes are not replayed
         self._rows_at_once: int | None = None
         self._writes_to_input: bool | None = None  # not known yet
         self.differences = 0  # samples that fooled the working copy and not the module
 
     @property
     def has_copy(self) -> bool:
-        """Whether ``logits`` and ``gradient`` come from a working copy, so that a success is to be confirmed."""
-        return self._copy is not None
+        """Whether ``logits`` and ``gradient`` come from a working copy, or a replay, so that a success is to be confirmed."""
+        return self._copy is not None or (self._graphs is not None and self._graphs.in_use)
 
     @classmethod
     def made(
@@ -67,14 +74,18 @@ class TorchModel:
         return model, labels
 
     @contextmanager
-    def attacked(self, x: Tensor | None = None) -> Iterator[None]:
+    def attacked(
+        self, x: Tensor | None = None, *, copied: bool = True, cuda_graph: bool | None = False
+    ) -> Iterator[None]:
         """Every submodule in eval mode, gradients on, autocast off.
 
         ``training`` is set and restored as a plain flag: ``train()`` may be overridden to do more (merge weights, skip
         frozen parts), which could not be undone.
 
         Args:
-            x: the batch, if there will be many passes over it: a working copy may be made, and large batches go in parts.
+            x: the batch, if there will be many passes over it.
+            copied: a working copy may be made, and large batches go in parts.
+            cuda_graph: whether ``replayed_gradient`` replays passes: None where it can, True or it raises.
         """
         before: list[tuple[nn.Module, bool]] = []
         # Half precision turns small gradients into zeros, which would pass for robustness.
@@ -84,11 +95,17 @@ class TorchModel:
                     before.append((module, module.training))
                     module.training = False
                 if x is not None and x.numel():
-                    self._copy = working_copy(self._module, x)
-                    self._rows_at_once = rows_at_once(self._copy or self._module, x)
+                    if copied:
+                        self._copy = working_copy(self._module, x)
+                        self._rows_at_once = rows_at_once(self._copy or self._module, x)
+                    if cuda_graph is not False:
+                        self._graphs = self._recorded_graphs(must=cuda_graph is True)
                 yield
             finally:
                 self._copy = self._rows_at_once = None
+                graphs, self._graphs = self._graphs, None
+                if graphs is not None:
+                    graphs.close()
                 for module, training in before:
                     module.training = training
 
@@ -97,6 +114,55 @@ class TorchModel:
         leaves, logits = self._differentiable(adv)
         losses = values(logits)
         return Slope(self._gradient(losses, leaves), losses.detach(), logits.detach())
+
+    def replayed_gradient(self, adv: Tensor, values: LabelValues, y: Tensor, passes_left: int) -> Slope:
+        """The same of ``values(logits, y)``, from a recorded pass where that pays: see :meth:`Graphs.slope`."""
+        graphs = self._graphs
+        if graphs is not None:
+            before = graphs.recorded
+            slope = graphs.slope(adv, values, y, passes_left)
+            if graphs.dropped != self.without_graph:
+                self._note(graphs.dropped)
+            if slope is not None:
+                assert slope.logits is not None
+                if graphs.recorded > before:  # which was a trial of its own
+                    self._passes += 1
+                    return slope
+                if not self._misleads(adv, slope.logits):
+                    return slope
+                graphs.forget()  # if the working copy was wrong, so are replays of it
+        return self.gradient(adv, lambda logits: values(logits, y))
+
+    def _recorded_graphs(self, *, must: bool) -> Graphs | None:
+        try:
+            recorder = _cuda_graphs.recorder(self._device)
+            if not must and _cuda_graphs.other_threads():
+                raise GraphError("other threads may use the device")
+            tensors = chain(self._module.parameters(), self._module.buffers())
+            if any(tensor.device != self._device for tensor in tensors):
+                raise GraphError("the model is spread over several devices")
+            if not is_plain(self._module):
+                raise GraphError("the model is compiled, scripted or spread over processes")
+            if any(isinstance(part, (Averaged, StraightThrough)) for part in self._module.modules()):
+                raise GraphError("the model draws random numbers, or calls a function outside torch")
+        except GraphError as error:
+            if must:
+                raise ValueError(f"cuda_graph is True, but {error}") from None
+            self._note(str(error))
+            return None
+        self.without_graph = ""
+        return Graphs(self._pass, recorder, must=must, mixes=lambda x: mixes(self._copy or self._module, x))
+
+    def _note(self, reason: str) -> None:
+        self.without_graph = reason
+        _log.debug("passes are not replayed as a CUDA graph: %s", reason)
+
+    def _pass(self, adv: Tensor, values: LabelValues, y: Tensor) -> Slope:
+        """A pass without looks at other rows."""
+        leaf = adv.detach().requires_grad_(True)
+        logits = self._checked(self._logits_of_leaf(leaf), leaf)
+        losses = values(logits, y)
+        return Slope(self._gradient(losses, [leaf]), losses.detach(), logits.detach())
 
     def gradients(self, adv: Tensor, values: Values) -> Iterator[tuple[Tensor, Tensor]]:
         """For each column of ``values(logits)``, which are ``[B, columns]``, gradient and value; from one forward pass."""
@@ -109,7 +175,7 @@ class TorchModel:
         """Leaves that are ``adv`` in parts, and the logits there."""
         leaves = [part.detach().requires_grad_(True) for part in evenly(adv, self._rows_at_once)]
         logits = _joined([self._checked(self._logits_of_leaf(leaf), leaf) for leaf in leaves])
-        if self._copy_misleads(adv, logits):
+        if self._misleads(adv, logits):
             return self._differentiable(adv)
         if not logits.requires_grad:
             raise ValueError(
@@ -123,7 +189,7 @@ class TorchModel:
         slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True, retain_graph=keep)
         if any(slope is None for slope in slopes):
             raise ValueError("model gave logits that do not depend on x, expected a model of x")
-        return _joined(slopes).contiguous()
+        return _joined(slopes).resolve_neg().contiguous()
 
     def logits(self, adv: Tensor) -> Tensor:
         """Logits without a gradient, float32 or float64."""
@@ -133,22 +199,25 @@ class TorchModel:
         with torch.no_grad():
             parts = evenly(adv, self._rows_at_once)
             logits = _joined([self._checked(_called(copy, for_copy(part)), part) for part in parts])
-        return self.own_logits(adv) if self._copy_misleads(adv, logits) else logits
+        return self.own_logits(adv) if self._misleads(adv, logits) else logits
 
-    def _copy_misleads(self, adv: Tensor, logits: Tensor) -> bool:
-        """Whether the copy's logits at ``adv`` are not the module's: then it is dropped.
+    def _misleads(self, adv: Tensor, logits: Tensor) -> bool:
+        """Whether the logits of copy or replay at ``adv`` are not the module's: then the copy is dropped, or the replays.
 
-        It was tried at the samples, and a module may take another way elsewhere. Asked at passes 1, 2, 4, 8, ... on a few
+        They were tried at the samples, and a module may take another way elsewhere. Asked at passes 1, 2, 4, 8, ... on a few
         rows, other ones each time.
         """
-        if self._copy is None:
+        self._passes += 1
+        if not self.has_copy:
             return False
-        self._copy_passes += 1
-        if self._copy_passes & (self._copy_passes - 1):
+        if self._passes & (self._passes - 1):
             return False
-        rows = (torch.arange(min(_ROWS_TRIED, len(adv)), device=adv.device) + self._copy_passes) % len(adv)
+        rows = (torch.arange(min(_ROWS_TRIED, len(adv)), device=adv.device) + self._passes) % len(adv)
         if same_logits(logits[rows].detach(), self.own_logits(adv[rows])):
             return False
+        if self._copy is None and self._graphs is not None:
+            self._graphs.drop("replayed logits differ from the model's own")
+            self._note(self._graphs.dropped)
         self._copy = None
         return True
 
@@ -166,7 +235,7 @@ class TorchModel:
 
     def confirmed(self, hit: Tensor, adv: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
         """Those of ``hit`` (bool ``[B]``, verdicts by ``logits``) that fool the module itself too. Others are counted."""
-        if self._copy is None or not bool(hit.any()):
+        if not self.has_copy or not bool(hit.any()):
             return hit
         rows = hit.nonzero()[:, 0]
         true = self.fooled(adv[rows], y[rows], targeted=targeted)
@@ -221,14 +290,22 @@ class TorchLoss:
     """
 
     def __init__(
-        self, model: TorchModel, loss: str, *, targeted: bool, targets: int | None, batch: Tensor | None
+        self,
+        model: TorchModel,
+        loss: str,
+        *,
+        targeted: bool,
+        targets: int | None,
+        batch: Tensor,
+        working_copy: bool,
+        cuda_graph: bool | None,
     ) -> None:
         self._model, self._loss, self._targeted, self._targets = model, LOSSES[loss], targeted, targets
-        self._batch = batch  # if a working copy is to be made for it
+        self._batch, self._copied, self._cuda_graph = batch, working_copy, cuda_graph
 
     def attacked(self) -> AbstractContextManager[object]:
         """See :class:`Attackable`."""
-        return self._model.attacked(self._batch)
+        return self._model.attacked(self._batch, copied=self._copied, cuda_graph=self._cuda_graph)
 
     def labelled(self, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
         """See :class:`Attackable`: other classes beside each label, from the most likely one at ``x`` down."""
@@ -237,12 +314,14 @@ class TorchLoss:
         others = likeliest_others(self._model.own_logits(x), y, self._targets)
         return torch.stack([y[:, None].expand_as(others), others], dim=2), others.shape[1]
 
-    def slope(self, adv: Tensor, y: Tensor, *, with_logits: bool) -> Slope:  # noqa: ARG002 - logits are at hand
-        """See :class:`Attackable`."""
-        if y.ndim == 1:
-            return self._model.gradient(adv, lambda logits: self._loss.values(logits, y))
-        label, target = y.unbind(1)
-        return self._model.gradient(adv, lambda logits: self._loss.target_values(logits, label, target))
+    def slope(self, adv: Tensor, y: Tensor, *, with_logits: bool, passes_left: int = 0) -> Slope:  # noqa: ARG002
+        """See :class:`Attackable`; logits are at hand."""
+        return self._model.replayed_gradient(
+            adv, self._loss.values if y.ndim == 1 else self._target_values, y, passes_left
+        )
+
+    def _target_values(self, logits: Tensor, y: Tensor) -> Tensor:
+        return self._loss.target_values(logits, *y.unbind(1))
 
     def predict(self, adv: Tensor) -> Tensor:
         """See :class:`Attackable`."""

@@ -18,15 +18,17 @@ class Watch:
         self._losses: list[tuple[int, Any]] = []  # after so many steps, [B]
         self._magnitudes: list[tuple[int, Any]] = []
 
-    def note(self, step: int, losses: Any | None, gradient: Any | None) -> None:
-        """Keep what the model gave after ``step`` steps: losses ``[B]`` and gradient ``[B, ...]``.
+    def note(self, step: int, losses: Any | None, gradient: Any | None, largest: Any | None = None) -> None:
+        """Keep what the model gave after ``step`` steps: losses ``[B]`` and gradient ``[B, ...]``, or its largest magnitudes.
 
         On the CPU the sum of a gradient, which is read in a third of the time, tells first whether it is finite.
         """
         if losses is not None:
             self._losses.append((step, losses))
         on_cpu = gradient is not None and _rows.on_cpu(gradient)
-        if gradient is not None and not (on_cpu and _rows.surely_finite(gradient)):
+        if largest is not None:
+            self._magnitudes.append((step, largest))
+        elif gradient is not None and not (on_cpu and _rows.surely_finite(gradient)):
             self._magnitudes.append((step, _rows.largest_magnitudes(gradient)))
             if on_cpu:
                 self.look()

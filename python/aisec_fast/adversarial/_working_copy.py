@@ -46,7 +46,7 @@ def working_copy(module: nn.Module, x: Tensor) -> nn.Module | None:
         module: in eval mode; it is called on a few rows of ``x``.
         x: the batch of the attack ``[B, ...]``.
     """
-    if not _may_pay(module) or not _is_plain(module):
+    if not _may_pay(module) or not is_plain(module):
         return None
     probe = x[:PROBED_ROWS]
     with torch.no_grad():
@@ -90,7 +90,7 @@ def _may_pay(module: nn.Module) -> bool:
     return not kinds.isdisjoint(_CONVOLUTIONS) and not kinds.isdisjoint(_NORMS)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether every part can be copied by its attributes: what traces, compiles or shards it keeps state elsewhere."""
     for part in module.modules():
         if isinstance(part, torch.jit.ScriptModule) or type(part).__name__ in _OPAQUE:

@@ -1,0 +1,360 @@
+"""Recorded passes, with a recorder that repeats Python functions where CUDA would repeat kernels: which passes are recorded,
+padded, tried, dropped and freed. Real graphs are tested in test_gpu_attacks.py."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aisec_fast import adversarial
+from aisec_fast.adversarial import _cuda_graphs, _graphs
+from aisec_fast.adversarial._graphs import recordable
+from aisec_fast.adversarial._models import Slope
+from aisec_fast.adversarial._torch_model import TorchModel
+
+
+class Fake:
+    """Records on the CPU. ``bend`` may spoil what a replay gives."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []  # of each recording
+        self.replays = self.warm = 0
+        self.open = False
+        self.bend: Callable[[int, Slope], None] = lambda _, __: None
+
+    def warmed(self, work: Callable[[], Slope]) -> Slope:
+        self.warm += 1
+        return work()
+
+    def record(self, work: Callable[[], Slope]) -> tuple[Callable[[], object], Slope]:
+        with recordable():
+            result = work()
+        self.open = True
+        self.rows.append(len(result.gradient))
+
+        def replay() -> None:
+            assert self.open
+            self.replays += 1
+            for target, value in zip(result, work(), strict=True):
+                if target is not None:
+                    target.copy_(value)
+            self.bend(self.replays, result)
+
+        for part in result:
+            if part is not None:
+                part.fill_(-7)  # CUDA computes nothing while it records
+        return replay, result
+
+    def close(self) -> None:
+        self.open = False
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    recorder = Fake()
+    monkeypatch.setattr(_cuda_graphs, "recorder", lambda device: recorder)
+    monkeypatch.setattr(_cuda_graphs, "other_threads", lambda: False)
+    return recorder
+
+
+def batch(rows: int = 12, kind: Callable[[], nn.Module] | None = None) -> tuple[nn.Module, Tensor, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = [nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), *([kind()] if kind else []), nn.Linear(16, 5)]
+        model, x = nn.Sequential(*parts).eval(), torch.rand(rows, 3, 4)
+    with torch.no_grad():
+        return model, x, model(x).argmax(1)
+
+
+def both(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """The attack with graphs where they pay, and without."""
+    options = {"eps": 0.1, "steps": 12, "seed": 0, **options}
+    return adversarial.pgd(model, x, y, **options), adversarial.pgd(model, x, y, **options, cuda_graph=False)
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_replayed_passes_give_the_same_samples(fake: Fake, loss: str, norm: str) -> None:
+    found, expected = both(*batch(), loss=loss, norm=norm)
+    assert torch.equal(found, expected)
+    assert fake.rows[0] == 12
+    assert fake.replays >= 11  # the trial, and all passes but the first two
+    assert not fake.open
+
+
+def test_passes_are_recorded_where_enough_are_left(fake: Fake) -> None:
+    for steps, recorded in ((_graphs.PAYS_FROM, []), (_graphs.PAYS_FROM + 1, [12])):
+        fake.rows.clear()
+        both(*batch(), steps=steps)
+        assert fake.rows == recorded
+    adversarial.pgd(*batch(), eps=0.1, steps=3, cuda_graph=True)
+    assert fake.rows == [12, 12]
+    adversarial.pgd(*batch(), eps=0.1, steps=12, cuda_graph=False)
+    assert fake.rows == [12, 12]
+
+
+def test_labels_are_those_of_each_pass(fake: Fake) -> None:
+    """Targets follow each other, with the same shape."""
+    model, x, y = batch()
+    found, expected = both(model, x, y, loss="margin", targets=3, eps=0.01)
+    assert torch.equal(found, expected)
+    assert fake.rows == [12, 24]  # two targets beside each other; the third fits in
+    both(model, x, y, targets=3)
+
+
+def test_samples_that_leave_are_replaced_by_padding(fake: Fake) -> None:
+    model, x, y = batch(40)
+    options = {"early_stop": True, "eps": 0.15, "steps": 40, "step_size": 0.004, "random_start": False}
+    seen: list[int] = []
+    original = _graphs._replayed
+
+    def replayed(graph: Any, adv: Tensor, labels: Tensor) -> Slope:
+        seen.append(len(adv))
+        slope = original(graph, adv, labels)
+        assert all(len(part) == len(adv) for part in slope if part is not None)
+        padding = graph.x[len(adv) :]
+        assert torch.equal(padding, adv[-1:].expand_as(padding))
+        return slope
+
+    _graphs._replayed, restore = replayed, original
+    try:
+        found, expected = both(model, x, y, **options)
+    finally:
+        _graphs._replayed = restore
+    with torch.no_grad():
+        assert torch.equal(model(found).argmax(1) == y, model(expected).argmax(1) == y)
+    assert len(set(seen)) > 3
+    assert fake.rows[0] == 40
+    assert all(after == (before + 1) // 2 for before, after in zip(fake.rows, fake.rows[1:], strict=False))
+    assert len(fake.rows) > 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+class Mixing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * x.mean(0, keepdim=True)
+
+
+def test_no_padding_where_samples_mix(fake: Fake) -> None:
+    model, x, y = batch(40, Mixing)
+    found, expected = both(model, x, y, early_stop=True, eps=0.15, steps=40, step_size=0.004, random_start=False)
+    assert torch.equal(found, expected)
+
+
+def test_a_smaller_batch_is_recorded_anew_only_if_that_pays(fake: Fake) -> None:
+    model, x, y = batch(32)
+    held, _ = TorchModel.made(model, x, y)
+
+    def values(logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.gather(1, labels[:, None])[:, 0]
+
+    with held.attacked(x, copied=False, cuda_graph=None):
+
+        def go(rows: int, left: int) -> list[int]:
+            fake.rows.clear()
+            slope = held.replayed_gradient(x[:rows], values, y[:rows], left)
+            plain = held.gradient(x[:rows], lambda logits: values(logits, y[:rows]))
+            torch.testing.assert_close(slope.gradient, plain.gradient)
+            torch.testing.assert_close(slope.losses, plain.losses)
+            torch.testing.assert_close(slope.logits, plain.logits)
+            return fake.rows.copy()
+
+        assert go(32, 30) == []
+        assert go(32, 29) == [32]
+        assert go(17, 28) == []
+        assert go(16, _graphs.PAYS_FROM - 1) == []
+        assert go(7, 20) == [8]
+        assert go(12, 20) == [16]
+        assert go(16, 20) == []
+        assert go(32, 20) == []
+        assert go(5, 20) == []
+
+
+@pytest.mark.parametrize("spoiled", [1, 2, 3, 5, 9])
+def test_replays_that_err_are_dropped(fake: Fake, spoiled: int) -> None:
+    model, x, y = batch()
+
+    def bend(number: int, result: Slope) -> None:
+        if number >= spoiled:
+            result.logits.mul_(-1)
+            if number == 1:
+                result.gradient.mul_(-1)
+
+    fake.bend = bend
+    found, expected = both(model, x, y, steps=30)
+    assert torch.equal(found, expected)
+    trials = [1, 3, 7, 15]  # the first replay, which is none of the attack's, and then its passes 4, 8 and 16
+    assert fake.replays == next(trial for trial in trials if trial >= spoiled)
+    assert not fake.open
+    fake.replays = 0
+    with pytest.raises(RuntimeError, match=r"cuda_graph is True, but the model's passes cannot be replayed: .*differ"):
+        adversarial.pgd(model, x, y, eps=0.1, steps=30, cuda_graph=True)
+    assert not fake.open
+
+
+def test_a_gradient_that_errs_is_dropped(fake: Fake) -> None:
+    fake.bend = lambda _, result: result.gradient.mul_(1.1)
+    found, expected = both(*batch())
+    assert torch.equal(found, expected)
+    assert fake.replays == 1
+
+
+class Dropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.1, training=True)
+
+
+class Asking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.max().item() > 0.5 else x
+
+
+class Filling(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.empty_like(x).random_(3)
+
+
+class Comparing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if torch.equal(x, x) else x
+
+
+class Choosing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * random.choice([1.0, 1.5])
+
+
+class NumpyChoosing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(np.random.random())  # noqa: NPY002
+
+
+class Masking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[x > 0.2] = 0.2
+        return y
+
+
+class Making(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - torch.tensor([0.1], device=x.device)
+
+
+class Counting(nn.Module):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Dropping, "draws random numbers"), (Asking, "waits for the device"), (Choosing, "draws random numbers"),
+        (NumpyChoosing, "draws random numbers"), (Masking, "waits for the device"), (Counting, "differs"),
+        (Making, "waits for the device"), (Filling, "draws random numbers"), (Comparing, "waits for the device"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_recorded(fake: Fake, kind: Any, reason: str) -> None:
+    model, x, y = batch(kind=kind)
+    with torch.random.fork_rng():
+        found = adversarial.pgd(model, x, y, eps=0.1, steps=20)
+        assert (found - x).abs().max() <= 0.1
+        assert fake.replays <= 1
+        assert not fake.open
+        with pytest.raises(RuntimeError, match=f"cuda_graph is True, but the model's passes.*{reason}"):
+            adversarial.pgd(model, x, y, eps=0.1, steps=20, cuda_graph=True)
+
+
+class Attending(nn.Module):
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.drop = drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.reshape(len(x), 1, 4, 4)
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads, dropout_p=self.drop).flatten(1)
+
+
+def test_attention_draws_only_if_it_drops(fake: Fake) -> None:
+    for kind in (lambda: Attending(0.0), nn.Dropout):  # in eval mode
+        found, expected = both(*batch(kind=kind))
+        assert torch.equal(found, expected)
+        assert fake.replays > 10
+        fake.replays = 0
+    with torch.random.fork_rng(), pytest.raises(RuntimeError, match="draws random numbers"):
+        adversarial.pgd(*batch(kind=lambda: Attending(0.5)), eps=0.1, steps=20, cuda_graph=True)
+
+
+def test_models_that_are_not_recorded(fake: Fake) -> None:
+    model, x, y = batch()
+    through = nn.Sequential(adversarial.StraightThrough(lambda x: x.round(decimals=1)), model)
+    for wrapped in (adversarial.Averaged(model, 2), through):
+        adversarial.pgd(wrapped, x, y, eps=0.1, steps=20)
+        assert fake.rows == []
+        with pytest.raises(ValueError, match="cuda_graph is True, but the model draws random numbers, or calls a func"):
+            adversarial.pgd(wrapped, x, y, eps=0.1, steps=20, cuda_graph=True)
+    given = adversarial.GradientModel(lambda x, y: x)
+    with pytest.raises(ValueError, match="cuda_graph is True, but model is a GradientModel"):
+        adversarial.pgd(given, x.numpy(), y.numpy(), eps=0.1, cuda_graph=True)
+    with pytest.raises(TypeError, match="cuda_graph is a int, expected a bool"):
+        adversarial.pgd(model, x, y, eps=0.1, cuda_graph=1)
+
+
+def test_there_are_no_graphs_on_the_cpu() -> None:
+    with pytest.raises(ValueError, match="cuda_graph is True, but x lives on cpu"):
+        adversarial.pgd(*batch(), eps=0.1, cuda_graph=True)
+
+
+def test_an_error_on_the_way_gives_the_memory_back(fake: Fake) -> None:
+    def stop(step: int, _total: int, _fooled: int | None) -> None:
+        if step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adversarial.pgd(*batch(), eps=0.1, steps=20, progress=stop)
+    assert fake.replays == 6
+    assert not fake.open
+
+
+def test_nan_is_found_in_replays(fake: Fake) -> None:
+    class Poisoned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = x.flatten(1)[:, :4] * 1.0
+            return logits + torch.where(x.flatten(1).amax(1, keepdim=True) > 0.97, torch.nan, 0.0)
+
+    x, y = torch.full((5, 3, 4), 0.93), torch.zeros(5, dtype=torch.long)
+    with pytest.raises(ValueError, match="NaN"):
+        adversarial.pgd(Poisoned(), x, y, eps=0.05, steps=20, step_size=0.01, random_start=False)
+    assert fake.replays
+
+
+def test_wrong_working_copies_are_recorded_no_more(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aisec_fast.adversarial import _torch_model
+
+    class Shifting(nn.Module):
+        """Right at the start, and wrong away from it."""
+
+        def __init__(self, module: nn.Module, x: Tensor) -> None:
+            super().__init__()
+            self.module, self.x = module, x
+
+        def forward(self, x: Tensor) -> Tensor:
+            away = (x.flatten(1) - self.x.flatten(1)[: len(x)]).abs().amax(1, keepdim=True)
+            return self.module(x) + torch.where(away > 0.05, 3.0, 0.0) * torch.arange(5)
+
+    model, x, y = batch()
+    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Shifting(module, x))
+    settings = {"eps": 0.3, "steps": 40, "step_size": 0.02, "random_start": False}
+    found = adversarial.pgd(model, x, y, **settings)
+    assert fake.rows == [12, 12]  # the copy, and then the module
+    with torch.no_grad():
+        assert (model(found).argmax(1) != y).any()
