@@ -386,7 +386,9 @@ def test_batches_of_a_mixing_model_are_not_padded(fake: Fake) -> None:
         for rows in (32, 32, 20):
             slope = held.replayed_gradient(x[:rows], first_logit, y[:rows], 20)
             leaf = x[:rows].clone().requires_grad_()
-            torch.testing.assert_close(slope.gradient, torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)[0])
+            losses = model(leaf)[:, 0]
+            torch.testing.assert_close(slope.losses, losses.detach())
+            torch.testing.assert_close(slope.gradient, torch.autograd.grad(losses.sum(), leaf)[0])
         assert fake.rows == [32]
         assert not held.without_graph
 
@@ -398,6 +400,9 @@ def test_few_graphs_are_recorded(fake: Fake) -> None:
         held.replayed_gradient(x, first_logit, y, 20)
         for rows in (4, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28, 32, 32):
             held.replayed_gradient(x[:rows], first_logit, y[:rows], 20)
+        before = fake.replays
+        held.replayed_gradient(x[:1], first_logit, y[:1], 20)
+        assert fake.replays == before + 1
     assert fake.rows == [4, 12, 16, 20, 24, 28]  # a new size is recorded when it comes again
 
 
@@ -429,6 +434,7 @@ def test_a_gradient_that_is_not_finite_is_left_to_the_watch(fake: Fake) -> None:
     assert not held.without_graph
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_other_threads_and_compiled_models(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = batch()
     with pytest.raises(ValueError, match="cuda_graph is True, but the model is compiled, scripted or spread"):
