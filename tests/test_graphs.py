@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aisec_fast import adversarial
-from aisec_fast.adversarial import _cuda_graphs, _graphs
+from aisec_fast.adversarial import _cuda_graphs, _graphs, _rows_seen
 from aisec_fast.adversarial._graphs import recordable
 from aisec_fast.adversarial._models import Slope
 from aisec_fast.adversarial._torch_model import TorchModel
@@ -41,7 +41,9 @@ class Fake:
         def replay() -> None:
             assert self.open
             self.replays += 1
-            for target, value in zip(result, work(), strict=True):
+            with _rows_seen.paused():
+                again = work()
+            for target, value in zip(result, again, strict=True):
                 if target is not None:
                     target.copy_(value)
             self.bend(self.replays, result)
@@ -358,3 +360,102 @@ def test_wrong_working_copies_are_recorded_no_more(fake: Fake, monkeypatch: pyte
     assert fake.rows == [12, 12]  # the copy, and then the module
     with torch.no_grad():
         assert (model(found).argmax(1) != y).any()
+
+
+def first_logit(logits: Tensor, _labels: Tensor) -> Tensor:
+    return logits[:, 0]
+
+
+def test_what_a_pass_gave_is_kept_and_counted(fake: Fake) -> None:
+    model, x, y = batch(32)
+    held, _ = TorchModel.made(model, x, y)
+    with held.attacked(x, copied=False, cuda_graph=None), _rows_seen.counting() as seen:
+        slopes = [held.replayed_gradient(x / number, first_logit, y, 20) for number in (1, 2, 3, 4)]
+        for number, slope in enumerate(slopes, 1):
+            with torch.no_grad():
+                torch.testing.assert_close(slope.losses, model(x / number)[:, 0])
+        assert seen.gradient == 4 * 32
+        held.replayed_gradient(x[:20], first_logit, y[:20], 20)
+        assert seen.gradient == 5 * 32  # padding is computed too
+
+
+def test_batches_of_a_mixing_model_are_not_padded(fake: Fake) -> None:
+    model, x, y = batch(32, Mixing)
+    held, _ = TorchModel.made(model, x, y)
+    with held.attacked(x, copied=False, cuda_graph=None):
+        for rows in (32, 32, 20):
+            slope = held.replayed_gradient(x[:rows], first_logit, y[:rows], 20)
+            leaf = x[:rows].clone().requires_grad_()
+            losses = model(leaf)[:, 0]
+            torch.testing.assert_close(slope.losses, losses.detach())
+            torch.testing.assert_close(slope.gradient, torch.autograd.grad(losses.sum(), leaf)[0])
+        assert fake.rows == [32]
+        assert not held.without_graph
+
+
+def test_few_graphs_are_recorded(fake: Fake) -> None:
+    model, x, y = batch(64)
+    held, _ = TorchModel.made(model, x, y)
+    with held.attacked(x, copied=False, cuda_graph=None):
+        held.replayed_gradient(x, first_logit, y, 20)
+        for rows in (4, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28, 32, 32):
+            held.replayed_gradient(x[:rows], first_logit, y[:rows], 20)
+        before = fake.replays
+        held.replayed_gradient(x[:1], first_logit, y[:1], 20)
+        assert fake.replays == before + 1
+    assert fake.rows == [4, 12, 16, 20, 24, 28]  # a new size is recorded when it comes again
+
+
+def test_dropped_graphs_are_freed_at_once(fake: Fake) -> None:
+    fake.bend = lambda _, result: result.logits.mul_(1.1)  # the gradient is right
+    model, x, y = batch()
+    held, _ = TorchModel.made(model, x, y)
+    with held.attacked(x, copied=False, cuda_graph=None):
+        for _ in range(2):
+            held.replayed_gradient(x, first_logit, y, 20)
+        assert "differs" in held.without_graph
+        assert not fake.open
+
+
+def test_a_gradient_that_is_not_finite_is_left_to_the_watch(fake: Fake) -> None:
+    class Steep(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :4].mul(0).sqrt() + x.flatten(1)[:, :4]
+
+    x, y = torch.full((5, 3, 4), 0.5), torch.zeros(5, dtype=torch.long)
+    with pytest.raises(ValueError, match="gradient"):
+        adversarial.pgd(Steep(), x, y, eps=0.1, steps=3, loss="ce", cuda_graph=True)
+    model, x, y = batch()
+    held, _ = TorchModel.made(model, x, y)
+    with held.attacked(x, copied=False, cuda_graph=True):
+        for _ in range(2):
+            slope = held.replayed_gradient(x, lambda logits, _: logits[:, 0] * torch.inf, y, 20)
+    assert not bool(slope.gradient.isfinite().all())
+    assert not held.without_graph
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_other_threads_and_compiled_models(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = batch()
+    with pytest.raises(ValueError, match="cuda_graph is True, but the model is compiled, scripted or spread"):
+        adversarial.pgd(torch.jit.trace(model, x), x, y, eps=0.1, steps=12, cuda_graph=True)
+    monkeypatch.setattr(_cuda_graphs, "other_threads", lambda: True)
+    adversarial.pgd(model, x, y, eps=0.1, steps=12)
+    assert fake.rows == []
+    adversarial.pgd(model, x, y, eps=0.1, steps=12, cuda_graph=True)
+    assert fake.rows == [12]
+
+
+def test_threads_are_told_apart() -> None:
+    import threading
+
+    done = threading.Event()
+    before = _cuda_graphs.other_threads()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        assert _cuda_graphs.other_threads()
+    finally:
+        done.set()
+        other.join()
+    assert _cuda_graphs.other_threads() == before
