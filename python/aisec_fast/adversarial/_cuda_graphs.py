@@ -120,16 +120,9 @@ class CudaRecorder:
             while self._pool.use_count() > count:
                 torch._C._cuda_releasePool(index, self._pool.id)
         _failed.append(failed)
-        # Generators learn that nothing is recorded any more from the next recording that ends well.
-        with contextlib.suppress(RuntimeError):
-            value = torch.zeros(1, device=self._device)
-            healthy = torch.cuda.CUDAGraph()
-            healthy.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")
-            try:
-                value.add_(1)
-            finally:
-                healthy.capture_end()
-            healthy.reset()
+        # A generator's state goes on counting as recorded where the recording did not end well; a copy of it does not.
+        generator = torch.cuda.default_generators[index]
+        generator.graphsafe_set_state(generator.clone_state())
 
     def close(self) -> None:
         """Give the memory back, once the device is done with it."""
