@@ -52,10 +52,18 @@ class Weights:
     def __init__(self, values: Tensor, dropped: bool | None = None) -> None:
         self.values = values
         self.dropped = bool((values == 0).any()) if dropped is None and not values.is_cuda else dropped is not False
+        # What many layers ask for again: on a GPU the time of a small operation is that of launching it.
+        self._rounded: dict[torch.dtype, Tensor] = {}
+        self._parts: dict[tuple[int, int], Weights] = {}
+        self._gone: Tensor | None = None
 
     def part(self, start: int, stop: int) -> Weights:
         """The weights of samples ``start`` to ``stop``."""
-        return Weights(self.values[start:stop], self.dropped)
+        if (start, stop) == (0, len(self.values)):
+            return self
+        if (start, stop) not in self._parts:
+            self._parts[start, stop] = Weights(self.values[start:stop], self.dropped)
+        return self._parts[start, stop]
 
     def at(self, samples: Tensor) -> Weights:
         """The weights of the samples with these numbers, one for each."""
@@ -63,12 +71,19 @@ class Weights:
 
     def keep(self, rows: Tensor) -> Tensor:
         """``rows`` [B, ...] where the weight is not 0, else zeros."""
-        return torch.where(_column(self.values != 0, rows), rows, _zero(rows)) if self.dropped else rows
+        return rows.masked_fill(self._gone_of(rows), 0.0) if self.dropped else rows
 
     def scale(self, rows: Tensor) -> Tensor:
         """``rows`` [B, ...], each multiplied by its weight in the dtype of ``rows``."""
-        product = rows * _column(self.values.to(rows.dtype), rows)
-        return torch.where(_column(self.values != 0, rows), product, _zero(rows)) if self.dropped else product
+        if rows.dtype not in self._rounded:
+            self._rounded[rows.dtype] = self.values.to(rows.dtype)
+        product = rows * _column(self._rounded[rows.dtype], rows)
+        return product.masked_fill_(self._gone_of(rows), 0.0) if self.dropped else product
+
+    def _gone_of(self, rows: Tensor) -> Tensor:
+        if self._gone is None:
+            self._gone = self.values == 0
+        return _column(self._gone, rows)
 
 
 class Total:
@@ -101,7 +116,3 @@ class Total:
 
 def _column(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(-1, *[1] * (like.dim() - 1))
-
-
-def _zero(like: Tensor) -> Tensor:
-    return torch.zeros((), dtype=like.dtype, device=like.device)

@@ -103,9 +103,13 @@ class LayerGradients:
             total.add(weighted_sums([rows], weights)[0])
             return
         size = block_size(self._terms(), self.dtype)
-        for start in range(0, self.batch, size):
+        for start in range(self._add_blocks(size, weights, total), self.batch, size):
             stop = min(self.batch, start + size)
             self._add_product(start, stop, weights.part(start, stop), total)
+
+    def _add_blocks(self, _size: int, _weights: Weights, _total: Total) -> int:
+        """Add blocks of ``size`` samples in fewer operations than ``_add_product`` would; the number of samples in them."""
+        return 0
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         raise NotImplementedError
@@ -166,9 +170,9 @@ class LinearGradients(LayerGradients):
             squares = _in_chunks(self.batch, d * p, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
             return _with_error(squares, lengths, self.length, d * p, self.dtype)
         squares = _in_chunks(self.batch, 2 * self.length**2, self._gram_squares, self.gradient)
-        error = gamma(d + p + 4, self.dtype) * lengths.square()
-        error += least(self.dtype) * (p * a.sum(1).square() + d * g.sum(1).square() + self.length**2)
-        return _within(squares, error, lengths)
+        # p (sum a)^2 + d (sum g)^2 + T^2 products and sums below the normal range, in fewer operations than that
+        few = (p + d + self.length**2) * least(self.dtype) * ((a + g).sum(1) + 1.0).square()
+        return _within(squares, gamma(d + p + 4, self.dtype) * lengths.square() + few, lengths)
 
     def _gram_squares(self, start: int, stop: int) -> Tensor:
         """|sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t), from the T x T Gram matrices."""
@@ -187,13 +191,26 @@ class LinearGradients(LayerGradients):
         return self.length
 
     def _add_product(self, start: int, stop: int, weights: Weights, total: Total) -> None:
-        # [p, m T] times [m T, d]: the one product that a plain backward would do, the weights in the smaller factor.
+        # [p, m T] times [m T, d]: the one product that a plain backward would do.
+        inputs, outputs = self._weighted(start, stop, weights)
+        total.add_product(outputs.flatten(0, 1).t(), inputs.flatten(0, 1))
+
+    def _add_blocks(self, size: int, weights: Weights, total: Total) -> int:
+        blocks = self.batch // size
+        if blocks < 2 or not _on_gpu(self.gradient):
+            return 0
+        stop = blocks * size
+        inputs, outputs = self._weighted(0, stop, weights.part(0, stop))
+        inputs, outputs = (factor.reshape(blocks, size * self.length, -1) for factor in (inputs, outputs))
+        total.add(torch.bmm(outputs.transpose(1, 2), inputs).sum(0))
+        return stop
+
+    def _weighted(self, start: int, stop: int, weights: Weights) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs of some samples, the weights in the smaller factor."""
         inputs, outputs = self.inputs[start:stop], self.outputs[start:stop]
         if inputs.shape[2] <= outputs.shape[2]:
-            inputs, outputs = weights.scale(inputs), weights.keep(outputs)
-        else:
-            inputs, outputs = weights.keep(inputs), weights.scale(outputs)
-        total.add_product(outputs.flatten(0, 1).t(), inputs.flatten(0, 1))
+            return weights.scale(inputs), weights.keep(outputs)
+        return weights.keep(inputs), weights.scale(outputs)
 
 
 class ConvGradients(LayerGradients):
@@ -521,7 +538,8 @@ def _matrix(rows: Tensor) -> Tensor:
 
 def _vector_norms(vectors: Tensor) -> Tensor:
     """[B, T, d] -> [B, T] float64: the norm of each vector."""
-    return row_squares(vectors.flatten(0, 1)).sqrt().view(vectors.shape[:2])
+    norms: Tensor = clipping._row_norms([_matrix(vectors.flatten(0, 1))])
+    return norms.view(vectors.shape[:2])
 
 
 def _worth_keeping(rule: LayerGradients) -> bool:
