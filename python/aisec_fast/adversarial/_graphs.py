@@ -118,7 +118,7 @@ class Graphs:
         if graph is None or len(graph.x) == len(adv):
             return graph
         if self._mixed is None:
-            self._mixed = self._mixes(adv)
+            self._mixed = self._mixes(graph.x)  # two rows or more
         return None if self._mixed else graph
 
     def _record(self, key: _Key, adv: Tensor, y: Labels, rows: int) -> Slope | None:
