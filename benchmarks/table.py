@@ -13,8 +13,11 @@ ROOT = Path(__file__).parent.parent
 START, END = "<!-- benchmarks/table.py: start -->", "<!-- benchmarks/table.py: end -->"
 
 
+KINDS = ("bench", "gpu-kernels", "gpu-training")  # all on the CPU; on a GPU the kernels, and steps of DP-SGD
+
+
 def newest(kind: str) -> Path:
-    """The newest committed run of `aisec-fast bench`: "bench" on CPUs alone, "gpu" on a GPU alone."""
+    """The newest committed run of a kind."""
     return max((ROOT / "benchmarks" / "results").glob(f"{kind}-*.json"))
 
 
@@ -32,12 +35,7 @@ def table(document: dict[str, Any], name: str) -> str:
         f"([results](benchmarks/results/{name})). ns for each value (hashing: byte), beside the floor: the time that moving the "
         "same memory alone takes."
     )
-    lines = [
-        intro,
-        "",
-        "| kernel | size | threads | by | ns | floor | % of floor | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["", "| kernel | size | threads | by | ns | floor | % of floor | |", "|---|---|---|---|---|---|---|---|"]
     steps = ["", "| whole step | threads | by | ms | floor | times the floor |", "|---|---|---|---|---|---|"]
     # Norms of layers are measured on too many layers for a README; docs/ghost.md sums them up.
     shown = [row for row in document["rows"] if row["family"] != "ghost"]
@@ -59,14 +57,14 @@ def table(document: dict[str, Any], name: str) -> str:
                     f"| `{operation}` | {row['threads']} | {by} | {digits(row['ns'] / 1e6)} | {digits(row['floor_ns'] / 1e6)} | "
                     f"{row['ns'] / row['floor_ns']:.2f} |"
                 )
-    return "\n".join([*lines, *steps])
+    return "\n".join([intro, *[line for part in (lines, steps) if len(part) > 3 for line in part]])
 
 
 def readme(text: str) -> str:
     """The README's text with the table of the newest results."""
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    tables = "\n\n".join(table(json.loads(file.read_text()), file.name) for file in (newest("bench"), newest("gpu")))
+    tables = "\n\n".join(table(json.loads(file.read_text()), file.name) for file in map(newest, KINDS))
     return f"{before}{START}\n\n{tables}\n\n{END}{after}"
 
 

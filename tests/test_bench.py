@@ -115,6 +115,28 @@ def test_layers_are_checked(operation: str, monkeypatch: pytest.MonkeyPatch) -> 
         ours.check()
 
 
+def test_a_wrong_result_ends_with_1_and_the_others_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = _measure.measure
+
+    def faulty(case: _measure.Case, *arguments: Any, **options: Any) -> Any:
+        if case.operation == "clip_and_sum":
+            raise DifferenceError("differs from the reference")
+        return measure(case, *arguments, **options)
+
+    monkeypatch.setattr(_measure, "measure", faulty)
+    file = tmp_path / "bench.json"
+    operations = ["--operation", "per_sample_norms", "--operation", "clip_and_sum"]
+    assert main(["bench", *operations, *SMALL, "--json", str(file)]) == 1
+    assert "wrong: differs from the reference" in capsys.readouterr().out
+    document = json.loads(file.read_text())
+    assert {row["operation"] for row in document["rows"]} == {"per_sample_norms"}
+    assert [one["reason"] for one in document["skipped"]] == ["wrong: differs from the reference"]
+    assert document["command"].startswith("aisec-fast bench --")
+    assert "--operation per_sample_norms" in document["command"]
+
+
 def test_results_name_what_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     assert main(["bench", "--operation", "per_sample_norms", *SMALL, "--json", str(file)]) == 0

@@ -26,7 +26,7 @@ Runs every operation on every backend (numpy, torch and other peers where they a
 each instruction set, CUDA where there is a GPU), over sizes and threads. Contenders take turns in every round; each result
 is compared with a float64 reference before anything is timed; each row stands beside its floor: the memory traffic it cannot
 avoid, or the plain training step, measured in the same rounds. Rows are marked if other programs took over 10 % of the
-machine meanwhile."""
+machine meanwhile. Exit code 1 if a result was wrong; the case is then left out."""
 EPILOG = """\
 examples:
   aisec-fast bench --quick                          a table in some minutes
@@ -114,7 +114,9 @@ def _run(console: Console, arguments: argparse.Namespace, chosen: Sequence[Case]
         write_whole(Path(arguments.html), _page.build(document))
     if arguments.json:
         write_json(document, arguments.json)
-    return _INTERRUPTED if interrupted else _FINE
+    if interrupted:
+        return _INTERRUPTED
+    return _DIFFERS if any(one.wrong for one in skipped) else _FINE
 
 
 def _measured(
@@ -123,6 +125,7 @@ def _measured(
     """Measure case after case behind a bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ._kernels import DifferenceError
     from ._measure import Skipped, measure
 
     columns = (
@@ -141,7 +144,10 @@ def _measured(
             else:
                 most_seconds = 4.0 if arguments.quick else 10.0
                 chosen_only = {"backend": arguments.backend, "device": arguments.device}
-                yield measure(case, rounds, most_seconds=most_seconds, **chosen_only)
+                try:
+                    yield measure(case, rounds, most_seconds=most_seconds, **chosen_only)
+                except DifferenceError as error:
+                    yield [], [Skipped(case, "all", f"wrong: {error}", wrong=True)]
             progress.advance(bar)
 
 

@@ -103,11 +103,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was not measured, and why."""
+    """What was not measured, and why; ``wrong`` if a result differed from the reference."""
 
     case: Case
     label: str
     reason: str
+    wrong: bool = False
 
 
 def measure(
