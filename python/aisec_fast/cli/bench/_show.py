@@ -50,7 +50,9 @@ def table(console: Console, document: dict[str, Any]) -> None:
             )
         console.print(shown)
     for one in document["skipped"]:
-        console.print(f"[dim]left out: {escape(one['case'])}, {escape(one['contender'])}: {escape(one['reason'])}[/]")
+        style = "red" if one["reason"].startswith("wrong") else "dim"
+        text = f"left out: {one['case']}, {one['contender']}: {one['reason']}"
+        console.print(f"[{style}]{escape(text)}[/]")
     rows = document["rows"]
     if any(not row["private_safe"] for row in rows):
         console.print("[dim]* not private-safe: floating-point noise, or a generator that can be predicted[/]")
