@@ -43,9 +43,7 @@ _DIFFERS, _FINE, _INTERRUPTED = 1, 0, 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument(
-        "--quick", action="store_true", help="three sizes, few rounds; some 11 minutes on 2 cores"
-    )
+    parser.add_argument("--quick", action="store_true", help="three sizes, few rounds; some 11 minutes on 2 cores")
     parser.add_argument("--family", action="append", choices=FAMILIES, help="only this family (can be repeated)")
     parser.add_argument("--operation", action="append", metavar="NAME", help="only this operation (can be repeated)")
     parser.add_argument("--backend", choices=("native", "numba", "cuda"), help="of ours only this one; peers stay")
