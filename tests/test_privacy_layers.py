@@ -144,6 +144,7 @@ def test_layer(name: str, chunked: bool, products: None, monkeypatch: pytest.Mon
     if chunked:
         monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 1)
         monkeypatch.setattr(_layers, "KEEP_FACTOR", 0)
+        monkeypatch.setattr(_layers, "block_size", lambda _terms, _dtype: 2)
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     check(make().double(), *data(shape), square_loss)
