@@ -46,6 +46,20 @@ def test_noise_of_long_arrays(law: str, dtype: str, order: int) -> None:
     assert bits(x) == bits(expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("granularity", [2.0**-130, 2.0**-20, 1.0, 2.0**100])
+def test_noise_on_values_of_any_size(granularity: float, dtype: str) -> None:
+    """Beyond 2^51 granularities, and with granularities that no float is, values take the careful way."""
+    steps = [size * sign for k in range(45, 66) for size in (2.0**k - 0.5, 2.0**k, 2.0**k + 1.5) for sign in (1, -1)]
+    with np.errstate(over="ignore", under="ignore"):
+        x = (np.array([*steps, np.nan, np.inf, -np.inf, -0.0, 0.5, 2.5]) * granularity).astype(dtype)
+    out, expected = np.empty_like(x), np.empty_like(x)
+    for law in ("gaussian", "laplace"):
+        getattr(_core, f"add_{law}")(x, expected, 300.0 * granularity, granularity, KEY)
+        getattr(noise, f"add_{law}")(x, out, 300.0 * granularity, granularity, KEY)
+        assert bits(out) == bits(expected)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_words_and_first_unfit_of_long_arrays(order: int) -> None:
     out, expected = np.empty((2, MANY), np.uint64)
@@ -105,6 +119,23 @@ def test_adversarial_steps_of_large_arrays(shape: tuple[int, int], dtype: str, o
         getattr(_core, step)(*arguments, expected)
         getattr(adversarial, step)(*arguments, out, order=order)
         assert bits(out) == bits(expected)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.7])
+@pytest.mark.parametrize("count", [31, 32, 33, 70])
+def test_steps_of_many_arrays(count: int, sigma: float) -> None:
+    """A launch takes 32 of those that have values."""
+
+    def lists() -> list[list[np.ndarray]]:
+        rng = np.random.default_rng(7)
+        return [[np.abs(rng.standard_normal(i % 7)).astype("f4") for i in range(count)] for _ in range(5)]
+
+    arrays, expected = lists(), lists()
+    release = (64.0, sigma, 2.0**-20, [bytes([i]) * 32 for i in range(count)] if sigma else [], "chacha")
+    numbers = (0.9, 0.99, 0.1, 0.5, 1e-8, 0.0, 0.99, False)
+    _core.adam_step(*expected, *release, *numbers)
+    update.adam_step(*arrays, *release, *numbers)
+    assert [bits(a) for row in arrays for a in row] == [bits(a) for row in expected for a in row]
 
 
 @pytest.mark.parametrize("order", ORDERS)
