@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from aisec_fast import BudgetError, PrivacyError, accounting, noise
-from aisec_fast.privacy import BatchMemoryManager, PrivacyEngine, _charges, _clip, _precision, schedulers
+from aisec_fast.privacy import BatchMemoryManager, PrivacyEngine, _charges, _clip, _precision, _probe, schedulers
 from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, MARGIN, STABILITY, Norms, Weights, weights_of
 
 from .test_privacy import private, small_loader, small_model, train
@@ -557,15 +557,23 @@ def _trembling(size: float) -> Any:
     return lambda _m, h: h * torch.from_numpy(1 + size * numbers.standard_normal((len(h), 1))).float()
 
 
-def test_bits_that_do_not_repeat() -> None:
-    """Then samples that do not mix pass, and it is said; those that mix more than bits tremble are found."""
+def test_bits_that_do_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU samples that do not mix pass then, and it is said; those that mix more than bits tremble are found."""
+    _, model, _, _ = private(Mixer(_trembling(1e-6)))
+    with pytest.raises(PrivacyError, match="samples mix"):  # a CPU repeats its bits
+        model(torch.randn(6, 4))
+    monkeypatch.setattr(_probe, "_adds_in_any_order", lambda _squares: True)
     engine, model, _, _ = private(Mixer(_trembling(1e-6)))
     model(torch.randn(6, 4))
     assert engine.info()[0]["check_rows"].startswith("passed up to rounding")
-    little, much = _trembling(1e-6), _trembling(0.3)
-    for mix in (lambda m, h: little(m, h) + 0.01 * h.mean(0), lambda m, h: much(m, h).softmax(0)):
+    little, some, much = _trembling(1e-6), _trembling(2e-5), _trembling(0.003)
+    for mix, report in (
+        (lambda m, h: little(m, h) + 0.01 * h.mean(0), "samples mix"),
+        (lambda m, h: some(m, h) + 0.005 * h.mean(0), "samples mix"),  # within 32 times, and beyond rounding
+        (lambda m, h: much(m, h) + 0.01 * h.mean(0), "whether samples mix cannot be checked"),
+    ):
         _, model, _, _ = private(Mixer(mix))
-        with pytest.raises(PrivacyError, match="samples mix"):
+        with pytest.raises(PrivacyError, match=report):
             model(torch.randn(6, 4))
 
 
