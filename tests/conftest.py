@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -79,3 +80,18 @@ WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 def bits(array: Any) -> bytes:
     """An array's bytes: equality of these is equality of bits."""
     return np.ascontiguousarray(array).tobytes()
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Inside, torch raises where it would wait for a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -22,7 +22,7 @@ import aisec_fast
 from aisec_fast import adversarial, hashing
 from aisec_fast._errors import BackendError
 from aisec_fast.adversarial import GradientModel
-from tests.conftest import bits
+from tests.conftest import bits, no_waiting
 
 _cuda = pytest.importorskip("aisec_fast._cuda", reason="this build has no CUDA module (no nvcc)")
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -216,18 +216,6 @@ def test_pgd_step_refuses_what_it_cannot_take(arrays: Arrays) -> None:
         step(host_x, host_x, host_x)
     with aisec_fast.use_backend("cuda"):
         step(x, x, x)
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """An error where torch waits for the device."""
-    if DEVICE == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        if DEVICE == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("norm", NORMS)

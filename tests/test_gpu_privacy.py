@@ -9,7 +9,6 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -27,8 +26,9 @@ from aisec_fast import BackendError, PrivacyError, _core, _update, clipping, gho
 from aisec_fast.privacy import BatchMemoryManager, PrivacyEngine, _layers, _precision
 from aisec_fast.privacy._clip import MARGIN, Total, Weights
 from tests import test_clipping, test_ghost, test_noise, test_update
-from tests.conftest import Kernels, bits
+from tests.conftest import Kernels, bits, no_waiting
 from tests.test_privacy_layers import LAYERS, MODELS, data, loop_gradients, model_case, private_gradients
+from tests.test_privacy_step import Mixer, _remembers
 
 _cuda = pytest.importorskip("aisec_fast._cuda", reason="this build has no CUDA module (no nvcc)")
 
@@ -127,18 +127,6 @@ def tf32() -> Iterator[None]:
     backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = True
     yield
     backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
-
-
-@contextmanager
-def unsynchronised() -> Iterator[None]:
-    """Inside, torch raises at its own synchronisations."""
-    if DEVICE == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        if DEVICE == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
 
 
 def normal(shape: tuple[int, ...], seed: int = 0, dtype: str = "float32") -> np.ndarray:
@@ -436,7 +424,7 @@ def test_work_follows_cupys_stream() -> None:
 
 def test_plain_calls_do_not_synchronise() -> None:
     grads, parameters = torch.ones(5, 40, device=DEVICE), torch.ones(40, device=DEVICE)
-    with unsynchronised():
+    with no_waiting():
         noise.add_gaussian(grads, 1.0, check=False)
         noise.add_laplace(grads, 1.0, exact=False)
         clipping.per_sample_norms(grads)
@@ -445,7 +433,7 @@ def test_plain_calls_do_not_synchronise() -> None:
         _update.sgd([parameters], [sums], _update.Noise(1.0), 5.0, lr=0.1)
         ghost.gram_squares(grads.view(5, 4, 10), grads.view(5, 4, 10))
     if DEVICE == "cuda":
-        with pytest.raises(RuntimeError, match="synchroniz"), unsynchronised():
+        with pytest.raises(RuntimeError, match="synchroniz"), no_waiting():
             grads.sum().item()
 
 
@@ -814,21 +802,6 @@ def test_models_train_and_pass_the_check_of_rows(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=0.0, atol=1e-6)
 
 
-class Mixer(nn.Module):
-    def __init__(self, mix: Any) -> None:
-        super().__init__()
-        self.first, self.mix, self.last = nn.Linear(4, 5), mix, nn.Linear(5, 3)
-        self.register_buffer("seen", torch.zeros(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.mix(self, self.first(x)))
-
-
-def _remembers(model: Any, h: Tensor) -> Tensor:
-    model.seen.add_(h.detach().mean(0))
-    return h
-
-
 @pytest.mark.parametrize(
     "mix",
     [lambda _m, h: h - h.mean(0), lambda _m, h: h.softmax(0), lambda _m, h: h + h[:1], _remembers],
@@ -909,7 +882,7 @@ def test_a_step_does_not_synchronise() -> None:
     run = Run(DEVICE, dtype=torch.float32, check_rows=False, options={"momentum": 0.9})
     adam = Run(DEVICE, torch.optim.Adam, dtype=torch.float32, check_rows=False)
     x, y = torch.randn(6, 1, 6, 6, device=DEVICE), torch.zeros(6, dtype=torch.long, device=DEVICE)
-    with unsynchronised():
+    with no_waiting():
         for one in (run, adam):
             for _ in range(3):
                 one.optimizer.zero_grad()
