@@ -26,9 +26,8 @@ inline std::uint64_t noise_threads(std::uint64_t count) {
   return (count / group_samples + (count % group_samples != 0)) * group_blocks;
 }
 
-// Calls use(first, words, load(first)) for each generator block of `count` samples: its own samples are first, first +
-// 16,
-// ... What it loads is on its way while the words are made.
+// Calls use(first, words, load(first)) for each generator block of `count` samples. Its own samples are first,
+// first + 16, ...; what it loads is on its way while the words are made.
 template <class Load, class Use>
 __device__ void for_generator_blocks(const Span& span, std::uint64_t count, const std::uint32_t* key_words,
                                      Domain domain, const Load& load, const Use& use) {

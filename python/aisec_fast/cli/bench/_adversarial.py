@@ -22,7 +22,7 @@ from ._kernels import (
     contenders,
     has,
     like,
-    on_devices,
+    on_each_device,
     same_bits,
 )
 from ._measure import Case, Contender, FloorPart
@@ -135,7 +135,7 @@ def _prepare_pgd(name: str) -> tuple[list[Contender], list[FloorPart]]:
     """PGD, 10 steps; the floor is 10 forward and backward passes to the input."""
     from . import _models
 
-    return on_devices(lambda device: _pgd(_models.attack(name).to(device)))
+    return on_each_device(lambda device: _pgd(_models.attack(name).to(device)))
 
 
 def _pgd(bench: Bench) -> Whole:
@@ -171,7 +171,7 @@ def _prepare_early(name: str, left: int) -> tuple[list[Contender], list[FloorPar
     samples. The weights are random, and labels are the model's own answers."""
     from . import _models
 
-    return on_devices(lambda device: _early(_models.attack(name).to(device), _EARLY_ROWS[name], left))
+    return on_each_device(lambda device: _early(_models.attack(name).to(device), _EARLY_ROWS[name], left))
 
 
 def _early(bench: Bench, rows: int, left: int) -> Whole:

@@ -87,7 +87,7 @@ class Whole(NamedTuple):
     floor: Callable[[], object]
 
 
-def on_devices(make: Callable[[str], Whole]) -> tuple[list[Contender], list[FloorPart]]:
+def on_each_device(make: Callable[[str], Whole]) -> tuple[list[Contender], list[FloorPart]]:
     """What ``make`` makes for the CPU, and for a GPU where torch and we reach one."""
     found, floors = [], []
     devices = ["cpu", "cuda"] if aisec_fast.info()["cuda"]["devices"] > 0 and has_torch_gpu() else ["cpu"]

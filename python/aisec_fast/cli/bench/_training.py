@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._kernels import DifferenceError, Whole, has, on_devices
+from ._kernels import DifferenceError, Whole, has, on_each_device
 from ._measure import Case, Contender, FloorPart
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def cases(threads: list[int]) -> Iterator[Case]:
 
 
 def _prepare(name: str) -> tuple[list[Contender], list[FloorPart]]:
-    return on_devices(lambda device: _steps(name, device))
+    return on_each_device(lambda device: _steps(name, device))
 
 
 def _steps(name: str, device: str) -> Whole:
