@@ -350,7 +350,7 @@ def test_native_threads_stop_at_the_next_block(
 
     with pytest.raises(ZeroDivisionError if how == "progress fails" else KeyboardInterrupt):
         hash_directory(tmp_path, "sha256", max_threads=max_threads, progress=progress)
-    assert len(os.listdir("/proc/self/task")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/task")) <= before  # noqa: PTH208
 
 
 def test_an_interrupt_is_seen_without_progress(tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ bool FileReader::read_exactly(const OpenFile& file, unsigned char* bytes, std::s
   return false;
 }
 
+bool FileReader::shown_truly(const OpenFile& file, const MappedWindow& window, std::size_t size) {
+  done_.fetch_add(size, std::memory_order_relaxed);
+  if (!window.lost()) return true;
+  if (unchanged(file)) fail(file.index, FileOutcome::failed, EIO);  // the disk's fault then, or the memory's
+  return false;
+}
+
 bool FileReader::unchanged(const OpenFile& file) {
   struct stat after;
   if (fstat(file.descriptor, &after) != 0)

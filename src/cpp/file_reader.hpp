@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "files.hpp"
+#include "mapped_window.hpp"
 
 namespace aisec_fast {
 
@@ -34,6 +35,8 @@ class FileReader {
   // `size` bytes are there and, if these are the last, not one more: there is room for it. False if not, or if reading
   // failed.
   bool read_exactly(const OpenFile& file, unsigned char* bytes, std::size_t size, std::uint64_t offset);
+  // Whether so many bytes of it that `window` has shown were its own.
+  bool shown_truly(const OpenFile& file, const MappedWindow& window, std::size_t size);
   // Whether a file that was read to its end is what it was before.
   bool unchanged(const OpenFile& file);
   void finish(std::size_t index) { answers_[index] = {FileOutcome::hashed, 0, 0}; }

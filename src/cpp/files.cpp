@@ -37,8 +37,13 @@ constexpr std::size_t slack = 2 * sha256_block;            // behind the bytes o
 constexpr std::size_t lane_gap = 4096 + 64;
 constexpr std::size_t piece_bytes = std::size_t{1} << 20;  // of a BLAKE3 tree: what workers share
 constexpr std::size_t piece_chunks = piece_bytes / blake3_chunk_bytes;
+constexpr std::size_t most_pieces = 8;                     // that a worker takes at a time
 constexpr std::size_t block_bytes = std::size_t{1} << 17;  // of a piece, read at a time
 constexpr std::size_t block_chunks = block_bytes / blake3_chunk_bytes;
+// Of a stream, in a turn, where it need not be read: an eighth of what is left, within these bounds.
+constexpr std::uint64_t least_shown = std::uint64_t{1} << 18, most_shown = std::uint64_t{1} << 22;
+// Mapping changes what all threads of a process share: with more of them they would wait for one another. They read.
+constexpr std::size_t most_that_map = 8;
 constexpr std::size_t small_for_a_thread = 8;  // fewer small files are not worth another thread
 constexpr std::size_t at_once_bytes = std::size_t{1} << 18, at_once_files = 16;  // less is not worth a thread
 
@@ -74,12 +79,29 @@ struct Tree {
   std::uint32_t words[blake3_state_words] = {};
 };
 
-// Signals are for the interpreter's threads: a new thread starts with all of them blocked.
+// What a worker works on: memory to read into, and windows (none: it reads everything).
+struct Desk {
+  explicit Desk(std::size_t count)
+      : memory(std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack)),
+        windows(count) {}
+
+  // Null: it has to be read.
+  const unsigned char* show(std::size_t window, const OpenFile& file, std::uint64_t offset, std::size_t size) {
+    return window < windows.size() ? windows[window].show(file.descriptor, offset, size) : nullptr;
+  }
+
+  const std::unique_ptr<unsigned char[]> memory;
+  std::deque<MappedWindow> windows;  // these cannot move
+};
+
+// Signals are for the interpreter's threads: a new thread starts with all of them blocked but the one that windows
+// need.
 class SignalsBlocked {
  public:
   SignalsBlocked() {
     sigset_t all;
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);
     pthread_sigmask(SIG_SETMASK, &all, &before_);
   }
   ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
@@ -119,6 +141,7 @@ class FileHashing::Run {
     unfinished_ = large_.size();
     units += small_.size() / small_for_a_thread + (small_.size() % small_for_a_thread != 0);
     workers_ = static_cast<std::size_t>(std::clamp<std::uint64_t>(units, 1, threads));
+    if (!large_.empty() && workers_ <= most_that_map) windows_ = digest == FileDigest::sha256 ? lanes_ : 1;
     most_open_ = workers_ * (digest == FileDigest::sha256 ? lanes_ : 1);
     last_ones_ = digest == FileDigest::sha256 ? 3 * most_open_ : 0;
     start();
@@ -148,7 +171,7 @@ class FileHashing::Run {
   void start() {
     std::uint64_t total = left_;
     for (const std::size_t index : small_) total += reader_.size(index);
-    if (total <= at_once_bytes && reader_.count() <= at_once_files) return work();
+    if (total <= at_once_bytes && reader_.count() <= at_once_files) return work(0);
     running_ = workers_;
     const SignalsBlocked blocked;
     try {
@@ -163,7 +186,7 @@ class FileHashing::Run {
   void run() {
     std::exception_ptr thrown;
     try {
-      work();
+      work(windows_);
     } catch (...) {
       thrown = std::current_exception();
       reader_.stop();
@@ -175,11 +198,11 @@ class FileHashing::Run {
     changed_.notify_all();
   }
 
-  void work() {
-    const auto memory = std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack);
+  void work(std::size_t windows) {
+    Desk desk(windows);
     while (!reader_.stopped()) {
-      if (digest_ == FileDigest::sha256 ? turn_at_streams(memory.get()) : turn_at_a_tree(memory.get())) continue;
-      if (some_small(memory.get())) continue;
+      if (digest_ == FileDigest::sha256 ? turn_at_streams(desk) : turn_at_a_tree(desk)) continue;
+      if (some_small(desk.memory.get())) continue;
       std::unique_lock lock(mutex_);
       if (unfinished_ == 0) return;
       changed_.wait_for(lock, idle);
@@ -323,25 +346,40 @@ class FileHashing::Run {
     return taken;
   }
 
-  bool turn_at_streams(unsigned char* memory) {
+  bool turn_at_streams(Desk& desk) {
     std::vector<Stream> streams = take_streams();
     if (streams.empty()) return false;
     Stretch stretches[most_lanes];
-    bool ended[most_lanes], good[most_lanes];
-    std::uint64_t progress = 0;
+    bool ended[most_lanes], good[most_lanes], shown[most_lanes];
+    std::size_t sizes[most_lanes];
     for (std::size_t i = 0; i < streams.size(); ++i) {
       Stream& stream = streams[i];
-      unsigned char* const bytes = memory + i * (lane_bytes_ + lane_gap);
-      const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(lane_bytes_, stream.left()));
-      ended[i] = size == stream.left();
-      good[i] = reader_.read_exactly(stream.file, bytes, size, stream.offset) &&
-                (!ended[i] || reader_.unchanged(stream.file));
-      stream.offset += size;
-      progress += size;
-      const std::size_t blocks = ended[i] ? pad_sha256(bytes, size, stream.offset) : size / sha256_block;
-      stretches[i] = {stream.state, bytes, good[i] ? blocks : 0};
+      const std::uint64_t left = stream.left();
+      const std::uint64_t wanted = std::min(left, std::clamp(left / 8, least_shown, most_shown));
+      sizes[i] = static_cast<std::size_t>(wanted / sha256_block * sha256_block);
+      // What is little is read: its padding comes behind it.
+      const unsigned char* data = left > lane_bytes_ ? desk.show(i, stream.file, stream.offset, sizes[i]) : nullptr;
+      shown[i] = good[i] = data != nullptr;
+      ended[i] = false;
+      std::size_t blocks = sizes[i] / sha256_block;
+      if (!shown[i]) {
+        unsigned char* const bytes = desk.memory.get() + i * (lane_bytes_ + lane_gap);
+        sizes[i] = static_cast<std::size_t>(std::min<std::uint64_t>(lane_bytes_, left));
+        ended[i] = sizes[i] == left;
+        good[i] = reader_.read_exactly(stream.file, bytes, sizes[i], stream.offset) &&
+                  (!ended[i] || reader_.unchanged(stream.file));
+        blocks = ended[i] ? pad_sha256(bytes, sizes[i], stream.offset + sizes[i]) : sizes[i] / sha256_block;
+        data = bytes;
+      }
+      stretches[i] = {stream.state, data, good[i] ? blocks : 0};
     }
     absorb_sha256(stretches, streams.size(), kernels_);
+    std::uint64_t progress = 0;
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+      if (shown[i]) good[i] = reader_.shown_truly(streams[i].file, desk.windows[i], sizes[i]);
+      streams[i].offset += sizes[i];
+      progress += sizes[i];
+    }
     const std::lock_guard lock(mutex_);
     for (std::size_t i = 0; i < streams.size(); ++i) {
       const Stream& stream = streams[i];
@@ -380,20 +418,22 @@ class FileHashing::Run {
     return found;
   }
 
-  bool turn_at_a_tree(unsigned char* memory) {
+  bool turn_at_a_tree(Desk& desk) {
     std::unique_lock lock(mutex_);
     Tree* const tree = take_tree(lock);
     if (!tree) return false;
     ++tree->busy;
-    // Stays with its file, to read it in order.
+    // Stays with its file, to read it in order; takes several pieces at a time while many are left.
     while (!tree->failed && tree->next < tree->pieces && !reader_.stopped()) {
-      const std::uint64_t piece = tree->next++;
+      const std::uint64_t first = tree->next, fair = (tree->pieces - first) / (4 * workers_);
+      const auto count = static_cast<std::size_t>(std::clamp<std::uint64_t>(fair, 1, most_pieces));
+      tree->next += count;
       lock.unlock();
-      ChainingValue value;
-      const bool good = hash_piece(tree->file, piece, memory, value);
+      ChainingValue values[most_pieces];
+      const bool good = hash_pieces(tree->file, first, count, desk, values);
       lock.lock();
       if (good) {
-        push(*tree, piece, value);
+        for (std::size_t i = 0; i < count; ++i) push(*tree, first + i, values[i]);
       } else {
         tree->failed = true;
         tree->next = tree->pieces;
@@ -402,7 +442,7 @@ class FileHashing::Run {
     if (--tree->busy > 0 || reader_.stopped()) return true;
     if (!tree->failed) {  // all pieces are pushed, and only this worker knows
       lock.unlock();
-      const bool good = hash_tail(*tree, memory);
+      const bool good = hash_tail(*tree, desk);
       lock.lock();
       if (good) reader_.finish(tree->file.index);
     }
@@ -411,14 +451,26 @@ class FileHashing::Run {
     return true;
   }
 
-  bool hash_piece(const OpenFile& file, std::uint64_t piece, unsigned char* memory, ChainingValue& value) {
+  bool hash_pieces(const OpenFile& file, std::uint64_t first, std::size_t count, Desk& desk, ChainingValue* values) {
+    const std::size_t bytes = count * piece_bytes;
+    const unsigned char* const shown = desk.show(0, file, first * piece_bytes, bytes);
+    for (std::size_t piece = 0; piece < count; ++piece)
+      if (!hash_piece(file, first + piece, shown ? shown + piece * piece_bytes : nullptr, desk, values[piece]))
+        return false;
+    return !shown || reader_.shown_truly(file, desk.windows[0], bytes);
+  }
+
+  // `shown`: its bytes; null if they have to be read.
+  bool hash_piece(const OpenFile& file, std::uint64_t piece, const unsigned char* shown, Desk& desk,
+                  ChainingValue& value) {
     constexpr std::size_t blocks = piece_bytes / block_bytes;
     std::uint32_t roots[8 * blocks], values[8 * block_chunks];
     for (std::size_t block = 0; block < blocks; ++block) {
       if (reader_.stopped()) return false;
       const std::uint64_t offset = piece * piece_bytes + block * block_bytes;
-      if (!reader_.read_exactly(file, memory, block_bytes, offset)) return false;
-      kernels_.blake3_chunks(memory, block_chunks, initial_words, 0, offset / blake3_chunk_bytes, values);
+      if (!shown && !reader_.read_exactly(file, desk.memory.get(), block_bytes, offset)) return false;
+      const unsigned char* const data = shown ? shown + block * block_bytes : desk.memory.get();
+      kernels_.blake3_chunks(data, block_chunks, initial_words, 0, offset / blake3_chunk_bytes, values);
       merge(values, block_chunks, kernels_);
       std::memcpy(roots + 8 * block, values, sizeof value.words);
     }
@@ -440,13 +492,20 @@ class FileHashing::Run {
   }
 
   // What comes after the pieces: the last chunk is among it, which may be the root.
-  bool hash_tail(Tree& tree, unsigned char* memory) {
-    for (std::uint64_t offset = tree.pieces * piece_bytes;;) {
-      const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(block_bytes, tree.file.size() - offset));
-      if (!reader_.read_exactly(tree.file, memory, size, offset)) return false;
-      blake3_update(tree.words, memory, size, 1);
+  bool hash_tail(Tree& tree, Desk& desk) {
+    const OpenFile& file = tree.file;
+    std::uint64_t offset = tree.pieces * piece_bytes;
+    const auto left = static_cast<std::size_t>(file.size() - offset);  // a piece at most
+    if (const unsigned char* const shown = desk.show(0, file, offset, left)) {
+      blake3_update(tree.words, shown, left, 1);
+      if (!reader_.shown_truly(file, desk.windows[0], left)) return false;
+      offset = file.size();
+    }
+    while (offset < file.size()) {
+      const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(block_bytes, file.size() - offset));
+      if (!reader_.read_exactly(file, desk.memory.get(), size, offset)) return false;
+      blake3_update(tree.words, desk.memory.get(), size, 1);
       offset += size;
-      if (offset == tree.file.size()) break;
     }
     if (!reader_.unchanged(tree.file)) return false;
     blake3_output(tree.words, digest_of(tree.file.index), digest_bytes, 0);
@@ -460,7 +519,7 @@ class FileHashing::Run {
   const std::size_t lanes_, lane_bytes_;
   std::vector<std::size_t> small_;
   std::atomic<std::size_t> next_small_{0};
-  std::size_t workers_ = 0;
+  std::size_t workers_ = 0, windows_ = 0;  // the second for each of the first
   std::vector<std::thread> threads_;
 
   std::mutex mutex_;  // guards what follows

@@ -1,7 +1,6 @@
 """Digests of files and of whole folders: read in blocks, hashed without the GIL, all cores filled across files.
 
-docs/hashing-files.md is the contract. Nothing is mapped into memory: a file that shrinks while it is mapped kills the
-process, a file that shrinks while it is read is an error.
+docs/hashing-files.md is the contract. A file that shrinks meanwhile is an error, also where it is mapped into memory.
 """
 
 from __future__ import annotations

@@ -151,8 +151,10 @@ inline void load_columns(Lanes (&message)[16], const unsigned char* block, std::
   }
 }
 
-// Processors do not foresee reads that jump from input to input: the next group is fetched while one is hashed, also
-// behind the inputs, where more of the same message lies, or nothing, which does no harm.
+// Processors do not foresee reads that jump from input to input: the group after the next is fetched while one is
+// hashed, also behind the inputs, where more of the same message lies, or nothing, which does no harm.
+constexpr std::size_t groups_ahead = 2;
+
 inline void prefetch_block(const unsigned char* block, std::size_t stride) {
   for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane) __builtin_prefetch(block + lane * stride);
 }
@@ -185,7 +187,7 @@ void hash_groups(const unsigned char* data, std::size_t groups, const Group& gro
     for (std::size_t block = 0; block < blocks; ++block) {
       const bool last = block + 1 == blocks;
       const std::size_t place = block * blake3_block_bytes;
-      if constexpr (blocks > 1) prefetch_block(data + lanes * stride + place, stride);
+      if constexpr (blocks > 1) prefetch_block(data + groups_ahead * lanes * stride + place, stride);
 #if AISEC_BLAKE3_AVX2
       compress_and_turn<int{stride}>(chaining, constants,
                                      flags[block == 0 ? 0

@@ -1,0 +1,209 @@
+"""What lies in the page cache is hashed where it is: what happens if it goes away meanwhile, and to other people's SIGBUS."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import blake3 as peer
+import pytest
+
+import aisec_fast
+from aisec_fast import FileChangedError
+from aisec_fast.hashing import _files, hash_directory, hash_file
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="what is not Linux reads every file")
+
+SIZE = 24 << 20
+EXPECTED: dict[str, Callable[[bytes], bytes]] = {
+    "blake3": lambda data: peer.blake3(data).digest(),
+    "sha256": lambda data: hashlib.sha256(data).digest(),
+}
+
+
+@pytest.fixture(autouse=True)
+def natively(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setattr(_files, "_TICK", 0.0)
+    return monkeypatch
+
+
+def is_mapped(path: Path) -> bool:
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+def write(path: Path, size: int = SIZE) -> bytes:
+    data = (bytes(range(251)) * (size // 251 + 1))[:size]
+    path.write_bytes(data)
+    return data
+
+
+@pytest.mark.parametrize("algorithm", EXPECTED)
+@pytest.mark.parametrize("size", [(1 << 17) + 1, 1 << 18, (1 << 20) + 100, (9 << 20) - 1, SIZE + 65])
+def test_digests(tmp_path: Path, algorithm: str, size: int) -> None:
+    files = {name: write(tmp_path / name, size + index) for index, name in enumerate("abcde")}
+    for max_threads in (1, 2, 3):
+        digests = hash_directory(tmp_path, algorithm, max_threads=max_threads)
+        assert digests == {name: EXPECTED[algorithm](data) for name, data in files.items()}
+
+
+@pytest.mark.parametrize("algorithm", EXPECTED)
+@pytest.mark.parametrize("max_threads", [2, 9])
+def test_what_is_in_the_page_cache_is_mapped(tmp_path: Path, algorithm: str, max_threads: int) -> None:
+    """By few threads: many would wait for one another."""
+    for index in range(9):
+        write(tmp_path / str(index), 8 << 20)
+    seen = []
+
+    def progress(done: int, total: int) -> None:
+        seen.append(is_mapped(tmp_path))
+
+    hash_directory(tmp_path, algorithm, max_threads=max_threads, progress=progress)
+    assert any(seen) == (max_threads == 2)
+    assert not is_mapped(tmp_path)
+
+
+SHRINKS = """
+import os, sys
+from pathlib import Path
+from aisec_fast import FileChangedError
+from aisec_fast.hashing import _files, hash_file
+
+_files._TICK = 0.0
+path, algorithm, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+mapped = 0
+for attempt in range(100):
+    path.write_bytes(bytes(size))
+    shrunk = False
+    def shrink(done, total):
+        global mapped, shrunk
+        if not shrunk and done < total and str(path) in Path("/proc/self/maps").read_text():
+            shrunk = True
+            os.truncate(path, 4096)
+            mapped += 1
+    try:
+        hash_file(path, algorithm, progress=shrink)
+        assert not shrunk
+    except FileChangedError as error:
+        assert shrunk and f"it had {size} bytes, then 4096" in str(error), error
+    if mapped == 25:
+        break
+print(mapped)
+"""
+
+
+@pytest.mark.parametrize("algorithm", EXPECTED)
+def test_a_file_that_shrinks_while_it_is_mapped_is_named(tmp_path: Path, algorithm: str) -> None:
+    """Twenty-five times: in some of them a worker is about to touch a page that is gone, with near certainty."""
+    command = [sys.executable, "-c", SHRINKS, str(tmp_path / "file"), algorithm, str(SIZE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "25"), done.stderr
+
+
+def test_a_file_that_is_written_to_while_it_is_mapped_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write(path)
+    changed = False
+
+    def change(done: int, total: int) -> None:
+        nonlocal changed
+        if not changed and done < total and is_mapped(path):
+            changed = True
+            with path.open("r+b") as file:
+                file.write(b"other")
+
+    with pytest.raises(FileChangedError):
+        hash_file(path, progress=change)
+
+
+SOMEBODY_ELSES = """
+import ctypes, mmap, os, signal, sys
+from aisec_fast.hashing import _files, hash_file
+
+_files._TICK = 0.0
+how, path = sys.argv[1:]
+action = ctypes.create_string_buffer(152)
+libc = ctypes.CDLL(None)
+
+def handler():
+    libc.sigaction(signal.SIGBUS, None, action)
+    return action.raw[:8]
+
+if how == "their handler":
+    signal.signal(signal.SIGBUS, lambda *_: print("theirs"))
+elif how == "ignored":
+    signal.signal(signal.SIGBUS, signal.SIG_IGN)
+before, during = handler(), []
+if how == "fault":
+    theirs = open(path + ".theirs", "w+b")
+    theirs.write(bytes(4096))
+    theirs.flush()
+    memory = mmap.mmap(theirs.fileno(), 4096)
+    theirs.truncate(0)
+
+def progress(done, total):
+    if path in open("/proc/self/maps").read() and not during:
+        during.append(handler())
+        if how == "fault":
+            memory[0]
+        else:
+            os.kill(os.getpid(), signal.SIGBUS)
+
+while not during:
+    hash_file(path, progress=progress)
+assert during[0] != before
+assert handler() == before
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("their handler", 0, "theirs\ndone\n"),
+        ("ignored", 0, "done\n"),
+        ("nobody's", -signal.SIGBUS, ""),
+        ("fault", -signal.SIGBUS, ""),
+    ],
+)
+def test_a_bus_error_of_somebody_else_goes_where_it_went(tmp_path: Path, how: str, code: int, said: str) -> None:
+    path = tmp_path / "file"
+    write(path, 4 * SIZE)
+    command = [sys.executable, "-c", SOMEBODY_ELSES, how, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+
+def test_a_handler_that_somebody_puts_there_meanwhile_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write(path)
+    caught: list[int] = []
+    before = signal.getsignal(signal.SIGBUS)
+
+    def progress(done: int, total: int) -> None:
+        if is_mapped(path):
+            signal.signal(signal.SIGBUS, lambda number, frame: caught.append(number))
+
+    try:
+        while signal.getsignal(signal.SIGBUS) is before:
+            hash_file(path, progress=progress)
+        signal.raise_signal(signal.SIGBUS)
+        assert caught == [signal.SIGBUS]
+        assert hash_file(path) == EXPECTED["blake3"](path.read_bytes())
+        signal.raise_signal(signal.SIGBUS)
+        assert caught == [signal.SIGBUS] * 2
+    finally:
+        signal.signal(signal.SIGBUS, before)
+
+
+def test_only_the_native_reader_maps(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    data = write(path)
+    mapped = []
+    with aisec_fast.use_backend("numba"):
+        assert hash_file(path, progress=lambda *_: mapped.append(is_mapped(path))) == EXPECTED["blake3"](data)
+    assert not any(mapped)
