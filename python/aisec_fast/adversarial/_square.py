@@ -1,7 +1,8 @@
 """Square Attack: random search by changes inside squares, which needs nothing but the model's answers.
 
 Andriushchenko, Croce, Flammarion and Hein, Square Attack: a query-efficient black-box adversarial attack via random search
-(2020), arXiv:1912.00049. Algorithms 1 to 3 are the rules below.
+(2020), arXiv:1912.00049. Algorithms 1 to 3 are the rules below. In L1 they are those of the authors' AutoAttack:
+Croce and Hein, Mind the box: l1-APGD for sparse adversarial attacks on image classifiers (2021), arXiv:2103.01208.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ._watch import Watch
 # Queries (of 10,000) after which the share of changed pixels is halved: section 5.1 of the paper.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _TINY = 1e-12  # keeps 0 / 0 out of normalisations
-_LONGEST = {"float32": 1e18, "float64": 1e150}  # L2 changes whose squares and their sums stay finite
+_LONGEST = {"float32": 1e18, "float64": 1e150}  # changes whose squares and their sums stay finite
 
 
 def square(
@@ -50,7 +51,7 @@ def square(
 ) -> Any:
     """Attack ``model`` at ``x`` by random search, from its logits alone (Square Attack, Andriushchenko et al. 2020).
 
-    The first query is a pattern of vertical stripes (linf) or of small patches (l2) on the ball. Each further query changes
+    The first query is a pattern of vertical stripes (linf) or of small patches (l2, l1) on the ball. Each further query changes
     the pixels of a random square, all to the surface of the ball, and is kept if it raises the margin
     ``max_{j != y} z_j - z_y`` or fools the model. Squares shrink on a fixed schedule. No gradient is used, so masked
     gradients do not stop it.
@@ -61,7 +62,7 @@ def square(
         x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``; arrays as for :func:`pgd`. It is not changed.
         y: true labels ``[B]``, integers from 0 to classes - 1.
         eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite.
-        norm: "linf" or "l2" (also "Linf", "L2").
+        norm: "linf", "l2" or "l1" (also "Linf", "L2", "L1").
         n_queries: how often, at most, the model is asked about a sample in a run, the first pattern included; at least 1. A
             sample that fools the model is not asked about again. Nothing is asked about ``x`` itself.
         restarts: number of runs, at least 1. Runs after the first attack only samples that are not fooled yet.
@@ -219,7 +220,7 @@ class Search:
 
     def run(self) -> Any:
         """The result for every sample."""
-        proposals = {"linf": _Stripes, "l2": _Patches}[self.ball.norm]
+        proposals = _Stripes if self.ball.norm == "linf" else _Patches
         for restart in range(self.plan.restarts):
             rows = np.flatnonzero(~self.fooled)
             if len(rows):
@@ -353,14 +354,18 @@ class _Stripes(_Moves):
 
 
 class _Patches(_Moves):
-    """L2, Algorithm 3: norm is taken out of one window, and out of what the ball leaves, and put into another as a pattern."""
+    """L2, Algorithm 3: norm is taken out of one window, and out of what the ball leaves, and put into another as a pattern.
+
+    L1: the same with sums of magnitudes for norms and with steeper hills. Each channel of the pattern gets the unused norm, and
+    the norm in its windows as often as there are channels: the exact projection cuts that down to the highest values.
+    """
 
     def __init__(
         self, x: Any, ball: Ball, backend: Backend, shape: tuple[int, int, int], first: list[np.random.Generator]
     ) -> None:
         super().__init__(ball, backend, shape)
         channels, height, width = shape
-        self._x = x
+        self._x, self._power = x, 1 if ball.norm == "l1" else 2
         dtype = str(x.dtype).removeprefix("torch.")
         self._eps = min(ball.eps, _LONGEST[dtype])
         tall, wide = max(height // 5, 1), max(width // 5, 1)
@@ -371,36 +376,53 @@ class _Patches(_Moves):
             for top in tops:
                 for left in lefts:
                     signs = 2 * draws.integers(2, size=(channels, 1, 1)) - 1
-                    change[:, top : top + tall, left : left + wide] = signs * pattern(tall, wide, draws)
+                    change[:, top : top + tall, left : left + wide] = signs * pattern(tall, wide, draws, self._power)
+        if self._power == 1:
+            # Patches of norm 1 in a box of width 1, which only a large ball holds as they are.
+            box = ball.high - ball.low
+            start *= max(
+                min(box, _LONGEST[dtype]) if math.isfinite(box) else self._eps, self._eps / abs(start[0]).sum()
+            )
         self.best = self.proposal = self._on_sphere(_rows.from_host(start.astype(dtype), x))
 
     def propose(self, share: float, draws: np.random.Generator) -> None:
         """See :class:`_Moves`."""
-        channels = self.shape[0]
+        channels, power = self.shape[0], self._power
         into, out_of = self.window(share, draws, odd=True), self.window(share, draws, odd=True)
         change = self.image(self.best - self._x)
         rest = _rows.copy(change)
         rest[into] = 0
         rest[out_of] = 0
-        squares, kept = (change * change).sum((2, 3)), (rest * rest).sum((2, 3))  # of each channel
-        unused = (self._eps * self._eps - squares.sum(1)).clip(min=0)
-        available = ((squares - kept).clip(min=0) + unused[:, None] / channels) ** 0.5
+        whole, kept = self._sums(change), self._sums(rest)  # of each channel
+        unused = (self._eps**power - whole.sum(1)).clip(min=0)
+        available = ((whole - kept).clip(min=0) + unused[:, None] / channels) ** (1 / power)
+        if power == 1:
+            available = available * channels
         old = change[into]
-        shape = pattern(old.shape[2], old.shape[3], draws)
+        shape = pattern(old.shape[2], old.shape[3], draws, power)
         signs = 2 * draws.integers(2, size=(1, channels, 1, 1)) - 1
         new = _rows.from_host((signs * shape).astype(str(change.dtype).removeprefix("torch.")), change) + old / (
-            _TINY + _lengths(old)
+            _TINY + self._lengths(old)
         )
-        rest[into] = new / (_TINY + _lengths(new)) * available[:, :, None, None]
+        rest[into] = new / (_TINY + self._lengths(new)) * available[:, :, None, None]
         self.proposal = self._on_sphere(rest)
 
     def _on_sphere(self, change: Any) -> Any:
-        """x plus the change, made ``eps`` long and projected."""
-        length = (change * change).sum((1, 2, 3)) ** 0.5
-        scaled = change * (self._eps / (_TINY + length))[:, None, None, None]
-        point = scaled.reshape(self._x.shape) + self._x
+        """x plus the change, projected; before that, in L2, it is made ``eps`` long."""
+        if self._power == 2:
+            length = self._sums(change).sum(1) ** 0.5
+            change = change * (self._eps / (_TINY + length))[:, None, None, None]
+        point = change.reshape(self._x.shape) + self._x
         self.ball.project(self.backend, point, self._x)
         return point
+
+    def _sums(self, values: Any) -> Any:
+        """Of squares, or magnitudes, in each channel: ``[B, channels]``."""
+        return (abs(values) if self._power == 1 else values * values).sum((2, 3))
+
+    def _lengths(self, values: Any) -> Any:
+        """Norms of the channels, ``[B, channels, 1, 1]``."""
+        return (self._sums(values) ** (1 / self._power))[:, :, None, None]
 
     def settle(self, better: Flags) -> None:
         """See :class:`_Moves`."""
@@ -414,31 +436,32 @@ class _Patches(_Moves):
         self.proposal = self.best
 
 
-def pattern(rows: int, columns: int, draws: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Two hills, one up and one down, side by side along a random axis, of length 1: eta of Algorithm 3, ``[rows, columns]``."""
+def pattern(rows: int, columns: int, draws: np.random.Generator, power: int = 2) -> npt.NDArray[np.float64]:
+    """Two hills, one up and one down, side by side along a random axis: eta of Algorithm 3, ``[rows, columns]``.
+
+    Of length 1 in the norm that is the root of a sum of these powers.
+    """
     upright = bool(draws.integers(2))  # drawn whatever the shape is
     if rows > 1 and (upright or columns == 1):
         half = rows // 2
-        hills = np.concatenate([_hill(half, columns), -_hill(rows - half, columns)])
+        hills = np.concatenate([_hill(half, columns, power), -_hill(rows - half, columns, power)])
     elif columns > 1:
         half = columns // 2
-        hills = np.concatenate([_hill(rows, half), -_hill(rows, columns - half)], axis=1)
+        hills = np.concatenate([_hill(rows, half, power), -_hill(rows, columns - half, power)], axis=1)
     else:
         hills = np.ones((1, 1))
-    hills /= np.sqrt((hills * hills).sum())
-    return hills
+    return _normalised(hills, power)
 
 
-def _hill(rows: int, columns: int) -> npt.NDArray[np.float64]:
-    """At the distance d from the middle the sum of 1 / (c + 1)^2 over c >= d, of length 1."""
+def _hill(rows: int, columns: int, power: int = 2) -> npt.NDArray[np.float64]:
+    """At the distance d from the middle the sum of 1 / (c + 1)^2 (under L1: ^4) over c >= d, of length 1."""
     down, across = abs(np.arange(rows) - rows // 2), abs(np.arange(columns) - columns // 2)
     widest = max(rows // 2, columns // 2) + 1
-    tails = np.cumsum(1 / np.arange(widest, 0, -1.0) ** 2)[::-1]
-    hill: npt.NDArray[np.float64] = tails[np.maximum(down[:, None], across)]
-    hill /= np.sqrt((hill * hill).sum())
-    return hill
+    tails = np.cumsum(1 / np.arange(widest, 0, -1.0) ** (2 if power == 2 else 4))[::-1]
+    return _normalised(tails[np.maximum(down[:, None], across)], power)
 
 
-def _lengths(values: Any) -> Any:
-    """L2 norms of the channels, ``[B, channels, 1, 1]``."""
-    return ((values * values).sum((2, 3)) ** 0.5)[:, :, None, None]
+def _normalised(values: npt.NDArray[np.float64], power: int) -> npt.NDArray[np.float64]:
+    """The values over their norm."""
+    normalised: npt.NDArray[np.float64] = values / (np.abs(values) ** power).sum() ** (1 / power)
+    return normalised
