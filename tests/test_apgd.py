@@ -364,6 +364,29 @@ def test_restarts_take_what_fools_or_the_highest_loss() -> None:
     assert not ((model(kept).argmax(1) == y) & early).any()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_wanted_answers(norm) -> None:
+    """With two classes the other one is wanted; with more, what is not fooled only may stay where it is."""
+    eps = {"linf": 0.08, "l2": 0.3, "l1": 0.8}[norm]
+    options: dict[str, Any] = {"eps": eps, "norm": norm, "steps": 20, "loss": "margin", "seed": 0}
+    model = net(classes=2)
+    x, y = data(model, 20)
+    aimed = adversarial.apgd(model, x, 1 - y, targeted=True, **options)
+    assert bits(aimed) == bits(adversarial.apgd(model, x, y, **options))
+    assert 0 < (model(aimed).argmax(1) != y).sum() < 20
+    model = net()
+    x, y = data(model, 20)
+    wanted = (y + 1) % 5
+    for loss in ("ce", "margin", "dlr"):
+        adv = adversarial.apgd(
+            model, x, wanted, targeted=True, **{**options, "loss": loss, "eps": 4 * eps, "steps": 60}
+        )
+        assert (model(adv).argmax(1) == wanted).sum() >= 10
+        assert_inside(adv, x, 4 * eps, norm, (0, 1))
+    late = adversarial.apgd(model, x, wanted, targeted=True, early_stop=False, **{**options, "eps": 4 * eps})
+    assert (model(late).argmax(1) == wanted).sum() >= 10
+
+
 def test_small_gradients_move_samples_in_l2() -> None:
     """Their squares underflow in float32."""
     weights = torch.tensor([[3e-25, 4e-25], [-3e-25, -4e-25]])
@@ -464,6 +487,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"loss": "mse"}, ValueError, "^loss is 'mse', expected one of 'ce'"),
     ({"loss": ["ce"]}, ValueError, "^loss is"),
     ({"targets": 3}, ValueError, "^targets are given, but loss is 'ce'"),
+    ({"targeted": 1}, TypeError, "^targeted is a int"),
+    ({"targeted": True, "loss": "target_dlr"}, ValueError, "^targeted is True and loss is 'target_dlr', expected 'ce'"),
     ({"loss": "target_dlr"}, ValueError, "3 classes, expected at least 4 for loss 'target_dlr'"),
     ({"loss": "target_margin", "targets": 0}, ValueError, "^targets is 0, expected at least 1"),
     ({"loss": "target_margin", "targets": Y}, ValueError, r"^targets has shape \(4,\), expected labels \[4, targets\]"),

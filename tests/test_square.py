@@ -272,6 +272,35 @@ def test_the_seed_decides_and_rows_do_not_matter_to_each_other() -> None:
         assert 0 < ((adv.reshape(30, -1) @ weights).argmax(1) != y).sum() < 30
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_wanted_answers(norm) -> None:
+    """With two classes the other one is wanted; with more its log-probability rises, for functions and modules alike."""
+    options: dict[str, Any] = {
+        "eps": {"linf": 0.05, "l2": 0.4, "l1": 2.0}[norm],
+        "norm": norm,
+        "n_queries": 40,
+        "seed": 0,
+    }
+    x, y, weights = case((1, 6, 6), count=20, classes=2)
+    aimed = adversarial.square(classifier(weights), x, 1 - y, targeted=True, **options)
+    assert bits(aimed) == bits(adversarial.square(classifier(weights), x, y, **options))
+    assert 0 < ((aimed.reshape(20, -1) @ weights).argmax(1) != y).sum() < 20
+    x, y, weights = case((1, 6, 6), count=20)
+    wanted = (y + 1) % 4
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4, bias=False), nn.Tanh()).double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor(weights.T))
+    adv = adversarial.square(classifier(weights), x, wanted, targeted=True, **options)
+    assert np.abs(adversarial.square(model, x, wanted, targeted=True, **options) - adv).max() < 1e-9
+
+    def rise(points: np.ndarray) -> np.ndarray:
+        z = torch.tanh(torch.tensor(points.reshape(20, -1) @ weights))
+        return torch.log_softmax(z, 1).gather(1, torch.tensor(wanted)[:, None])[:, 0].numpy()
+
+    assert (rise(adv) > rise(x)).mean() > 0.9
+    assert 0 < ((adv.reshape(20, -1) @ weights).argmax(1) == wanted).sum() < 20
+
+
 def test_the_margin_never_falls_and_restarts_keep_the_best() -> None:
     x, y, weights = case((1, 6, 6), count=30)
     heights = []
@@ -388,6 +417,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"eps": -1}, ValueError, "^eps is -1.0, expected a number above 0"),
     ({"norm": "l7"}, ValueError, "^norm is 'l7'"),
     ({"n_queries": 0}, ValueError, "^n_queries is 0, expected at least 1"),
+    ({"targeted": 0}, TypeError, "^targeted is a int"),
+    ({"y": torch.full((4,), 9), "targeted": True}, ValueError, "^y holds label"),
     ({"restarts": 0}, ValueError, "^restarts is 0"),
     ({"p_init": 1.0}, ValueError, "^p_init is 1.0"),
     ({"rescale_schedule": 1}, TypeError, "^rescale_schedule is a int"),

@@ -45,6 +45,7 @@ def apgd(
     steps: int = 100,
     restarts: int = 1,
     loss: str = "ce",
+    targeted: bool = False,
     targets: Any = None,
     random_start: bool = True,
     early_stop: bool = True,
@@ -71,13 +72,15 @@ def apgd(
         model: a torch module that gives logits ``[B, classes]``. It is held and left as by :func:`pgd`.
         x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``: a torch tensor, or a numpy array for a model on
             the CPU. It is not changed.
-        y: true labels ``[B]``, integers from 0 to classes - 1.
+        y: labels ``[B]``, integers from 0 to classes - 1: true ones, or the answers that are wanted if ``targeted``.
         eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite.
         norm: "linf", "l2" or "l1" (also "Linf", "L2", "L1").
         steps: number of steps of a run, at least 1; ``steps + 1`` points are seen, the start among them.
         restarts: number of runs from different random starts, for each target if there are targets; at least 1.
         loss: what is climbed: "ce", "margin", "dlr" (3 classes or more), or, one run for each target class,
             "target_margin" or "target_dlr" (4 classes or more; with it this is AutoAttack's APGD-T).
+        targeted: make the model answer ``y``, by going down "ce", "margin" or "dlr" at ``y``. (The targeted losses make it
+            answer anything but ``y``, by way of one class after the other.)
         targets: for the targeted losses: how many of the likeliest other classes at ``x`` are targets (default 9, or
             classes - 1 if that is less), or integer labels ``[B, targets]``.
         random_start: start on the ball's surface, in a uniformly random direction from ``x`` (l2) or at a uniformly random
@@ -112,6 +115,7 @@ def apgd(
         steps=_checks.whole(steps, "steps", least=1),
         restarts=_checks.whole(restarts, "restarts", least=1),
         loss=_loss(loss, targets),
+        targeted=_checks.flag(targeted, "targeted"),
         random_start=_checks.flag(random_start, "random_start"),
         early_stop=_checks.flag(early_stop, "early_stop"),
         eot_iter=_checks.whole(eot_iter, "eot_iter", least=1),
@@ -121,6 +125,10 @@ def apgd(
     )
     if plan.larger_eps and norm_named(norm, NORMS) != "l1":
         raise ValueError(f"larger_eps is True and norm is {norm!r}, expected 'l1' with it")
+    if plan.targeted and plan.loss.startswith("target_"):
+        raise ValueError(
+            f"targeted is True and loss is {plan.loss!r}, expected 'ce', 'margin' or 'dlr': y says which class to reach"
+        )
     if plan.restarts > 1 and not plan.random_start:
         raise ValueError(f"restarts is {plan.restarts}, but random_start is False: all runs would be the same")
     ball = make_ball(norm, eps, clip, _arguments.samples(x).dtype, NORMS)
@@ -183,6 +191,7 @@ class Plan:
     steps: int = 100
     restarts: int = 1
     loss: str = "ce"
+    targeted: bool = False
     random_start: bool = True
     early_stop: bool = True
     eot_iter: int = 1
@@ -329,7 +338,7 @@ class Search:
         state.previous = state.best = state.adv
         state.gradient = state.best_gradient = slope.gradient
         state.loss = state.best_loss = slope.losses
-        state.best_fools, state.rises = fools(slope.logits, state.y), torch.zeros_like(state.rises)
+        state.best_fools, state.rises = self._fools(slope.logits, state), torch.zeros_like(state.rises)
         self._rules.begin(state, ball.eps, chosen=phase > 0 or (self.plan.random_start and len(self._phases) > 1))
 
     def _values(self, state: State) -> Values:
@@ -340,7 +349,8 @@ class Search:
         if self.plan.loss == "target_dlr":
             return lambda logits: _losses.target_dlr(logits, state.y, state.target)
         loss: Callable[[Tensor, Tensor], Tensor] = _losses.LOSSES[self.plan.loss].values
-        return lambda logits: loss(logits, state.y)
+        sign = -1 if self.plan.targeted else 1
+        return lambda logits: sign * loss(logits, state.y)
 
     def _slope(self, state: State) -> Slope:
         """Gradient (the mean of ``eot_iter`` passes), loss and logits (of the last pass) where the rows are."""
@@ -383,7 +393,7 @@ class Search:
         if self.plan.early_stop:
             watch.look()
         assert losses is not None
-        hit: Tensor = fools(logits, state.y)
+        hit = self._fools(logits, state)
         state.rises = state.rises + (losses > state.loss)
         better = losses > state.best_loss
         state.flat = state.flat & ~better
@@ -397,11 +407,18 @@ class Search:
 
     # ------------------------------------------------------------------------------------------------ results
 
+    def _fools(self, logits: Any, state: State) -> Tensor:
+        hit: Tensor = fools(logits, state.y, targeted=self.plan.targeted)
+        return hit
+
+    def _confirmed(self, hit: Tensor, adv: Tensor, y: Tensor) -> Tensor:
+        return self.victim.model.confirmed(hit, adv, y, targeted=self.plan.targeted)
+
     def _dismiss(self, state: State, hit: Tensor) -> None:
         """With ``early_stop``, samples that fool the model leave with all their rows."""
         if not self.plan.early_stop:
             return
-        rows = self.victim.model.confirmed(hit, state.adv, state.y).nonzero()[:, 0]
+        rows = self._confirmed(hit, state.adv, state.y).nonzero()[:, 0]
         owners, first = np.unique(_rows.to_host(state.owner[rows]), return_index=True)
         if not len(owners):
             return
@@ -414,7 +431,7 @@ class Search:
         heights, owners = _rows.to_host(state.best_loss).astype(np.float64), _rows.to_host(state.owner)
         hit = np.zeros(len(owners), bool)
         if not self.plan.early_stop:
-            hit = _rows.to_host(self.victim.model.confirmed(state.best_fools, state.best, state.y))
+            hit = _rows.to_host(self._confirmed(state.best_fools, state.best, state.y))
         winners = {}
         for row, (owner, height) in enumerate(zip(owners, heights, strict=True)):  # in the order of runs
             if not self.fooled[owner] and (hit[row] or height > self.highest[owner]):

@@ -23,7 +23,7 @@ from ._apgd import NORMS
 from ._ball import Ball, make_ball
 from ._box import Clip
 from ._draws import generator, seed_of
-from ._models import Flags, GivenGradient, GradientModel, fools
+from ._models import Flags, Floats, GivenGradient, GradientModel, fools
 from ._progress import Progress, reporting
 from ._watch import Watch
 
@@ -40,6 +40,7 @@ def square(
     *,
     eps: float,
     norm: str = "linf",
+    targeted: bool = False,
     n_queries: int = 5000,
     restarts: int = 1,
     p_init: float = 0.8,
@@ -60,9 +61,10 @@ def square(
         model: a torch module that gives logits ``[B, classes]`` (held and left as by :func:`pgd`), or a
             :class:`GradientModel` with ``predict``, whose gradient is not called.
         x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``; arrays as for :func:`pgd`. It is not changed.
-        y: true labels ``[B]``, integers from 0 to classes - 1.
+        y: labels ``[B]``, integers from 0 to classes - 1: true ones, or the answers that are wanted if ``targeted``.
         eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite.
         norm: "linf", "l2" or "l1" (also "Linf", "L2", "L1").
+        targeted: make the model answer ``y``: what is kept raises ``z_y - logsumexp(z)``, or reaches ``y``.
         n_queries: how often, at most, the model is asked about a sample in a run, the first pattern included; at least 1. A
             sample that fools the model is not asked about again. Nothing is asked about ``x`` itself.
         restarts: number of runs, at least 1. Runs after the first attack only samples that are not fooled yet.
@@ -80,7 +82,7 @@ def square(
     Returns:
         ``x_adv``: a new C-contiguous array of the shape, dtype, library and device of ``x``; ``|x_adv - x| <= eps`` in
         float64 and the box exactly, always. A fooled sample's first query that fools the model, else its query of largest
-        margin, of all runs.
+        margin (``targeted``: of largest ``z_y - logsumexp(z)``), of all runs.
 
     Raises:
         TypeError, ValueError: an argument, with its name; a model that returns something else than logits; NaN logits.
@@ -97,7 +99,11 @@ def square(
     samples = _arguments.samples(x)
     ball = make_ball(norm, eps, clip, samples.dtype, NORMS)
     layout(samples.shape, image_shape)
-    with reporting(progress, "Square") as report, _scored(model, samples, y, clip, ball) as (scored, clean, labels):
+    aimed = _checks.flag(targeted, "targeted")
+    with (
+        reporting(progress, "Square") as report,
+        _scored(model, samples, y, clip, ball, targeted=aimed) as (scored, clean, labels),
+    ):
         if not samples.size:
             return _arguments.as_given(_rows.copy(clean), x)
         search = Search(scored, clean, labels, ball, choose([samples]), plan, report=report)
@@ -123,17 +129,20 @@ def layout(shape: tuple[int, ...], image_shape: Any) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _scored(model: Any, samples: Any, y: Any, clip: Clip, ball: Ball) -> Iterator[tuple[Scored, Any, Any]]:
+def _scored(
+    model: Any, samples: Any, y: Any, clip: Clip, ball: Ball, *, targeted: bool
+) -> Iterator[tuple[Scored, Any, Any]]:
     """The model as a search needs it, with samples and labels."""
     if isinstance(model, GradientModel):
         if model.predict is None:
             raise ValueError("model is a GradientModel without predict, expected one with it: the attack needs logits")
         labels = _arguments.labels(y, samples)
         ball.require_inside_box(samples)
-        yield GivenGradient(model, samples, targeted=False), samples.value, labels.value
+        functions = (_Aimed if targeted else GivenGradient)(model, samples, targeted=targeted)
+        yield functions, samples.value, labels.value
         return
     with _arguments.attacked(model, samples.value, y, clip=clip) as victim:
-        yield TorchScored(victim), victim.x, victim.y
+        yield TorchScored(victim, targeted=targeted), victim.x, victim.y
 
 
 class Scored(Protocol):
@@ -143,7 +152,7 @@ class Scored(Protocol):
         """Logits ``[B, classes]``."""
 
     def losses(self, logits: Any, y: Any) -> Any:
-        """Margins ``[B]``, NaN where a logit is NaN."""
+        """What is to rise, ``[B]``: margins, or for a wanted answer its log-probability. NaN where a logit is NaN."""
 
     def fooled(self, logits: Any, y: Any) -> Flags:
         """Whether each sample is claimed to fool the model, on the host."""
@@ -152,11 +161,23 @@ class Scored(Protocol):
         """Those of ``hit`` that do fool it."""
 
 
+class _Aimed(GivenGradient):
+    """Functions that are to give a wanted answer."""
+
+    def losses(self, logits: Floats, y: Any) -> Floats:
+        """See :class:`Scored`."""
+        super().losses(logits, y)  # which checks the labels
+        highest = logits.max(axis=1, keepdims=True)
+        at_label = np.take_along_axis(logits - highest, _rows.to_host(y)[:, None].astype(np.intp), 1)[:, 0]
+        rises: Floats = at_label - np.log(np.exp(logits - highest).sum(axis=1))
+        return rises
+
+
 class TorchScored:
     """A torch module under attack: see :class:`Scored`."""
 
-    def __init__(self, victim: _arguments.Attacked) -> None:
-        self._victim = victim
+    def __init__(self, victim: _arguments.Attacked, *, targeted: bool = False) -> None:
+        self._victim, self._targeted = victim, targeted
 
     def predict(self, adv: Any) -> Any:
         """See :class:`Scored`."""
@@ -164,19 +185,20 @@ class TorchScored:
 
     def losses(self, logits: Any, y: Any) -> Any:
         """See :class:`Scored`."""
-        from ._losses import margin
+        from ._losses import cross_entropy, margin
 
-        return margin(logits, y)
+        return -cross_entropy(logits, y) if self._targeted else margin(logits, y)
 
     def fooled(self, logits: Any, y: Any) -> Flags:
         """See :class:`Scored`."""
-        flags: Flags = _rows.to_host(fools(logits, y))
+        flags: Flags = _rows.to_host(fools(logits, y, targeted=self._targeted))
         return flags
 
     def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:
         """See :class:`Scored`."""
-        flags: Flags = _rows.to_host(self._victim.model.confirmed(_rows.from_host(hit, adv), adv, y))
-        return flags
+        flags = _rows.from_host(hit, adv)
+        confirmed: Flags = _rows.to_host(self._victim.model.confirmed(flags, adv, y, targeted=self._targeted))
+        return confirmed
 
 
 @dataclass(frozen=True)
