@@ -52,6 +52,7 @@ def apgd(
     eot_iter: int = 1,
     larger_eps: bool | None = None,
     max_rows: int | None = None,
+    precision: str | None = None,
     clip: Clip = (0.0, 1.0),
     seed: int | None = None,
     progress: Progress | bool | None = None,
@@ -94,6 +95,7 @@ def apgd(
             it is the default, as in AutoAttack. It costs a pass more for each part.
         max_rows: largest batch that the model is given. Runs of one sample for several targets and restarts share a batch as
             far as they fit. Default: the number of samples, or of a sample's runs if that is larger.
+        precision: "bfloat16" to compute gradients in it, as for :func:`pgd`; every success is judged by the module itself.
         clip: the box ``(low, high)``, or None for none. Bounds that are no values of the dtype are rounded inward.
         seed: of the random starts. Row i's depends on neither the batch size nor on what happens to other rows. Default:
             from the operating system.
@@ -133,7 +135,13 @@ def apgd(
         raise ValueError(f"restarts is {plan.restarts}, but random_start is False: all runs would be the same")
     ball = make_ball(norm, eps, clip, _arguments.samples(x).dtype, NORMS)
     holding = _arguments.attacked(
-        model, x, y, clip=clip, least_classes=least_classes(plan.loss), needs=f"loss {plan.loss!r}"
+        model,
+        x,
+        y,
+        clip=clip,
+        least_classes=least_classes(plan.loss),
+        needs=f"loss {plan.loss!r}",
+        precision=precision,
     )
     with reporting(progress, "APGD") as report, holding as victim:
         if not victim.x.numel():

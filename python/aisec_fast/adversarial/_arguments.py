@@ -40,6 +40,17 @@ def samples(x: Any) -> Array:
     return _arrays.describe(_rows.contiguous(described), "x")
 
 
+def precision_named(precision: object, dtype: str) -> str | None:
+    """The precision of passes with a gradient: None or "bfloat16"; ValueError if it is none, or has no meaning for ``dtype``."""
+    if precision is None:
+        return None
+    if precision != "bfloat16":
+        raise ValueError(f"precision is {precision!r}, expected None (the model's own) or 'bfloat16'")
+    if dtype != "float32":
+        raise ValueError(f"precision is 'bfloat16' and x has dtype {dtype}, expected float32 with it")
+    return "bfloat16"
+
+
 def labels(y: Any, x: Array, *, integers: bool = True, name: str = "y") -> Array:
     """``y`` described: as many as there are samples, on their device; one integer each if they are to be read."""
     described = _arrays.describe(y, name)
@@ -106,6 +117,7 @@ def attacked(
     least_classes: int = 2,
     needs: str = "",
     working_copy: bool = True,
+    precision: str | None = None,
 ) -> Iterator[Attacked]:
     """Check model, samples and labels, and hold the model ready: eval mode, gradients on, autocast off.
 
@@ -117,10 +129,12 @@ def attacked(
         least_classes: number of classes below which the attack has no meaning.
         needs: what needs them, for the error ("loss 'dlr'").
         working_copy: take logits and gradients from a faster copy of the module where that pays.
+        precision: of passes with a gradient; None for the model's own.
     """
     described = tensor_samples(model, samples(x))
     box = make_box(clip, described.dtype)
     prepared, y = torch_model(model, described, y, least_classes=least_classes, needs=needs)
     box.require_inside_box(described)
-    with prepared.attacked(described.value if working_copy else None):
+    precision = precision_named(precision, described.dtype)
+    with prepared.attacked(described.value if working_copy else None, precision=precision):
         yield Attacked(prepared, described.value, y, box.low, box.high, choose([described]))
