@@ -81,8 +81,11 @@ def torch_model(model: Any, x: Array, y: Any, *, least_classes: int = 2, needs: 
 
 
 def as_given(adv: Any, x: Any) -> Any:
-    """The result of an attack on ``x``: numpy if that was numpy."""
-    return adv.numpy() if isinstance(x, np.ndarray) and _rows.is_tensor(adv) else adv
+    """The result of an attack on ``x``: numpy if that was numpy, an array of another library if that can make one of numpy's."""
+    if _rows.is_tensor(adv):
+        return adv.numpy() if isinstance(x, np.ndarray) else adv
+    made = _rows.maker(x)
+    return adv if made is None else made(adv)
 
 
 def _tensor(array: Array) -> Tensor:

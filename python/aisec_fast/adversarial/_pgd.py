@@ -54,7 +54,7 @@ def pgd(
     Args:
         model: a torch module that gives logits ``[B, classes]``, or a :class:`GradientModel`.
         x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``: a torch tensor (or, for one on the CPU, a numpy
-            array) for a torch module; numpy, cupy, torch or any DLPack producer for a GradientModel. It is not changed.
+            array) for a torch module; numpy, cupy, torch, jax or any DLPack producer for a GradientModel. It is not changed.
         y: labels ``[B]``: true ones, or targets if ``targeted``. Integers from 0 to classes - 1, a tensor on the device of
             ``x`` for a torch module. For a GradientModel they are passed on, and without ``predict`` may be anything with
             B rows.
@@ -133,6 +133,7 @@ def pgd(
     attackable, samples, labels = _attackable(
         model,
         samples,
+        x,
         y,
         loss,
         targets=targets,
@@ -189,6 +190,7 @@ def _returned(result: Any, x: Any, radii: int | None) -> Any:
 def _attackable(
     model: Any,
     x: Array,
+    given_x: Any,
     y: Any,
     loss: str,
     *,
@@ -220,7 +222,8 @@ def _attackable(
             raise ValueError(
                 f"precision is {precision!r}, but model is a GradientModel: its functions choose their own"
             )
-        return GivenGradient(model, x, targeted=targeted), x, _arguments.labels(y, x, integers=needs_verdict).value
+        labels = _arguments.labels(y, x, integers=needs_verdict).value
+        return GivenGradient(model, x, (given_x, y), targeted=targeted), x, labels
     x = _arguments.tensor_samples(model, x, others=" or a GradientModel")
     from ._losses import LOSSES
     from ._torch_model import TorchLoss

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _checks
+from .._arrays import Array
 from .._backends import Backend, choose
 from . import _arguments, _rows
 from ._apgd import NORMS
@@ -102,7 +103,7 @@ def square(
     aimed = _checks.flag(targeted, "targeted")
     with (
         reporting(progress, "Square") as report,
-        _scored(model, samples, y, clip, ball, targeted=aimed) as (scored, clean, labels),
+        _scored(model, samples, x, y, clip, ball, targeted=aimed) as (scored, clean, labels),
     ):
         if not samples.size:
             return _arguments.as_given(_rows.copy(clean), x)
@@ -130,7 +131,7 @@ def layout(shape: tuple[int, ...], image_shape: Any) -> tuple[int, int, int]:
 
 @contextmanager
 def _scored(
-    model: Any, samples: Any, y: Any, clip: Clip, ball: Ball, *, targeted: bool
+    model: Any, samples: Array, given: Any, y: Any, clip: Clip, ball: Ball, *, targeted: bool
 ) -> Iterator[tuple[Scored, Any, Any]]:
     """The model as a search needs it, with samples and labels."""
     if isinstance(model, GradientModel):
@@ -138,7 +139,7 @@ def _scored(
             raise ValueError("model is a GradientModel without predict, expected one with it: the attack needs logits")
         labels = _arguments.labels(y, samples)
         ball.require_inside_box(samples)
-        functions = (_Aimed if targeted else GivenGradient)(model, samples, targeted=targeted)
+        functions = (_Aimed if targeted else GivenGradient)(model, samples, (given, y), targeted=targeted)
         yield functions, samples.value, labels.value
         return
     with _arguments.attacked(model, samples.value, y, clip=clip) as victim:
