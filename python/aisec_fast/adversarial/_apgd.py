@@ -7,7 +7,6 @@ arXiv:2003.01690. Algorithm 1 is the loop below, _apgd_rules has the rules of ea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from ._apgd_rules import State
     from ._models import Slope
-    from ._torch_model import Values
+    from ._torch_model import LabelValues
 
 LOSSES = ("ce", "dlr", "margin", "target_dlr", "target_margin")
 MOST_TARGETS = 9
@@ -52,6 +51,7 @@ def apgd(
     eot_iter: int = 1,
     larger_eps: bool | None = None,
     max_rows: int | None = None,
+    cuda_graph: bool | None = None,
     precision: str | None = None,
     clip: Clip = (0.0, 1.0),
     seed: int | None = None,
@@ -95,6 +95,7 @@ def apgd(
             it is the default, as in AutoAttack. It costs a pass more for each part.
         max_rows: largest batch that the model is given. Runs of one sample for several targets and restarts share a batch as
             far as they fit. Default: the number of samples, or of a sample's runs if that is larger.
+        cuda_graph: on CUDA, record gradient passes and replay them, as for :func:`pgd`.
         precision: "bfloat16" to compute gradients in it, as for :func:`pgd`; every success is judged by the module itself.
         clip: the box ``(low, high)``, or None for none. Bounds that are no values of the dtype are rounded inward.
         seed: of the random starts. Row i's depends on neither the batch size nor on what happens to other rows. Default:
@@ -141,6 +142,7 @@ def apgd(
         clip=clip,
         least_classes=least_classes(plan.loss),
         needs=f"loss {plan.loss!r}",
+        cuda_graph=None if cuda_graph is None else _checks.flag(cuda_graph, "cuda_graph"),
         precision=precision,
     )
     with reporting(progress, "APGD") as report, holding as victim:
@@ -252,6 +254,7 @@ class Search:
         from ._apgd_rules import rules_of
 
         self._rules, self._phases = rules_of(self.ball.norm), self.plan.phases(self.ball)
+        self._values = _values(self.plan.loss, targeted=self.plan.targeted)
         self._runs = [(rank, restart) for rank in ranks for restart in range(self.plan.restarts)]
         self._rows = self.plan.max_rows or max(batch, len(self._runs))
         self._done = 0  # steps of runs that are over, of all parts of the batch
@@ -313,7 +316,9 @@ class Search:
         chosen = torch.from_numpy(samples).to(device)
         x = self.victim.x[chosen].repeat(len(runs), *[1] * (self.victim.x.ndim - 1))
         owner, y = chosen.repeat(len(runs)), self.victim.y[chosen].repeat(len(runs))
-        target = y if self.targets is None else torch.cat([self.targets[chosen, rank - 1] for rank, _ in runs])
+        labels = y
+        if self.targets is not None:
+            labels = torch.stack([y, torch.cat([self.targets[chosen, rank - 1] for rank, _ in runs])], 1)
         adv = x.clone()
         if self.plan.random_start:
             offsets = np.empty((len(x), math.prod(x.shape[1:])), str(x.dtype).removeprefix("torch."))
@@ -326,7 +331,7 @@ class Search:
         nothing = torch.zeros(len(x), device=device, dtype=torch.float64)
         return State(
             owner=owner, run=torch.arange(len(runs), device=device).repeat_interleave(len(samples)), x=x, adv=adv,
-            previous=adv, best=adv, gradient=x, best_gradient=x, y=y, target=target,
+            previous=adv, best=adv, gradient=x, best_gradient=x, y=y, labels=labels,
             step_size=nothing, loss=nothing, best_loss=nothing, best_fools=nothing > 0, flat=nothing == 0, rises=nothing.int(),
             checked_loss=nothing, halved=nothing == 0, checked_support=nothing, moved=nothing,
         )  # fmt: skip
@@ -339,38 +344,30 @@ class Search:
         if phase:
             state.adv = state.best.clone()
             self._project(state.adv, state.x, ball)
-        slope = self._slope(state)
-        watch.note(done, slope.losses, slope.gradient)
+        slope = self._slope(state, self.plan.steps - done)
+        watch.note(done, slope.losses, slope.gradient, slope.largest)
         watch.look()
         assert slope.losses is not None
         state.previous = state.best = state.adv
-        state.gradient = state.best_gradient = slope.gradient
+        state.gradient, state.best_gradient = slope.gradient, slope.gradient.clone()
         state.loss = state.best_loss = slope.losses
         state.best_fools, state.rises = self._fools(slope.logits, state), torch.zeros_like(state.rises)
         self._rules.begin(state, ball.eps, chosen=phase > 0 or (self.plan.random_start and len(self._phases) > 1))
 
-    def _values(self, state: State) -> Values:
-        from . import _losses
+    def _slope(self, state: State, passes_left: int) -> Slope:
+        """Gradient (the mean of ``eot_iter`` passes), loss and logits (of the last pass) where the rows are.
 
-        if self.plan.loss == "target_margin":
-            return lambda logits: _losses.target_margin(logits, state.y, state.target)
-        if self.plan.loss == "target_dlr":
-            return lambda logits: _losses.target_dlr(logits, state.y, state.target)
-        loss: Callable[[Tensor, Tensor], Tensor] = _losses.LOSSES[self.plan.loss].values
-        sign = -1 if self.plan.targeted else 1
-        return lambda logits: sign * loss(logits, state.y)
-
-    def _slope(self, state: State) -> Slope:
-        """Gradient (the mean of ``eot_iter`` passes), loss and logits (of the last pass) where the rows are."""
-        values, model = self._values(state), self.victim.model
-        slope = model.gradient(state.adv, values)
-        if self.plan.eot_iter == 1:
+        The gradient holds until the next call: passes may be replayed, into the same memory.
+        """
+        model, count = self.victim.model, self.plan.eot_iter
+        slope = model.replayed_gradient(state.adv, self._values, state.labels, passes_left * count)
+        if count == 1:
             return slope
-        total = slope.gradient
-        for _ in range(self.plan.eot_iter - 1):
-            slope = model.gradient(state.adv, values)
+        total = slope.gradient.clone()
+        for number in range(1, count):
+            slope = model.replayed_gradient(state.adv, self._values, state.labels, passes_left * count - number)
             total += slope.gradient
-        return slope._replace(gradient=total.div_(self.plan.eot_iter))
+        return slope._replace(gradient=total.div_(count), largest=None)
 
     def _move(self, state: State, ball: Ball, *, momentum: bool) -> None:
         """The next point: step, projection, and from the second step on the last move mixed in and another projection."""
@@ -391,12 +388,12 @@ class Search:
         import torch
 
         if goes_on:
-            slope = self._slope(state)
+            slope = self._slope(state, self.plan.steps - step)
             losses, logits, state.gradient = slope.losses, slope.logits, slope.gradient
-            watch.note(step, losses, state.gradient)
+            watch.note(step, losses, state.gradient, slope.largest)
         else:  # nobody goes on from the last point
             logits = self.victim.model.logits(state.adv)
-            losses = self._values(state)(logits)
+            losses = self._values(logits, state.labels)
             watch.note(step, losses, None)
         if self.plan.early_stop:
             watch.look()
@@ -448,6 +445,16 @@ class Search:
         if winners:
             rows = np.array(list(winners.values()))
             _rows.put(self.result, np.array(list(winners)), _rows.take(state.best, rows))
+
+
+def _values(loss: str, *, targeted: bool) -> LabelValues:
+    """What is climbed, of logits and labels: the same function each time, so that recorded passes of it are found again."""
+    from . import _losses
+
+    if loss.startswith("target_"):
+        return {"target_margin": _losses.target_margin_of, "target_dlr": _losses.target_dlr_of}[loss]
+    climbed = _losses.LOSSES[loss]
+    return climbed.descended if targeted else climbed.values
 
 
 def surface(ball: Ball, size: int, draws: np.random.Generator) -> Any:

@@ -32,7 +32,7 @@ class State:
     gradient: Tensor
     best_gradient: Tensor
     y: Tensor  # [R]
-    target: Tensor  # [R]; the label where there is no target
+    labels: Tensor  # as the loss takes them: [R], or [R, 2] with the target beside y
     step_size: Tensor
     loss: Tensor
     best_loss: Tensor

@@ -120,6 +120,7 @@ def attacked(
     least_classes: int = 2,
     needs: str = "",
     working_copy: bool = True,
+    cuda_graph: bool | None = False,
     precision: str | None = None,
 ) -> Iterator[Attacked]:
     """Check model, samples and labels, and hold the model ready: eval mode, gradients on, autocast off.
@@ -132,6 +133,7 @@ def attacked(
         least_classes: number of classes below which the attack has no meaning.
         needs: what needs them, for the error ("loss 'dlr'").
         working_copy: take logits and gradients from a faster copy of the module where that pays.
+        cuda_graph: replay gradient passes of ``replayed_gradient``: None where it can be, True or it raises.
         precision: of passes with a gradient; None for the model's own.
     """
     described = tensor_samples(model, samples(x))
@@ -139,5 +141,5 @@ def attacked(
     prepared, y = torch_model(model, described, y, least_classes=least_classes, needs=needs)
     box.require_inside_box(described)
     precision = precision_named(precision, described.dtype)
-    with prepared.attacked(described.value if working_copy else None, precision=precision):
+    with prepared.attacked(described.value if working_copy else None, cuda_graph=cuda_graph, precision=precision):
         yield Attacked(prepared, described.value, y, box.low, box.high, choose([described]))

@@ -45,6 +45,7 @@ def evaluate(
     batch_size: int = 250,
     clip: Clip = (0.0, 1.0),
     masking_checks: str = "cheap",
+    cuda_graph: bool | None = None,
     checkpoint: str | Path | None = None,
     seed: int | None = None,
     progress: EvaluationProgress | bool | None = None,
@@ -75,6 +76,7 @@ def evaluate(
         masking_checks: "cheap" looks at what the attacks saw anyway; "all" also runs attacks that a sound model must not
             resist (on 256 samples; about as long as 3,000 steps of apgd-ce on them); "none". What they find is in the report,
             and warned of as :class:`GradientMaskingWarning`.
+        cuda_graph: on CUDA, record the gradient passes of Auto-PGD and replay them, as for :func:`pgd`. False: never.
         checkpoint: a file to go on from, if it exists, and to save to after every batch of every attack; at the end it is
             left. The result is that of an uninterrupted run. It is bound to x, y, the model's answers at x and all settings
             (functions by name and keywords), and takes as much memory as the fooled samples.
@@ -107,7 +109,13 @@ def evaluate(
         check_destination(file.path)
         seed = file.seed() if seed is None else seed
     holding = _arguments.attacked(
-        model, x, y, clip=clip, least_classes=most.least_classes, needs=f"attack {most.name!r}"
+        model,
+        x,
+        y,
+        clip=clip,
+        least_classes=most.least_classes,
+        needs=f"attack {most.name!r}",
+        cuda_graph=None if cuda_graph is None else _checks.flag(cuda_graph, "cuda_graph"),
     )
     with _reporting(progress) as report, holding as victim:
         job = Job(

@@ -23,7 +23,7 @@ from . import _rows, _rows_seen
 from ._models import Slope
 
 PAYS_FROM = 6  # passes that are still to come: warm-up, recording and trial cost about three
-_MOST_GRAPHS = 6  # of one attack, so that a batch that shrinks at every step is not recorded anew each time
+_MOST_GRAPHS = 6  # of one loss, so that a batch that shrinks at every step is not recorded anew each time
 _TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-10}  # times the largest value; cuDNN may round to TF32
 _COARSE = 0.05  # where passes round to 8 bits
 
@@ -83,7 +83,8 @@ class Graphs:
         self._least_tolerance = _COARSE if coarse else 0.0
         self._graphs: dict[_Key, list[_Graph]] = {}
         self._warm, self._rows = False, -1
-        self.recorded = 0  # graphs so far
+        self._values: Values | None = None
+        self.recorded = 0  # graphs of a loss so far
         self._mixed: bool | None = None
         self.dropped = ""  # why passes are no longer recorded
 
@@ -103,6 +104,9 @@ class Graphs:
         """
         if self.dropped:
             return None
+        if values != self._values:  # of one loss at a time: an evaluation comes to its next attack
+            self._graphs.clear()
+            self._values, self.recorded = values, 0
         key, rows, last = _Key(values, tuple(adv.shape[1:]), adv.dtype, tuple(y.shape[1:])), len(adv), self._rows
         self._rows = rows
         pays = self._must or passes_left >= PAYS_FROM
