@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from aisec_fast import adversarial
 from aisec_fast.adversarial import _apgd, _arguments, _losses
+from aisec_fast.adversarial._apgd_rules import Halving
 from aisec_fast.adversarial._ball import make_ball
 from aisec_fast.adversarial._rows_seen import counting
 from tests.conftest import bits
@@ -176,10 +177,11 @@ def test_equal_to_torchattacks(norm, monkeypatch) -> None:
 
 
 def test_checkpoints() -> None:
-    assert _apgd.checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert _apgd.checkpoints(50) == [11, 21, 29, 35, 40, 44, 47, 50]
-    assert _apgd.checkpoints(1) == [1]
-    assert _apgd.checkpoints(1000) == [220, 410, 570, 700, 800, 870, 930, 990]
+    checkpoints = Halving("linf").checkpoints
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(50) == [11, 21, 29, 35, 40, 44, 47, 50]
+    assert checkpoints(1) == [1]
+    assert checkpoints(1000) == [220, 410, 570, 700, 800, 870, 930, 990]
 
 
 # ------------------------------------------------------------------------------------------------ closed forms
@@ -230,7 +232,7 @@ def test_robust_accuracy_of_a_linear_model_is_exact(norm, clip) -> None:
     eps=st.sampled_from([1e-30, 1e-9, 8 / 255, 0.3, 3.0, 1e30, 1e300]),
     clip=st.sampled_from([(0.0, 1.0), None, (0.1, 0.7), (-math.inf, 2.1)]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
-    norm=st.sampled_from(["linf", "l2"]),
+    norm=st.sampled_from(["linf", "l2", "l1"]),
     loss=st.sampled_from(["ce", "target_dlr"]),
     early_stop=st.booleans(),
     random_start=st.booleans(),
@@ -256,8 +258,9 @@ def test_every_point_stays_in_ball_and_box(seed, eps, clip, dtype, norm, loss, e
         Watched(), x, y, eps=eps, norm=norm, clip=clip, steps=6, loss=loss, targets=1 if loss != "ce" else None, seed=seed,
         early_stop=early_stop, random_start=random_start,
     )  # fmt: skip
-    for points in [*seen, adv]:
-        assert_inside(points, x, eps, norm, clip)
+    assert_inside(adv, x, eps, norm, clip)
+    for points in seen:  # those in larger balls too
+        assert_inside(points, x, 3 * eps if norm == "l1" else eps, norm, clip)
 
 
 def test_the_seed_decides_and_rows_do_not_matter_to_each_other() -> None:
@@ -361,6 +364,29 @@ def test_restarts_take_what_fools_or_the_highest_loss() -> None:
     assert not ((model(kept).argmax(1) == y) & early).any()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_wanted_answers(norm) -> None:
+    """With two classes the other one is wanted; with more, what is not fooled only may stay where it is."""
+    eps = {"linf": 0.08, "l2": 0.3, "l1": 0.8}[norm]
+    options: dict[str, Any] = {"eps": eps, "norm": norm, "steps": 20, "loss": "margin", "seed": 0}
+    model = net(classes=2)
+    x, y = data(model, 20)
+    aimed = adversarial.apgd(model, x, 1 - y, targeted=True, **options)
+    assert bits(aimed) == bits(adversarial.apgd(model, x, y, **options))
+    assert 0 < (model(aimed).argmax(1) != y).sum() < 20
+    model = net()
+    x, y = data(model, 20)
+    wanted = (y + 1) % 5
+    for loss in ("ce", "margin", "dlr"):
+        adv = adversarial.apgd(
+            model, x, wanted, targeted=True, **{**options, "loss": loss, "eps": 4 * eps, "steps": 60}
+        )
+        assert (model(adv).argmax(1) == wanted).sum() >= 10
+        assert_inside(adv, x, 4 * eps, norm, (0, 1))
+    late = adversarial.apgd(model, x, wanted, targeted=True, early_stop=False, **{**options, "eps": 4 * eps})
+    assert (model(late).argmax(1) == wanted).sum() >= 10
+
+
 def test_small_gradients_move_samples_in_l2() -> None:
     """Their squares underflow in float32."""
     weights = torch.tensor([[3e-25, 4e-25], [-3e-25, -4e-25]])
@@ -388,7 +414,9 @@ def test_progress_and_empty_batches() -> None:
 # ------------------------------------------------------------------------------------------------ models of all kinds
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "target_dlr", "targets": 2}, {"norm": "l2", "early_stop": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": "target_dlr", "targets": 2}, {"norm": "l2", "early_stop": False}, {"norm": "l1"}]
+)
 def test_the_model_is_left_as_it_was(options) -> None:
     model = user_model()
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -459,6 +487,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"loss": "mse"}, ValueError, "^loss is 'mse', expected one of 'ce'"),
     ({"loss": ["ce"]}, ValueError, "^loss is"),
     ({"targets": 3}, ValueError, "^targets are given, but loss is 'ce'"),
+    ({"targeted": 1}, TypeError, "^targeted is a int"),
+    ({"targeted": True, "loss": "target_dlr"}, ValueError, "^targeted is True and loss is 'target_dlr', expected 'ce'"),
     ({"loss": "target_dlr"}, ValueError, "3 classes, expected at least 4 for loss 'target_dlr'"),
     ({"loss": "target_margin", "targets": 0}, ValueError, "^targets is 0, expected at least 1"),
     ({"loss": "target_margin", "targets": Y}, ValueError, r"^targets has shape \(4,\), expected labels \[4, targets\]"),
@@ -484,7 +514,9 @@ def test_wrong_arguments(changes, error, message) -> None:
     assert snapshot(FINE) == before
 
 
-@pytest.mark.parametrize("options", [{}, {"early_stop": False}, {"norm": "l2", "loss": "margin"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"early_stop": False}, {"norm": "l2", "loss": "margin"}, {"norm": "l1", "larger_eps": False}]
+)
 @pytest.mark.parametrize("bad_step", [0, 4, 12])
 def test_nan_logits_are_named(options, bad_step) -> None:
     calls: list[int] = []
@@ -501,7 +533,7 @@ def test_nan_logits_are_named(options, bad_step) -> None:
 
 
 @pytest.mark.parametrize("attack", ["apgd", "square", "evaluate"])
-@pytest.mark.parametrize("norm", ["l1", "L0"])
+@pytest.mark.parametrize("norm", ["l0", "L0"])
 def test_balls_without_rules_are_refused(attack, norm) -> None:
-    with pytest.raises(ValueError, match=rf"^norm is '{norm}', expected one of 'linf', 'l2' \(a capital"):
+    with pytest.raises(ValueError, match=rf"^norm is '{norm}', expected one of 'linf', 'l2', 'l1' \(a capital"):
         getattr(adversarial, attack)(FINE, X, Y, eps=1.0, norm=norm)

@@ -158,14 +158,16 @@ def test_standard_is_autoattack(monkeypatch) -> None:
     names = [attack.name for attack in _ensembles.ENSEMBLES["standard"]]
     assert names == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert [dict(attack.settings) for attack in _ensembles.ENSEMBLES["standard"]] == [
-        {"loss": "ce", "steps": 100, "restarts": 1, "targets": None, "eot_iter": 1},
-        {"loss": "target_dlr", "steps": 100, "restarts": 1, "targets": 9, "eot_iter": 1},
+        {"loss": "ce", "steps": 100, "restarts": 1, "targets": None, "eot_iter": 1, "larger_eps": False},
+        {"loss": "target_dlr", "steps": 100, "restarts": 1, "targets": 9, "eot_iter": 1, "larger_eps": False},
         {"steps": 100, "restarts": 1, "targets": 9},
         {"n_queries": 5000},
     ]
     short = _ensembles._boundary("fab-t", 9, steps=10)
     monkeypatch.setitem(
-        _ensembles.ENSEMBLES, "standard", (*_ensembles.attacks_of(SMALL)[:2], short, _ensembles.ATTACKS["square"])
+        _ensembles.ENSEMBLES,
+        "standard",
+        (*_ensembles.attacks_of(SMALL, "linf")[:2], short, _ensembles.ATTACKS["square"]),
     )
     model, x, y = case()
     report = evaluate(model, x, y, eps=0.1, attacks="standard")
@@ -407,7 +409,8 @@ def test_the_report_as_text_json_and_page(tmp_path) -> None:
     assert found["schema"] == "aisec_fast.adversarial.report/1"
     assert found["seed"] == "0"
     assert found["settings"]["attacks"][1] == {
-        "name": "apgd-t", "loss": "target_dlr", "steps": 10, "restarts": 1, "targets": 9, "eot_iter": 1
+        "name": "apgd-t", "loss": "target_dlr", "steps": 10, "restarts": 1, "targets": 9, "eot_iter": 1,
+        "larger_eps": False,
     }  # fmt: skip
     assert set(found["versions"]) == {"aisec_fast", "python", "numpy", "torch"}
     assert [entry["value"] for entry in found["robust_accuracy"]] == list(report.curve.values())

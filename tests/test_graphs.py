@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from aisec_fast import adversarial
-from aisec_fast.adversarial import _cuda_graphs, _graphs, _rows_seen
+from aisec_fast.adversarial import _apgd, _arguments, _cuda_graphs, _ensembles, _graphs, _rows_seen
+from aisec_fast.adversarial._ball import make_ball
 from aisec_fast.adversarial._graphs import recordable
 from aisec_fast.adversarial._models import Slope
 from aisec_fast.adversarial._torch_model import TorchModel
+from aisec_fast.adversarial._watch import Watch
+from tests.test_pgd_torch import few_threads
+
+__all__ = ["few_threads"]  # a fixture: small tensors wait for threads longer than they compute
 
 
 class Fake:
@@ -459,3 +464,93 @@ def test_threads_are_told_apart() -> None:
         done.set()
         other.join()
     assert _cuda_graphs.other_threads() == before
+
+
+# ------------------------------------------------------------------------------------------------ Auto-PGD, evaluate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "l2", "loss": "dlr"},
+        {"norm": "l1", "eps": 1.5, "loss": "margin"},
+        {"loss": "target_dlr", "targets": 3, "restarts": 2},
+        {"targeted": True, "loss": "margin"},
+        {"eot_iter": 3},
+        {"early_stop": True},
+    ],
+    ids=str,
+)
+def test_auto_pgd_keeps_nothing_that_is_overwritten(fake: Fake, options: Any) -> None:
+    """Its best points' gradients outlive a replay, and so does the sum of several passes."""
+    model, x, y = batch(12)
+    options = {"eps": 0.15, "steps": 12, "seed": 0, "early_stop": False, **options}
+    if "targeted" in options:
+        y = (y + 1) % 5
+    expected = adversarial.apgd(model, x, y, **options, cuda_graph=False)
+    assert not fake.rows
+    found = adversarial.apgd(model, x, y, **options)
+    assert torch.equal(found, expected)
+    assert fake.rows
+    assert fake.replays >= 3
+    assert not fake.open
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_gradients_that_auto_pgd_keeps_are_its_own(fake: Fake, passes: int) -> None:
+    """Neither the best point's nor a sum over passes lies in the memory that the next replay writes to."""
+    model, x, y = batch()
+    with _arguments.attacked(model, x, y, clip=(0, 1), cuda_graph=None) as victim:
+        ball = make_ball("linf", 0.1, (0, 1), "float32")
+        search = _apgd.Search(victim, ball, _apgd.Plan(steps=20, eot_iter=passes))
+        state = search._begin(np.arange(12), [(0, 0)])
+        here = state.adv
+        expected = victim.model.gradient(here, lambda logits: search._values(logits, state.labels)).gradient
+        for _ in range(5):
+            state.adv = state.best = here
+            search._enter(state, 0, Watch(), 0)
+            state.adv = 1 - here
+            search._slope(state, 20)
+            assert torch.allclose(state.best_gradient, expected, rtol=1e-5)
+    assert fake.replays >= 5
+
+
+def test_an_evaluation_records_each_loss_anew(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = (
+        _ensembles._auto_pgd("apgd-ce", "ce", steps=10),
+        _ensembles._auto_pgd("apgd-t", "target_dlr", steps=10, targets=2),
+    )
+    monkeypatch.setattr(_ensembles, "ATTACKS", {attack.name: attack for attack in short})
+    model, x, y = batch(40)
+    options: dict[str, Any] = {"eps": [0.02, 0.05], "attacks": ["apgd-ce", "apgd-t"], "seed": 0, "batch_size": 30}
+    expected = adversarial.evaluate(model, x, y, **options, cuda_graph=False, masking_checks="none")
+    assert not fake.rows
+    found = adversarial.evaluate(model, x, y, **options, masking_checks="none")
+    assert np.array_equal(found.fooled_at, expected.fooled_at, equal_nan=True)
+    assert torch.equal(found.x_adv, expected.x_adv)
+    assert 0 < found.robust_accuracy < found.clean_accuracy
+    # Two losses at two eps. Graphs are kept from batch to batch of a stage, and no stage starts with another's.
+    assert _graphs._MOST_GRAPHS < len(fake.rows) <= 4 * _graphs._MOST_GRAPHS
+    assert fake.rows[0] == 30
+    assert fake.replays > sum(stage.gradient_rows for stage in expected.stages) / 30 / 2
+    assert not fake.open
+
+
+def test_auto_pgd_with_graphs_that_must_be(fake: Fake) -> None:
+    model, x, y = batch()
+    adversarial.apgd(model, x, y, eps=1e-3, steps=3, cuda_graph=True, seed=0)
+    assert fake.rows == [12]
+    with pytest.raises(TypeError, match=r"^cuda_graph is a str"):
+        adversarial.apgd(model, x, y, eps=0.1, cuda_graph="yes")
+    with pytest.raises(TypeError, match=r"^cuda_graph is a int"):
+        adversarial.evaluate(model, x, y, eps=0.1, cuda_graph=1)
+
+
+def test_auto_pgd_has_no_graphs_on_the_cpu() -> None:
+    model, x, y = batch()
+    with pytest.raises(ValueError, match=r"^cuda_graph is True, but x lives on cpu"):
+        adversarial.apgd(model, x, y, eps=0.1, cuda_graph=True)
+    assert torch.equal(
+        adversarial.apgd(model, x, y, eps=0.1, steps=8, seed=0),
+        adversarial.apgd(model, x, y, eps=0.1, steps=8, seed=0, cuda_graph=False),
+    )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from scipy import optimize
 from torch import Tensor, nn
 
 from aisec_fast import adversarial
@@ -337,6 +338,7 @@ FAB_WRONG: list[tuple[dict[str, Any], str]] = [
     ({"eps": math.nan}, "^eps is nan"),
     ({"restarts": 0}, "^restarts is 0"),
     ({"targets": 0}, "^targets is 0"),
+    ({"targets": 2, "targeted": True}, "^targets is set and targeted is True"),
     ({"alpha_max": 1.5}, "^alpha_max is 1.5"),
     ({"eta": 0.9}, "^eta is 0.9"),
     ({"beta": 1}, "^beta is 1"),
@@ -394,6 +396,7 @@ def test_fmn_projects_onto_the_nearest_point_of_its_balls(norm) -> None:
 
 
 TARGETED = {
+    "fab": {"steps": 30, "norm": "l2"},
     "ddn": {"steps": 60},
     "fmn": {"steps": 60},
     "cw": {"steps": 60, "search_steps": 4, "initial_c": 1.0, "lr": 0.1, "confidence": 0.5},
@@ -411,6 +414,55 @@ def test_targets_are_reached(trained, images, name) -> None:
     assert torch.equal(adv[there], x[there])
     free = adversarial.distances(getattr(adversarial, name)(trained, x, images[1][:30], **TARGETED[name]), x, "l2")
     assert (adversarial.distances(adv, x, "l2")[~there] >= 0.8 * free[~there]).all()
+
+
+def nearest_answer(model: nn.Module, x: Tensor, wanted: int, norm: str) -> float:
+    """The smallest change of one sample in the box [0, 1] after which a linear model's largest logit is at ``wanted``."""
+    weights, bias = (values.detach().numpy() for values in (model[1].weight, model[1].bias))
+    start = x.reshape(-1).numpy()
+    others = [k for k in range(len(bias)) if k != wanted]
+    # Variables: the change d, and magnitudes m >= |d| (l1), or the largest of them alone (linf). Their sum is smallest.
+    size, count = len(start), len(start) if norm == "l1" else 1
+    spread = np.eye(size) if norm == "l1" else np.ones((size, 1))
+    limits = np.block([[np.eye(size), -spread], [-np.eye(size), -spread]])
+    leads = np.hstack([weights[others] - weights[wanted], np.zeros((len(others), count))])
+    gaps = (weights[wanted] - weights[others]) @ start + bias[wanted] - bias[others]
+    found = optimize.linprog(
+        np.concatenate([np.zeros(size), np.ones(count)]),
+        np.vstack([limits, leads]),
+        np.concatenate([np.zeros(2 * size), gaps]),
+        bounds=[*zip(-start, 1 - start, strict=True), *[(0, None)] * count],
+    )
+    return float(found.fun)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_fab_finds_the_nearest_wanted_answer_of_a_linear_model(norm) -> None:
+    """Beyond several boundaries at once, which steps meet one at a time: the linear program is an end that they come near."""
+    model, x, y = linear(5)
+    x, y = x[2:12], (y[2:12] + 1) % 5
+    adv = adversarial.fab(model, x, y, norm=norm, targeted=True)
+    assert (model(adv).argmax(1) == y).all()
+    truth = torch.tensor([nearest_answer(model, x[i], int(y[i]), norm) for i in range(10)])
+    ratios = adversarial.distances(adv, x, norm) / truth
+    assert ratios.min() >= 1 - 1e-6
+    assert ratios.median() <= 1.02
+    assert ratios.max() <= 1.2
+    eps = float(truth.median())
+    inside = adversarial.fab(model, x, y, norm=norm, targeted=True, eps=1.05 * eps, restarts=2, seed=0)
+    done = model(inside).argmax(1) == y
+    assert done[truth * ratios <= eps].all()
+    assert not done[truth > 1.05 * eps].any()
+    assert torch.equal(inside[~done], x[~done])
+    assert adversarial.distances(inside, x, norm).max() <= 1.05 * eps
+
+
+def test_targeted_fab_takes_any_number_of_classes() -> None:
+    model, x, wanted = nn.Linear(101, 101), torch.rand(3, 101), torch.tensor([5, 6, 7])
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(101))
+    adv = adversarial.fab(model, x, wanted, targeted=True)
+    assert (model(adv).argmax(1) == wanted).all()
 
 
 @pytest.mark.parametrize("clip", [(-3.0, 2.0), None])
@@ -497,6 +549,7 @@ OTHERS_WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("ddn", {"init_norm": 0}, ValueError, "^init_norm is 0.0"),
     ("ddn", {"gamma": 1}, ValueError, "^gamma is 1.0"),
     ("ddn", {"targeted": 1}, TypeError, "^targeted is a int"),
+    ("fab", {"targeted": None}, TypeError, "^targeted is a NoneType"),
     ("fmn", {"norm": "l3"}, ValueError, "^norm is 'l3'"),
     ("fmn", {"step_size": -1}, ValueError, "^step_size is -1.0"),
     ("fmn", {"gamma": 0}, ValueError, "^gamma is 0.0"),

@@ -38,6 +38,9 @@ def assert_inside(adv: Any, x: Any, eps: float, norm: str, clip: tuple[float, fl
     distance = (adv.astype(np.float64) - x.astype(np.float64)).reshape(len(x), -1)
     if norm == "linf":
         assert np.abs(distance).max() <= eps
+    elif norm == "l1":
+        assert np.abs(distance).sum(1).max() <= eps
+        assert max(math.fsum(abs(row)) for row in distance) <= eps
     else:
         assert np.sqrt((distance * distance).sum(1)).max() <= eps
         assert max(math.sqrt(math.fsum(row * row)) for row in distance) <= eps

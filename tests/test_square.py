@@ -18,6 +18,7 @@ from aisec_fast import adversarial, use_backend
 from aisec_fast.adversarial import GradientModel, _square
 from aisec_fast.adversarial._draws import generator
 from tests.conftest import bits
+from tests.test_apgd_l1 import nearest
 from tests.test_pgd import assert_inside
 from tests.test_pgd_torch import FINE, WRONG, Returns, X, Y, snapshot, user_model
 
@@ -60,27 +61,34 @@ def margin(z: np.ndarray, y: int) -> float:
     return max(np.delete(z, y)) - z[y]
 
 
-def hills(height: int, width: int) -> np.ndarray:
-    """eta^(h1, h2) of the paper's section 4, with n = floor of half the larger side: value by value."""
+def long(values: np.ndarray, norm: str) -> float:
+    return float(np.abs(values).sum() if norm == "l1" else np.sqrt((values**2).sum()))
+
+
+def hills(height: int, width: int, norm: str = "l2") -> np.ndarray:
+    """eta^(h1, h2) of the paper's section 4, with n = floor of half the larger side: value by value. L1: AutoAttack's."""
     out = np.zeros((height, width))
     n = max(height // 2, width // 2)
     for r in range(height):
         for s in range(width):
             distance = max(abs(r - height // 2), abs(s - width // 2))
-            out[r, s] = sum(1 / (n + 1 - k) ** 2 for k in range(n - distance + 1))
-    return out / np.linalg.norm(out)
+            out[r, s] = sum((n + 1 - k) ** (-4.0 if norm == "l1" else -2.0) for k in range(n - distance + 1))
+    return out / long(out, norm)
 
 
 def random_search(
     x: np.ndarray, y: int, weights: np.ndarray, eps: float, norm: str, queries: int, seed: int, row: int
 ) -> np.ndarray:
-    """Algorithms 1 to 3 for one image [c, h, h]; randomness is taken from where the library takes it."""
+    """Algorithms 1 to 3 for one image [c, h, h]; randomness is taken from where the library takes it. L1: as AutoAttack."""
     c, h, _ = x.shape
+    power = {"linf": 0, "l2": 2, "l1": 1}[norm]
 
     def ask(point: np.ndarray) -> np.ndarray:
         return np.tanh(point.reshape(-1) @ weights)
 
     def bound(point: np.ndarray) -> np.ndarray:
+        if norm == "l1":
+            return nearest(torch.tensor(point), torch.tensor(x), eps).numpy()
         move = (
             np.clip(point - x, -eps, eps) if norm == "linf" else (point - x) * min(1, eps / np.linalg.norm(point - x))
         )
@@ -88,8 +96,8 @@ def random_search(
 
     def eta(s: int, draws: np.random.Generator) -> np.ndarray:
         flat = not draws.integers(2)
-        both = np.concatenate([hills(s // 2, s), -hills(s - s // 2, s)])
-        both /= np.linalg.norm(both)
+        both = np.concatenate([hills(s // 2, s, norm), -hills(s - s // 2, s, norm)])
+        both /= long(both, norm)
         return both.T if flat else both
 
     first, draws = generator(seed, 0, row), generator(seed, 0)
@@ -102,7 +110,7 @@ def random_search(
                 top, left = (h - 5 * s) // 2 + i * s, (h - 5 * s) // 2 + j * s
                 signs = 2 * first.integers(2, size=(c, 1, 1)) - 1
                 start[:, top : top + s, left : left + s] = signs * eta(s, first)
-        best = bound(x + eps * start / np.linalg.norm(start))
+        best = bound(x + (start if norm == "l1" else eps * start / long(start, norm)))
     z = ask(best)
     for i in range(queries - 1):
         if z.argmax() != y:
@@ -124,14 +132,15 @@ def random_search(
             change = best - x
             pattern, new = eta(side, draws), change.copy()
             signs = 2 * draws.integers(2, size=(1, c, 1, 1))[0] - 1
-            unused = max(0.0, eps**2 - (change**2).sum())
+            unused = max(0.0, eps**power - long(change, norm) ** power)
             new[:, inside[1]] = 0
             for k in range(c):
                 old = change[k][inside[0]]
-                into = signs[k, 0, 0] * pattern.ravel() + old / max(np.linalg.norm(old), 1e-300)
-                available = math.sqrt((change[k][inside[0] | inside[1]] ** 2).sum() + unused / c)
-                new[k][inside[0]] = into / np.linalg.norm(into) * available
-            new = x + new / np.linalg.norm(new) * eps
+                into = signs[k, 0, 0] * pattern.ravel() + old / max(long(old, norm), 1e-300)
+                windows = long(change[k][inside[0] | inside[1]], norm) ** power
+                available = (windows + unused / c) ** (1 / power) * (c if norm == "l1" else 1)
+                new[k][inside[0]] = into / long(into, norm) * available
+            new = x + (new if norm == "l1" else new / long(new, norm) * eps)
         new = bound(new)
         answer = ask(new)
         if margin(answer, y) > margin(z, y) or answer.argmax() != y:
@@ -139,7 +148,7 @@ def random_search(
     return best
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.04), ("l2", 0.4)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.04), ("l2", 0.4), ("l1", 2.0)])
 def test_equal_to_the_search_of_the_paper(norm, eps) -> None:
     x, y, weights = case((2, 11, 11), count=6)
     adv = adversarial.square(classifier(weights), x, y, eps=eps, norm=norm, n_queries=120, seed=3)
@@ -155,9 +164,11 @@ def test_patterns() -> None:
             values = _square.pattern(rows, columns, np.random.default_rng(seed))
             assert values.shape == (rows, columns)
             assert np.linalg.norm(values) == pytest.approx(1)
+            assert np.abs(_square.pattern(rows, columns, np.random.default_rng(seed), 1)).sum() == pytest.approx(1)
             assert rows * columns == 1 or abs(values.min() + values.max()) < 0.6
     for shape in ((1, 1), (3, 3), (2, 5), (5, 2), (6, 6)):
         assert np.allclose(_square._hill(*shape), hills(*shape))
+        assert np.allclose(_square._hill(*shape, power=1), hills(*shape, "l1"))
 
 
 def test_schedule() -> None:
@@ -193,7 +204,7 @@ def test_as_strong_as_torchattacks(norm) -> None:
 # ------------------------------------------------------------------------------------------------ promises
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("queries", [1, 2, 30])
 def test_queries_are_counted_exactly(norm, queries) -> None:
     x, y, weights = case((1, 8, 8), count=20)
@@ -223,7 +234,7 @@ def test_queries_are_counted_exactly(norm, queries) -> None:
     eps=st.sampled_from([1e-30, 1e-9, 8 / 255, 0.3, 3.0, 1e30, 1e300]),
     clip=st.sampled_from([(0.0, 1.0), None, (0.1, 0.7), (-math.inf, 2.1)]),
     dtype=st.sampled_from(["float32", "float64"]),
-    norm=st.sampled_from(["linf", "l2"]),
+    norm=st.sampled_from(["linf", "l2", "l1"]),
     shape=st.sampled_from([(1, 5, 5), (2, 3, 9), (7,), (1,), (3, 1, 4), (2, 2, 3, 3), (12, 5)]),
     name=st.sampled_from(["native", "numba"]),
 )
@@ -252,13 +263,42 @@ def test_every_query_lies_in_ball_and_box(seed, eps, clip, dtype, norm, shape, n
 
 def test_the_seed_decides_and_rows_do_not_matter_to_each_other() -> None:
     x, y, weights = case((1, 6, 6), count=30)
-    for norm, eps in (("linf", 0.04), ("l2", 0.2)):
+    for norm, eps in (("linf", 0.04), ("l2", 0.2), ("l1", 0.9)):
         options: dict[str, Any] = {"eps": eps, "norm": norm, "n_queries": 40, "restarts": 2}
         adv = adversarial.square(classifier(weights), x, y, seed=1, **options)
         assert bits(adv) == bits(adversarial.square(classifier(weights), x, y, seed=1, **options))
         assert bits(adv) != bits(adversarial.square(classifier(weights), x, y, seed=2, **options))
         assert bits(adv[:9]) == bits(adversarial.square(classifier(weights), x[:9], y[:9], seed=1, **options))
         assert 0 < ((adv.reshape(30, -1) @ weights).argmax(1) != y).sum() < 30
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_wanted_answers(norm) -> None:
+    """With two classes the other one is wanted; with more its log-probability rises, for functions and modules alike."""
+    options: dict[str, Any] = {
+        "eps": {"linf": 0.05, "l2": 0.4, "l1": 2.0}[norm],
+        "norm": norm,
+        "n_queries": 40,
+        "seed": 0,
+    }
+    x, y, weights = case((1, 6, 6), count=20, classes=2)
+    aimed = adversarial.square(classifier(weights), x, 1 - y, targeted=True, **options)
+    assert bits(aimed) == bits(adversarial.square(classifier(weights), x, y, **options))
+    assert 0 < ((aimed.reshape(20, -1) @ weights).argmax(1) != y).sum() < 20
+    x, y, weights = case((1, 6, 6), count=20)
+    wanted = (y + 1) % 4
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4, bias=False), nn.Tanh()).double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor(weights.T))
+    adv = adversarial.square(classifier(weights), x, wanted, targeted=True, **options)
+    assert np.abs(adversarial.square(model, x, wanted, targeted=True, **options) - adv).max() < 1e-9
+
+    def rise(points: np.ndarray) -> np.ndarray:
+        z = torch.tanh(torch.tensor(points.reshape(20, -1) @ weights))
+        return torch.log_softmax(z, 1).gather(1, torch.tensor(wanted)[:, None])[:, 0].numpy()
+
+    assert (rise(adv) > rise(x)).mean() > 0.9
+    assert 0 < ((adv.reshape(20, -1) @ weights).argmax(1) == wanted).sum() < 20
 
 
 def test_the_margin_never_falls_and_restarts_keep_the_best() -> None:
@@ -287,13 +327,18 @@ def test_progress_and_empty_batches() -> None:
 # ------------------------------------------------------------------------------------------------ models of all kinds
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_modules_and_functions_give_the_same(norm) -> None:
     x, y, weights = case((2, 6, 6), count=20)
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 4, bias=False), nn.Tanh()).double()
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor(weights.T))
-    options: dict[str, Any] = {"eps": {"linf": 0.03, "l2": 0.2}[norm], "norm": norm, "n_queries": 40, "seed": 0}
+    options: dict[str, Any] = {
+        "eps": {"linf": 0.03, "l2": 0.2, "l1": 1.0}[norm],
+        "norm": norm,
+        "n_queries": 40,
+        "seed": 0,
+    }
     expected = adversarial.square(classifier(weights), x, y, **options)
     adv = adversarial.square(model, torch.tensor(x), torch.tensor(y), **options)
     assert np.abs(adv.numpy() - expected).max() < 1e-9
@@ -372,6 +417,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"eps": -1}, ValueError, "^eps is -1.0, expected a number above 0"),
     ({"norm": "l7"}, ValueError, "^norm is 'l7'"),
     ({"n_queries": 0}, ValueError, "^n_queries is 0, expected at least 1"),
+    ({"targeted": 0}, TypeError, "^targeted is a int"),
+    ({"y": torch.full((4,), 9), "targeted": True}, ValueError, "^y holds label"),
     ({"restarts": 0}, ValueError, "^restarts is 0"),
     ({"p_init": 1.0}, ValueError, "^p_init is 1.0"),
     ({"rescale_schedule": 1}, TypeError, "^rescale_schedule is a int"),

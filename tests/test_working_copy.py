@@ -16,6 +16,9 @@ from aisec_fast import adversarial
 from aisec_fast.adversarial import _torch_model
 from aisec_fast.adversarial._torch_model import TorchModel
 from aisec_fast.adversarial._working_copy import Folded, working_copy
+from tests.test_pgd_torch import few_threads
+
+__all__ = ["few_threads"]  # a fixture: small tensors wait for threads longer than they compute
 
 X = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

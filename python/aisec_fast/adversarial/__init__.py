@@ -9,7 +9,7 @@ the model is changed: docs/adversarial-attacks.md has the details, docs/adversar
 
 _arguments    what every attack checks;  _box, _ball  the box; norm and eps, bound to a backend's kernel;  _start  random starts
 _pgd          projected gradient descent;  _runs  its loop: runs stacked, samples that leave the batch once they are fooled
-_apgd         Auto-PGD;  _square  Square Attack;  _draws  their random numbers, one generator for each sample
+_apgd         Auto-PGD;  _apgd_rules  its rules for each norm;  _square  Square Attack;  _draws  their random numbers, one generator for each sample
 _evaluate     ``evaluate``: each attack of an ensemble (_ensembles) on what is left;  _state  checkpoints;  _report  what it found
 _masking      signs of masked gradients;  _rows_seen  counts of what models are given
 _step         ``pgd_step``, the fused step for loops of your own

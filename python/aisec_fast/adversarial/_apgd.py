@@ -1,14 +1,13 @@
 """Auto-PGD (APGD): projected gradient ascent with momentum that chooses its step sizes itself.
 
 Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks (2020),
-arXiv:2003.01690. Algorithm 1 and section 3 are the rules below.
+arXiv:2003.01690. Algorithm 1 is the loop below, _apgd_rules has the rules of each norm.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from .. import _arrays, _checks
 from . import _arguments, _rows, _start
 from ._ball import Ball, make_ball
 from ._box import Clip
+from ._distances import norm_named
 from ._draws import generator, seed_of
 from ._models import Flags, fools
 from ._progress import Progress, reporting
@@ -25,14 +25,13 @@ from ._watch import Watch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ._apgd_rules import State
     from ._models import Slope
-    from ._torch_model import Values
+    from ._torch_model import LabelValues
 
-MOMENTUM = 0.75
-RHO = 0.75  # the share of steps of a window that must raise the loss, or the step size is halved
 LOSSES = ("ce", "dlr", "margin", "target_dlr", "target_margin")
 MOST_TARGETS = 9
-NORMS = ("linf", "l2")  # that this attack, Square and evaluate have rules for
+NORMS = ("linf", "l2", "l1")  # that this attack, Square and evaluate have rules for
 
 
 def apgd(
@@ -45,42 +44,59 @@ def apgd(
     steps: int = 100,
     restarts: int = 1,
     loss: str = "ce",
+    targeted: bool = False,
     targets: Any = None,
     random_start: bool = True,
     early_stop: bool = True,
     eot_iter: int = 1,
+    larger_eps: bool | None = None,
     max_rows: int | None = None,
+    cuda_graph: bool | None = None,
+    precision: str | None = None,
     clip: Clip = (0.0, 1.0),
     seed: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Any:
     """Attack ``model`` at ``x`` by Auto-PGD, which has no step size to tune (Croce and Hein 2020, Algorithm 1).
 
-    A step goes ``step_size`` along the gradient's sign (linf) or direction (l2), is projected, and is mixed with the last
-    move (momentum 0.75). Each sample has its own step size, ``2 * eps`` at first. It is halved, and the sample goes back to
-    its best point, at a checkpoint (after 22, 41, 57, 70, 80, 87, 93, 99 % of the steps) if since the last one no more than
+    In L-infinity and L2 a step goes ``step_size`` along the gradient's sign or direction, is projected, and is mixed with the
+    last move (momentum 0.75). Each sample has its own step size, ``2 * eps`` at first. It is halved, and the sample goes back
+    to its best point, at a checkpoint (after 22, 41, 57, 70, 80, 87, 93, 99 % of the steps) if since the last one no more than
     75 % of the steps raised its loss, or if neither its step size nor its highest loss has changed.
+
+    In L1 (Croce and Hein 2021, "Mind the box") a step changes the values of largest slope, all by as much, and is projected
+    exactly onto ball and box: at first a fifth of all values, later as many as the best point changes, over 1.5. Steps are
+    ``eps`` long at first; at a checkpoint (every 4 % of the steps) they get shorter by a third, down to ``eps / 10``, or, where
+    the best point changes over 5 % fewer values than before, begin anew from there at full length.
 
     Args:
         model: a torch module that gives logits ``[B, classes]``. It is held and left as by :func:`pgd`.
         x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``: a torch tensor, or a numpy array for a model on
             the CPU. It is not changed.
-        y: true labels ``[B]``, integers from 0 to classes - 1.
+        y: labels ``[B]``, integers from 0 to classes - 1: true ones, or the answers that are wanted if ``targeted``.
         eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite.
-        norm: "linf" or "l2" (also "Linf", "L2").
+        norm: "linf", "l2" or "l1" (also "Linf", "L2", "L1").
         steps: number of steps of a run, at least 1; ``steps + 1`` points are seen, the start among them.
         restarts: number of runs from different random starts, for each target if there are targets; at least 1.
         loss: what is climbed: "ce", "margin", "dlr" (3 classes or more), or, one run for each target class,
             "target_margin" or "target_dlr" (4 classes or more; with it this is AutoAttack's APGD-T).
+        targeted: make the model answer ``y``, by going down "ce", "margin" or "dlr" at ``y``. (The targeted losses make it
+            answer anything but ``y``, by way of one class after the other.)
         targets: for the targeted losses: how many of the likeliest other classes at ``x`` are targets (default 9, or
             classes - 1 if that is less), or integer labels ``[B, targets]``.
         random_start: start on the ball's surface, in a uniformly random direction from ``x`` (l2) or at a uniformly random
-            offset scaled to ``eps`` (linf), projected onto the box; else at ``x``.
+            offset scaled to ``eps`` (linf), projected onto the box; under l1 at the point of ball and box that is nearest to
+            ``x`` plus normal noise as wide as the box (without a box, ``eps``), which changes few values. Else at ``x``.
         early_stop: a sample that fools the model stops there and leaves the batch, with all its runs.
         eot_iter: number of passes that each gradient is the mean of (expectation over transformations), for models that
             draw random numbers; loss and verdict are those of the last pass.
+        larger_eps: begin in larger balls: 30 % of the steps at ``3 * eps``, 30 % at ``2 * eps``, the rest at ``eps``, each part
+            from the best point of the one before, projected. Only what is inside ``eps`` is returned or judged. For "l1", where
+            it is the default, as in AutoAttack. It costs a pass more for each part.
         max_rows: largest batch that the model is given. Runs of one sample for several targets and restarts share a batch as
             far as they fit. Default: the number of samples, or of a sample's runs if that is larger.
+        cuda_graph: on CUDA, record gradient passes and replay them, as for :func:`pgd`.
+        precision: "bfloat16" to compute gradients in it, as for :func:`pgd`; every success is judged by the module itself.
         clip: the box ``(low, high)``, or None for none. Bounds that are no values of the dtype are rounded inward.
         seed: of the random starts. Row i's depends on neither the batch size nor on what happens to other rows. Default:
             from the operating system.
@@ -102,17 +118,32 @@ def apgd(
         steps=_checks.whole(steps, "steps", least=1),
         restarts=_checks.whole(restarts, "restarts", least=1),
         loss=_loss(loss, targets),
+        targeted=_checks.flag(targeted, "targeted"),
         random_start=_checks.flag(random_start, "random_start"),
         early_stop=_checks.flag(early_stop, "early_stop"),
         eot_iter=_checks.whole(eot_iter, "eot_iter", least=1),
+        larger_eps=norm_named(norm, NORMS) == "l1" if larger_eps is None else _checks.flag(larger_eps, "larger_eps"),
         max_rows=None if max_rows is None else _checks.whole(max_rows, "max_rows", least=1),
         seed=seed_of(seed),
     )
+    if plan.larger_eps and norm_named(norm, NORMS) != "l1":
+        raise ValueError(f"larger_eps is True and norm is {norm!r}, expected 'l1' with it")
+    if plan.targeted and plan.loss.startswith("target_"):
+        raise ValueError(
+            f"targeted is True and loss is {plan.loss!r}, expected 'ce', 'margin' or 'dlr': y says which class to reach"
+        )
     if plan.restarts > 1 and not plan.random_start:
         raise ValueError(f"restarts is {plan.restarts}, but random_start is False: all runs would be the same")
     ball = make_ball(norm, eps, clip, _arguments.samples(x).dtype, NORMS)
     holding = _arguments.attacked(
-        model, x, y, clip=clip, least_classes=least_classes(plan.loss), needs=f"loss {plan.loss!r}"
+        model,
+        x,
+        y,
+        clip=clip,
+        least_classes=least_classes(plan.loss),
+        needs=f"loss {plan.loss!r}",
+        cuda_graph=None if cuda_graph is None else _checks.flag(cuda_graph, "cuda_graph"),
+        precision=precision,
     )
     with reporting(progress, "APGD") as report, holding as victim:
         if not victim.x.numel():
@@ -125,17 +156,6 @@ def apgd(
 def least_classes(loss: str) -> int:
     """The number of classes below which the loss has no meaning."""
     return {"dlr": 3, "target_dlr": 4}.get(loss, 2)
-
-
-def checkpoints(steps: int) -> list[int]:
-    """After how many steps the step sizes are looked at: ``ceil(p_j * steps)`` with p_0 = 0, p_1 = 0.22 and
-    ``p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06)``, in whole hundredths because 0.57 is no float."""
-    found, share, width = [], 22, 22
-    while share <= 100:
-        found.append(-(-share * steps // 100))
-        width = max(width - 3, 6)
-        share += width
-    return sorted(set(found))
 
 
 def _loss(loss: object, targets: Any) -> str:
@@ -181,11 +201,21 @@ class Plan:
     steps: int = 100
     restarts: int = 1
     loss: str = "ce"
+    targeted: bool = False
     random_start: bool = True
     early_stop: bool = True
     eot_iter: int = 1
+    larger_eps: bool = False
     max_rows: int | None = None
     seed: int = 0
+
+    def phases(self, ball: Ball) -> list[tuple[Ball, int]]:
+        """The balls of a run, one after the other, and the steps in each."""
+        if not self.larger_eps:
+            return [(ball, self.steps)]
+        early = 3 * self.steps // 10
+        parts = ((3, early), (2, early), (1, self.steps - 2 * early))
+        return [(replace(ball, eps=factor * ball.eps), steps) for factor, steps in parts if steps]
 
 
 @dataclass
@@ -200,35 +230,6 @@ class Notes:
         """What another search saw, too."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
-
-
-@dataclass
-class _State:
-    """Rows under attack: a sample's run, with all that Algorithm 1 remembers of it."""
-
-    owner: Tensor  # [R], which sample of the batch
-    run: Tensor  # [R], which of the runs that share the batch
-    x: Tensor  # [R, ...]
-    adv: Tensor
-    previous: Tensor
-    best: Tensor
-    gradient: Tensor
-    best_gradient: Tensor
-    y: Tensor  # [R]
-    target: Tensor  # [R]; the label where there is no target
-    step_size: Tensor
-    start_loss: Tensor
-    loss: Tensor
-    best_loss: Tensor
-    best_fools: Tensor
-    checked_loss: Tensor  # highest loss at the last checkpoint
-    halved: Tensor  # whether the step size was halved there
-    rises: Tensor  # steps since then that raised the loss
-
-    def keep(self, rows: Tensor) -> None:
-        """Forget all other rows."""
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name).index_select(0, rows))
 
 
 @dataclass
@@ -250,6 +251,10 @@ class Search:
         self.fooled: Flags = np.zeros(batch, bool)
         self.highest = np.full(batch, -np.inf)
         ranks = range(1, self.targets.shape[1] + 1) if self.targets is not None else (0,)
+        from ._apgd_rules import rules_of
+
+        self._rules, self._phases = rules_of(self.ball.norm), self.plan.phases(self.ball)
+        self._values = _values(self.plan.loss, targeted=self.plan.targeted)
         self._runs = [(rank, restart) for rank in ranks for restart in range(self.plan.restarts)]
         self._rows = self.plan.max_rows or max(batch, len(self._runs))
         self._done = 0  # steps of runs that are over, of all parts of the batch
@@ -273,153 +278,152 @@ class Search:
 
     def _climb(self, samples: _rows.Rows, runs: list[tuple[int, int]], *, first: bool) -> None:
         """Some runs of these samples in one batch; results go to where they belong."""
-        state, watch, windows = self._begin(samples, runs), Watch(), checkpoints(self.plan.steps)
-        slope = self._slope(state)
-        magnitudes = _rows.largest_magnitudes(slope.gradient)
-        watch.note(0, slope.losses, slope.gradient)
+        state, watch, done = self._begin(samples, runs), Watch(), 0
+        for number, (ball, steps) in enumerate(self._phases):
+            self._enter(state, number, watch, done)
+            if first and not number:
+                self.notes.samples += len(samples)
+                zero = _rows.to_host(_rows.largest_magnitudes(state.gradient[: len(samples)]) == 0)
+                self.notes.zero_gradients += int(zero.sum())
+            last = number == len(self._phases) - 1
+            if last:
+                self._dismiss(state, state.best_fools)
+            windows, start = set(self._rules.checkpoints(steps)), 0
+            for step in range(1, steps + 1):
+                if not len(state.owner):
+                    return
+                self._move(state, ball, momentum=step > 1)
+                hit = self._look(state, done + step, watch, goes_on=step < steps)
+                if last:
+                    self._dismiss(state, hit)
+                if step in windows and step < steps:
+                    self._rules.adapt(state, ball.eps, step - start)
+                    state.rises = state.rises * 0
+                    start = step
+                self.report(self._done + len(runs) * (done + step), self._total, int(self.fooled.sum()))
+            done += steps
         watch.look()
         if first:
-            self.notes.samples += len(samples)
-            zero = _rows.to_host(magnitudes[: len(samples)] == 0)
-            self.notes.zero_gradients += int(zero.sum())
-        state.gradient = state.best_gradient = slope.gradient
-        assert slope.losses is not None
-        for name in ("start_loss", "loss", "best_loss", "checked_loss"):
-            setattr(state, name, slope.losses)
-        state.best_fools = fools(slope.logits, state.y)
-        self._dismiss(state, state.best_fools)
-        start = 0
-        for step in range(1, self.plan.steps + 1):
-            if not len(state.owner):
-                return
-            self._move(state, momentum=step > 1)
-            self._dismiss(state, self._look(state, step, watch))
-            if step in windows and step < self.plan.steps:
-                self._adapt(state, step - start)
-                start = step
-            self.report(self._done + len(runs) * step, self._total, int(self.fooled.sum()))
-        watch.look()
-        if first:
-            self.notes.flat += int(((state.best_loss <= state.start_loss) & (state.run == 0)).sum())
+            self.notes.flat += int((state.flat & (state.run == 0)).sum())
         self._settle(state)
 
-    def _begin(self, samples: _rows.Rows, runs: list[tuple[int, int]]) -> _State:
+    def _begin(self, samples: _rows.Rows, runs: list[tuple[int, int]]) -> State:
         import torch
+
+        from ._apgd_rules import State
 
         device = self.victim.x.device
         chosen = torch.from_numpy(samples).to(device)
         x = self.victim.x[chosen].repeat(len(runs), *[1] * (self.victim.x.ndim - 1))
         owner, y = chosen.repeat(len(runs)), self.victim.y[chosen].repeat(len(runs))
-        target = y if self.targets is None else torch.cat([self.targets[chosen, rank - 1] for rank, _ in runs])
+        labels = y
+        if self.targets is not None:
+            labels = torch.stack([y, torch.cat([self.targets[chosen, rank - 1] for rank, _ in runs])], 1)
         adv = x.clone()
         if self.plan.random_start:
             offsets = np.empty((len(x), math.prod(x.shape[1:])), str(x.dtype).removeprefix("torch."))
             places = [(*run, int(number)) for run in runs for number in self.numbers[samples]]
             for offset, place in zip(offsets, places, strict=True):
                 with np.errstate(over="ignore"):  # eps may lie beyond the dtype; the projection brings it back
-                    offset[:] = surface(self.ball, len(offset), generator(self.plan.seed, *place))
+                    offset[:] = surface(self._phases[0][0], len(offset), generator(self.plan.seed, *place))
             adv = _start.apply(_start.Drawn(offsets.reshape(x.shape), replace=False), x)
-            self._project(adv, x)
+            self._project(adv, x, self._phases[0][0])
         nothing = torch.zeros(len(x), device=device, dtype=torch.float64)
-        return _State(
+        return State(
             owner=owner, run=torch.arange(len(runs), device=device).repeat_interleave(len(samples)), x=x, adv=adv,
-            previous=adv, best=adv, gradient=x, best_gradient=x, y=y, target=target,
-            step_size=nothing + 2 * self.ball.eps, start_loss=nothing, loss=nothing, best_loss=nothing,
-            best_fools=nothing > 0, checked_loss=nothing, halved=nothing == 0, rises=nothing.int(),
+            previous=adv, best=adv, gradient=x, best_gradient=x, y=y, labels=labels,
+            step_size=nothing, loss=nothing, best_loss=nothing, best_fools=nothing > 0, flat=nothing == 0, rises=nothing.int(),
+            checked_loss=nothing, halved=nothing == 0, checked_support=nothing, moved=nothing,
         )  # fmt: skip
 
-    def _values(self, state: _State) -> Values:
-        from . import _losses
-
-        if self.plan.loss == "target_margin":
-            return lambda logits: _losses.target_margin(logits, state.y, state.target)
-        if self.plan.loss == "target_dlr":
-            return lambda logits: _losses.target_dlr(logits, state.y, state.target)
-        loss: Callable[[Tensor, Tensor], Tensor] = _losses.LOSSES[self.plan.loss].values
-        return lambda logits: loss(logits, state.y)
-
-    def _slope(self, state: _State) -> Slope:
-        """Gradient (the mean of ``eot_iter`` passes), loss and logits (of the last pass) where the rows are."""
-        values, model = self._values(state), self.victim.model
-        slope = model.gradient(state.adv, values)
-        if self.plan.eot_iter == 1:
-            return slope
-        total = slope.gradient
-        for _ in range(self.plan.eot_iter - 1):
-            slope = model.gradient(state.adv, values)
-            total += slope.gradient
-        return slope._replace(gradient=total.div_(self.plan.eot_iter))
-
-    def _move(self, state: _State, *, momentum: bool) -> None:
-        """The next point: step, projection, and from the second step on the last move mixed in and another projection."""
-        ahead = self._direction(state.gradient)
-        ahead.mul_(_rows.column(state.step_size.to(ahead.dtype), ahead)).add_(state.adv)
-        self._project(ahead, state.x)
-        if momentum:
-            # adv + 0.75 (ahead - adv) + 0.25 (adv - previous): written so that points at rest stay where they are.
-            ahead.sub_(state.adv).mul_(MOMENTUM).add_(state.adv - state.previous, alpha=1 - MOMENTUM).add_(state.adv)
-            self._project(ahead, state.x)
-        state.previous, state.adv = state.adv, ahead
-
-    def _direction(self, gradient: Tensor) -> Tensor:
-        if self.ball.norm == "linf":
-            return gradient.sign()
+    def _enter(self, state: State, phase: int, watch: Watch, done: int) -> None:
+        """Loss and gradient at the start of a phase, after ``done`` steps: at what is in ``state``, or projected from there."""
         import torch
 
-        # Divided by its largest value first: squares of small gradients would underflow, which passes for robustness.
-        largest = _rows.largest_magnitudes(gradient)
-        scaled: Tensor = gradient / _rows.column(torch.where(largest > 0, largest, 1), gradient)
-        length = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
-        scaled /= _rows.column(torch.where(length > 0, length, 1), gradient)
-        return scaled
+        ball, _ = self._phases[phase]
+        if phase:
+            state.adv = state.best.clone()
+            self._project(state.adv, state.x, ball)
+        slope = self._slope(state, self.plan.steps - done)
+        watch.note(done, slope.losses, slope.gradient, slope.largest)
+        watch.look()
+        assert slope.losses is not None
+        state.previous = state.best = state.adv
+        state.gradient, state.best_gradient = slope.gradient, slope.gradient.clone()
+        state.loss = state.best_loss = slope.losses
+        state.best_fools, state.rises = self._fools(slope.logits, state), torch.zeros_like(state.rises)
+        self._rules.begin(state, ball.eps, chosen=phase > 0 or (self.plan.random_start and len(self._phases) > 1))
 
-    def _project(self, adv: Tensor, x: Tensor) -> None:
-        self.ball.project(self.victim.backend, adv, x)
+    def _slope(self, state: State, passes_left: int) -> Slope:
+        """Gradient (the mean of ``eot_iter`` passes), loss and logits (of the last pass) where the rows are.
 
-    def _look(self, state: _State, step: int, watch: Watch) -> Tensor:
+        The gradient holds until the next call: passes may be replayed, into the same memory.
+        """
+        model, count = self.victim.model, self.plan.eot_iter
+        slope = model.replayed_gradient(state.adv, self._values, state.labels, passes_left * count)
+        if count == 1:
+            return slope
+        total = slope.gradient.clone()
+        for number in range(1, count):
+            slope = model.replayed_gradient(state.adv, self._values, state.labels, passes_left * count - number)
+            total += slope.gradient
+        return slope._replace(gradient=total.div_(count), largest=None)
+
+    def _move(self, state: State, ball: Ball, *, momentum: bool) -> None:
+        """The next point: step, projection, and from the second step on the last move mixed in and another projection."""
+        weight, ahead = self._rules.momentum, self._rules.direction(state)
+        ahead.mul_(_rows.column(state.step_size.to(ahead.dtype), ahead)).add_(state.adv)
+        self._project(ahead, state.x, ball)
+        if momentum and weight < 1:
+            # adv + 0.75 (ahead - adv) + 0.25 (adv - previous): written so that points at rest stay where they are.
+            ahead.sub_(state.adv).mul_(weight).add_(state.adv - state.previous, alpha=1 - weight).add_(state.adv)
+            self._project(ahead, state.x, ball)
+        state.previous, state.adv = state.adv, ahead
+
+    def _project(self, adv: Tensor, x: Tensor, ball: Ball) -> None:
+        ball.project(self.victim.backend, adv, x)
+
+    def _look(self, state: State, step: int, watch: Watch, *, goes_on: bool) -> Tensor:
         """Loss and gradient at the new points, and the best ones so far; returns who fools the model there."""
         import torch
 
-        if step < self.plan.steps:
-            slope = self._slope(state)
+        if goes_on:
+            slope = self._slope(state, self.plan.steps - step)
             losses, logits, state.gradient = slope.losses, slope.logits, slope.gradient
-            watch.note(step, losses, state.gradient)
+            watch.note(step, losses, state.gradient, slope.largest)
         else:  # nobody goes on from the last point
             logits = self.victim.model.logits(state.adv)
-            losses = self._values(state)(logits)
+            losses = self._values(logits, state.labels)
             watch.note(step, losses, None)
         if self.plan.early_stop:
             watch.look()
         assert losses is not None
-        hit: Tensor = fools(logits, state.y)
+        hit = self._fools(logits, state)
         state.rises = state.rises + (losses > state.loss)
         better = losses > state.best_loss
+        state.flat = state.flat & ~better
         state.loss = losses
         state.best_loss = torch.where(better, losses, state.best_loss)
         state.best_fools = torch.where(better, hit, state.best_fools)
         state.best = torch.where(_rows.column(better, state.adv), state.adv, state.best)
-        if step < self.plan.steps:
+        if goes_on:
             state.best_gradient = torch.where(_rows.column(better, state.adv), state.gradient, state.best_gradient)
         return hit
 
-    def _adapt(self, state: _State, window: int) -> None:
-        """A checkpoint: conditions 1 and 2 of section 3."""
-        import torch
-
-        halve = (state.rises <= RHO * window) | (~state.halved & (state.checked_loss >= state.best_loss))
-        state.step_size = torch.where(halve, state.step_size / 2, state.step_size)
-        state.adv = torch.where(_rows.column(halve, state.adv), state.best, state.adv)
-        state.gradient = torch.where(_rows.column(halve, state.adv), state.best_gradient, state.gradient)
-        state.halved, state.checked_loss = halve, state.best_loss
-        state.rises = torch.zeros_like(state.rises)
-
     # ------------------------------------------------------------------------------------------------ results
 
-    def _dismiss(self, state: _State, hit: Tensor) -> None:
+    def _fools(self, logits: Any, state: State) -> Tensor:
+        hit: Tensor = fools(logits, state.y, targeted=self.plan.targeted)
+        return hit
+
+    def _confirmed(self, hit: Tensor, adv: Tensor, y: Tensor) -> Tensor:
+        return self.victim.model.confirmed(hit, adv, y, targeted=self.plan.targeted)
+
+    def _dismiss(self, state: State, hit: Tensor) -> None:
         """With ``early_stop``, samples that fool the model leave with all their rows."""
         if not self.plan.early_stop:
             return
-        rows = self.victim.model.confirmed(hit, state.adv, state.y).nonzero()[:, 0]
+        rows = self._confirmed(hit, state.adv, state.y).nonzero()[:, 0]
         owners, first = np.unique(_rows.to_host(state.owner[rows]), return_index=True)
         if not len(owners):
             return
@@ -427,12 +431,12 @@ class Search:
         self.fooled[owners] = True
         state.keep(_rows.from_host(np.flatnonzero(~self.fooled[_rows.to_host(state.owner)]), state.x))
 
-    def _settle(self, state: _State) -> None:
+    def _settle(self, state: State) -> None:
         """What a finished run leaves behind: the points of highest loss, and with them who is fooled."""
         heights, owners = _rows.to_host(state.best_loss).astype(np.float64), _rows.to_host(state.owner)
         hit = np.zeros(len(owners), bool)
         if not self.plan.early_stop:
-            hit = _rows.to_host(self.victim.model.confirmed(state.best_fools, state.best, state.y))
+            hit = _rows.to_host(self._confirmed(state.best_fools, state.best, state.y))
         winners = {}
         for row, (owner, height) in enumerate(zip(owners, heights, strict=True)):  # in the order of runs
             if not self.fooled[owner] and (hit[row] or height > self.highest[owner]):
@@ -443,8 +447,21 @@ class Search:
             _rows.put(self.result, np.array(list(winners)), _rows.take(state.best, rows))
 
 
+def _values(loss: str, *, targeted: bool) -> LabelValues:
+    """What is climbed, of logits and labels: the same function each time, so that recorded passes of it are found again."""
+    from . import _losses
+
+    if loss.startswith("target_"):
+        return {"target_margin": _losses.target_margin_of, "target_dlr": _losses.target_dlr_of}[loss]
+    climbed = _losses.LOSSES[loss]
+    return climbed.descended if targeted else climbed.values
+
+
 def surface(ball: Ball, size: int, draws: np.random.Generator) -> Any:
-    """A random offset of length ``eps``: float64 ``[size]``."""
+    """A random offset: float64 ``[size]``, of length ``eps``; under "l1" normal and as wide as the box, to be projected."""
+    if ball.norm == "l1":
+        width = ball.high - ball.low
+        return draws.standard_normal(size) * (width if math.isfinite(width) else ball.eps)
     if ball.norm == "linf":
         offset = 2 * draws.random(size) - 1
         length = np.abs(offset).max()

@@ -40,6 +40,17 @@ def samples(x: Any) -> Array:
     return _arrays.describe(_rows.contiguous(described), "x")
 
 
+def precision_named(precision: object, dtype: str) -> str | None:
+    """The precision of passes with a gradient: None or "bfloat16"; ValueError if it is none, or has no meaning for ``dtype``."""
+    if precision is None:
+        return None
+    if precision != "bfloat16":
+        raise ValueError(f"precision is {precision!r}, expected None (the model's own) or 'bfloat16'")
+    if dtype != "float32":
+        raise ValueError(f"precision is 'bfloat16' and x has dtype {dtype}, expected float32 with it")
+    return "bfloat16"
+
+
 def labels(y: Any, x: Array, *, integers: bool = True, name: str = "y") -> Array:
     """``y`` described: as many as there are samples, on their device; one integer each if they are to be read."""
     described = _arrays.describe(y, name)
@@ -70,8 +81,11 @@ def torch_model(model: Any, x: Array, y: Any, *, least_classes: int = 2, needs: 
 
 
 def as_given(adv: Any, x: Any) -> Any:
-    """The result of an attack on ``x``: numpy if that was numpy."""
-    return adv.numpy() if isinstance(x, np.ndarray) and _rows.is_tensor(adv) else adv
+    """The result of an attack on ``x``: numpy if that was numpy, an array of another library if that can make one of numpy's."""
+    if _rows.is_tensor(adv):
+        return adv.numpy() if isinstance(x, np.ndarray) else adv
+    made = _rows.maker(x)
+    return adv if made is None else made(adv)
 
 
 def _tensor(array: Array) -> Tensor:
@@ -106,6 +120,8 @@ def attacked(
     least_classes: int = 2,
     needs: str = "",
     working_copy: bool = True,
+    cuda_graph: bool | None = False,
+    precision: str | None = None,
 ) -> Iterator[Attacked]:
     """Check model, samples and labels, and hold the model ready: eval mode, gradients on, autocast off.
 
@@ -117,10 +133,13 @@ def attacked(
         least_classes: number of classes below which the attack has no meaning.
         needs: what needs them, for the error ("loss 'dlr'").
         working_copy: take logits and gradients from a faster copy of the module where that pays.
+        cuda_graph: replay gradient passes of ``replayed_gradient``: None where it can be, True or it raises.
+        precision: of passes with a gradient; None for the model's own.
     """
     described = tensor_samples(model, samples(x))
     box = make_box(clip, described.dtype)
     prepared, y = torch_model(model, described, y, least_classes=least_classes, needs=needs)
     box.require_inside_box(described)
-    with prepared.attacked(described.value if working_copy else None):
+    precision = precision_named(precision, described.dtype)
+    with prepared.attacked(described.value if working_copy else None, cuda_graph=cuda_graph, precision=precision):
         yield Attacked(prepared, described.value, y, box.low, box.high, choose([described]))

@@ -46,9 +46,16 @@ class Attack:
 
 
 def _auto_pgd(
-    name: str, loss: str, *, steps: int = 100, restarts: int = 1, targets: int | None = None, eot_iter: int = 1
+    name: str,
+    loss: str,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int | None = None,
+    eot_iter: int = 1,
+    larger_eps: bool = False,
 ) -> Attack:
-    plan = _apgd.Plan(steps=steps, restarts=restarts, loss=loss, eot_iter=eot_iter)
+    plan = _apgd.Plan(steps=steps, restarts=restarts, loss=loss, eot_iter=eot_iter, larger_eps=larger_eps)
 
     def run(job: Job) -> tuple[Tensor, _apgd.Notes]:
         aims = None if targets is None else job.likeliest[:, :targets]
@@ -56,7 +63,9 @@ def _auto_pgd(
         search = _apgd.Search(job.victim, job.ball, ours, aims, numbers=job.numbers, report=job.report)
         return search.run(), search.notes
 
-    settings = {"loss": loss, "steps": steps, "restarts": restarts, "targets": targets, "eot_iter": eot_iter}
+    settings = {
+        "loss": loss, "steps": steps, "restarts": restarts, "targets": targets, "eot_iter": eot_iter, "larger_eps": larger_eps,
+    }  # fmt: skip
     return Attack(name, run, settings, _apgd.least_classes(loss))
 
 
@@ -124,21 +133,30 @@ def _given(function: Callable[..., Any]) -> Attack:
     return Attack(name, run, settings)
 
 
-ATTACKS = {
-    attack.name: attack
-    for attack in (
-        _auto_pgd("apgd-ce", "ce"),
-        _auto_pgd("apgd-dlr", "dlr"),
-        _auto_pgd("apgd-margin", "margin"),
-        _auto_pgd("apgd-t", "target_dlr", targets=9),
-        _boundary("fab", None),
-        _boundary("fab-t", 9),
-        _random_search("square"),
-    )
-}
+def _named(*attacks: Attack) -> dict[str, Attack]:
+    return {attack.name: attack for attack in attacks}
 
+
+ATTACKS = _named(
+    _auto_pgd("apgd-ce", "ce"),
+    _auto_pgd("apgd-dlr", "dlr"),
+    _auto_pgd("apgd-margin", "margin"),
+    _auto_pgd("apgd-t", "target_dlr", targets=9),
+    _boundary("fab", None),
+    _boundary("fab-t", 9),
+    _random_search("square"),
+)
+# AutoAttack's budgets in L1, for which Croce and Hein 2021 ("Mind the box") wrote its attacks.
+L1_ATTACKS = ATTACKS | _named(
+    _auto_pgd("apgd-ce", "ce", restarts=5, larger_eps=True),
+    _auto_pgd("apgd-dlr", "dlr", restarts=5, larger_eps=True),
+    _auto_pgd("apgd-margin", "margin", restarts=5, larger_eps=True),
+    _auto_pgd("apgd-t", "target_dlr", targets=5, larger_eps=True),
+)
+
+_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 ENSEMBLES = {
-    "standard": tuple(ATTACKS[name] for name in ("apgd-ce", "apgd-t", "fab-t", "square")),
+    "standard": tuple(ATTACKS[name] for name in _STANDARD),
     "rand": (_auto_pgd("apgd-ce", "ce", eot_iter=20), _auto_pgd("apgd-dlr", "dlr", eot_iter=20)),
     "quick": (
         _auto_pgd("apgd-ce", "ce", steps=20),
@@ -146,13 +164,22 @@ ENSEMBLES = {
         _random_search("square", n_queries=200),
     ),
 }
+L1_ENSEMBLES = ENSEMBLES | {
+    "standard": tuple(L1_ATTACKS[name] for name in _STANDARD),
+    "quick": (
+        _auto_pgd("apgd-ce", "ce", steps=20, larger_eps=True),
+        _auto_pgd("apgd-t", "target_dlr", steps=20, targets=3, larger_eps=True),
+        _random_search("square", n_queries=200),
+    ),
+}
 
 
-def attacks_of(attacks: object) -> tuple[Attack, ...]:
-    """The attacks that were asked for, in their order; TypeError or ValueError if there is no such attack."""
+def attacks_of(attacks: object, norm: str) -> tuple[Attack, ...]:
+    """The attacks that were asked for, in their order, for a norm; TypeError or ValueError if there is no such attack."""
+    known, ensembles = (L1_ATTACKS, L1_ENSEMBLES) if norm == "l1" else (ATTACKS, ENSEMBLES)
     if isinstance(attacks, str):
-        if attacks in ENSEMBLES:
-            return ENSEMBLES[attacks]
+        if attacks in ensembles:
+            return ensembles[attacks]
         attacks = [attacks]
     if not isinstance(attacks, Sequence) or not attacks:
         raise TypeError(f"attacks is {attacks!r}, expected the name of an ensemble or a list of names and functions")
@@ -160,11 +187,11 @@ def attacks_of(attacks: object) -> tuple[Attack, ...]:
     for attack in attacks:
         if callable(attack):
             found.append(_given(attack))
-        elif attack in ATTACKS:
-            found.append(ATTACKS[attack])
+        elif attack in known:
+            found.append(known[attack])
         else:
             raise ValueError(
-                f"attacks names {attack!r}, expected one of {', '.join(map(repr, (*ENSEMBLES, *ATTACKS)))}, or functions"
+                f"attacks names {attack!r}, expected one of {', '.join(map(repr, (*ensembles, *known)))}, or functions"
             )
     names = [attack.name for attack in found]
     if len(set(names)) < len(names):

@@ -18,6 +18,7 @@ from . import _arguments, _masking, _rows
 from ._apgd import MOST_TARGETS, NORMS, Notes
 from ._ball import make_ball
 from ._box import Clip
+from ._distances import norm_named
 from ._draws import seed_of
 from ._ensembles import Attack, Job, attacks_of, rows_of
 from ._masking import Finding, GradientMaskingWarning
@@ -44,6 +45,7 @@ def evaluate(
     batch_size: int = 250,
     clip: Clip = (0.0, 1.0),
     masking_checks: str = "cheap",
+    cuda_graph: bool | None = None,
     checkpoint: str | Path | None = None,
     seed: int | None = None,
     progress: EvaluationProgress | bool | None = None,
@@ -53,7 +55,8 @@ def evaluate(
     Samples that the model gets wrong already count as fooled; every attack gets those that all before it have left. "standard"
     is AutoAttack's ensemble with its budgets, so that robust accuracies compare with RobustBench's: apgd-ce (100 steps,
     one restart), apgd-t (targeted DLR loss, 9 target classes, 100 steps each), fab-t (9 target classes, 100 steps each) and
-    square (5,000 queries).
+    square (5,000 queries). In L1 it is AutoAttack's as well: apgd-ce from 5 starts, apgd-t with 5 target classes, both in
+    shrinking balls (Croce and Hein 2021).
 
     Args:
         model: a torch module that gives logits ``[B, classes]``. It is held and left as by :func:`pgd`.
@@ -61,7 +64,7 @@ def evaluate(
             for a model on the CPU.
         y: true labels ``[B]``, integers from 0 to classes - 1.
         eps: radius of the ball, or several, for a curve: an example found at a smaller one counts at all larger ones.
-        norm: "linf" or "l2" (also "Linf", "L2").
+        norm: "linf", "l2" or "l1" (also "Linf", "L2", "L1").
         attacks: "standard"; "rand", for models that draw random numbers (apgd-ce and apgd-dlr with gradients that are the
             mean of 20 passes); "quick", to be compared with nothing (20 steps, 3 target classes, 200 queries); or a list of
             names ("apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "fab", "fab-t", "square") and functions
@@ -73,6 +76,7 @@ def evaluate(
         masking_checks: "cheap" looks at what the attacks saw anyway; "all" also runs attacks that a sound model must not
             resist (on 256 samples; about as long as 3,000 steps of apgd-ce on them); "none". What they find is in the report,
             and warned of as :class:`GradientMaskingWarning`.
+        cuda_graph: on CUDA, record the gradient passes of Auto-PGD and replay them, as for :func:`pgd`. False: never.
         checkpoint: a file to go on from, if it exists, and to save to after every batch of every attack; at the end it is
             left. The result is that of an uninterrupted run. It is bound to x, y, the model's answers at x and all settings
             (functions by name and keywords), and takes as much memory as the fooled samples.
@@ -91,7 +95,7 @@ def evaluate(
         BackendError: the forced backend is missing or cannot reach ``x``.
     """
     radii = _radii(eps)
-    plan = attacks_of(attacks)
+    plan = attacks_of(attacks, norm_named(norm, NORMS))
     most = max(plan, key=lambda attack: attack.least_classes)
     size = _checks.whole(batch_size, "batch_size", least=1)
     if masking_checks not in _CHECKS:
@@ -105,7 +109,13 @@ def evaluate(
         check_destination(file.path)
         seed = file.seed() if seed is None else seed
     holding = _arguments.attacked(
-        model, x, y, clip=clip, least_classes=most.least_classes, needs=f"attack {most.name!r}"
+        model,
+        x,
+        y,
+        clip=clip,
+        least_classes=most.least_classes,
+        needs=f"attack {most.name!r}",
+        cuda_graph=None if cuda_graph is None else _checks.flag(cuda_graph, "cuda_graph"),
     )
     with _reporting(progress) as report, holding as victim:
         job = Job(

@@ -18,7 +18,7 @@ from ._ball import Ball, make_ball
 from ._box import Clip
 from ._distances import distances, lengths, norm_named
 from ._hyperplane import nearest_boundary, onto_hyperplane
-from ._losses import likeliest_others, target_margin
+from ._losses import likeliest_others, margin, target_margin
 from ._minimal import begin, beside, verdicts
 from ._models import fools
 from ._progress import Progress, reporting
@@ -37,6 +37,7 @@ def fab(
     norm: str = "linf",
     steps: int = 100,
     restarts: int = 1,
+    targeted: bool = False,
     targets: int | None = None,
     clip: Clip = (0.0, 1.0),
     alpha_max: float = 0.1,
@@ -56,16 +57,18 @@ def fab(
         model: a torch module that gives logits ``[B, classes]``. It is held and left as by :func:`pgd`.
         x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``: a torch tensor, or a numpy array for a model on
             the CPU. It is not changed.
-        y: true labels ``[B]``, integers from 0 to classes - 1.
+        y: labels ``[B]``, integers from 0 to classes - 1: true ones, or the answers that are wanted if ``targeted``.
         eps: None looks for the smallest change, wherever it ends. A number asks for one with ``|x_adv - x| <= eps``: a
             sample is done as soon as one is found, and restarts go on with the others.
         norm: "linf", "l2" or "l1" (a capital L is fine), in which the change is small.
         steps: number of steps, at least 1: a gradient and a forward pass each.
         restarts: number of runs, at least 1. The first starts at ``x``, the others at random around it, half as far as the
             closest adversarial sample so far (or ``eps``, if that is less).
+        targeted: make the model answer ``y``: each step takes the boundary between ``y`` and the likeliest other class there,
+            with one backward pass for any number of classes.
         targets: attack this many classes one by one, the likeliest other ones at ``x``, all stacked into one batch, and keep
             the closest (FAB-T; classes - 1 if there are no more). None: the nearest boundary of all classes at each step,
-            with a backward pass for each class; at most 100 classes.
+            with a backward pass for each class; at most 100 classes. Not with ``targeted``.
         clip: the box ``(low, high)``, or None for none.
         alpha_max: largest weight of the sample's own projection, from 0 to 1.
         eta: how far beyond the boundary projections go, 1 or above.
@@ -75,7 +78,7 @@ def fab(
 
     Returns:
         ``x_adv``, a new C-contiguous array like ``x``, inside the box exactly. Without ``eps``: the closest adversarial sample
-        found, ``x`` itself where the model is wrong already or where none was found. With ``eps``: one that fools the model
+        found, ``x`` itself where it fools the model already or where none was found. With ``eps``: one that fools the model
         inside the ball, exactly as :func:`pgd` keeps it, else ``x`` itself.
 
     Raises:
@@ -85,12 +88,15 @@ def fab(
     settings = _Settings(
         steps=_checks.whole(steps, "steps", least=1),
         restarts=_checks.whole(restarts, "restarts", least=1),
+        targeted=_checks.flag(targeted, "targeted"),
         targets=None if targets is None else _checks.whole(targets, "targets", least=1),
         alpha_max=_checks.not_negative(alpha_max, "alpha_max"),
         eta=_checks.real(eta, "eta"),
         beta=_checks.probability(beta, "beta"),
         seed=None if seed is None else _checks.whole(seed, "seed"),
     )
+    if settings.targeted and targets is not None:
+        raise ValueError("targets is set and targeted is True: y already says which class each sample is to reach")
     if settings.alpha_max > 1:
         raise ValueError(f"alpha_max is {alpha_max}, expected 0 to 1")
     if settings.eta < 1:
@@ -108,6 +114,7 @@ def fab(
 class _Settings:
     steps: int
     restarts: int
+    targeted: bool
     targets: int | None
     alpha_max: float
     eta: float
@@ -122,18 +129,18 @@ class _Search:
         self, victim: _arguments.Attacked, norm: str, ball: Ball | None, settings: _Settings, report: Progress
     ) -> None:
         self.victim, self.norm, self.ball, self.settings, self.report = victim, norm, ball, settings, report
-        self.closest, logits = begin(victim, norm, targeted=False)
+        self.closest, logits = begin(victim, norm, targeted=settings.targeted)
         self.targets = self._ranked(logits)
         self.copies = 1 if self.targets is None else self.targets.shape[1]
         self.starts = _start.RandomStarts(settings.seed, settings.restarts)
         self.reach = self.closest.distances.clone()  # how far from its sample a run ended
 
     def _ranked(self, logits: Tensor) -> Tensor | None:
-        """The classes to attack, ``[B, targets]``: the likeliest that are not the label. None: all at once."""
+        """The classes to attack, ``[B, targets]``: the likeliest that are not the label. None: the nearest, or the one wanted."""
         classes = logits.shape[1]
         if self.settings.targets is not None:
             return likeliest_others(logits, self.victim.y, self.settings.targets)
-        if classes > _MOST_CLASSES:
+        if classes > _MOST_CLASSES and not self.settings.targeted:
             raise ValueError(
                 f"model gave logits of {classes} classes, expected at most {_MOST_CLASSES} without targets: give "
                 "targets=9, for example"
@@ -148,7 +155,7 @@ class _Search:
             parts = torch.split(rows, max(1, _VALUES_AT_A_TIME // size)) if len(rows) else ()
             for index, part in enumerate(parts):
                 self._run(restart, part, index, len(parts))
-            self.closest.draw_near(self.victim, targeted=False)
+            self.closest.draw_near(self.victim, targeted=self.settings.targeted)
             if self.ball is not None:
                 rows = rows[~self._into_ball(self.ball, rows)]
         if self.ball is not None:
@@ -163,7 +170,7 @@ class _Search:
         if len(found):
             x, adv = self.victim.x[found], self.closest.values[found]
             ball.project(self.victim.backend, adv, x)
-            fooled, _ = verdicts(self.victim.model, adv, self.victim.y[found], targeted=False)
+            fooled, _ = verdicts(self.victim.model, adv, self.victim.y[found], targeted=self.settings.targeted)
             self.closest.put(found[fooled], adv[fooled], distances(adv, x, self.norm)[fooled])
             done[done.clone()] = fooled
         return done
@@ -178,7 +185,7 @@ class _Search:
             adv = self._toward(adv, x, normal, value)
             logits = self.victim.model.logits(adv)
             watch.note(step, logits.sum(1), magnitudes)
-            fooled = fools(logits, y, targeted=False)
+            fooled = fools(logits, y, targeted=self.settings.targeted)
             self._keep(rows, adv, x, fooled)
             adv = torch.where(_rows.column(fooled, adv), x + self.settings.beta * (adv - x), adv)
             adv.clamp_(self.victim.low, self.victim.high)
@@ -211,10 +218,15 @@ class _Search:
 
     def _boundary(self, adv: Tensor, y: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The linearised boundary to the target, or the nearest, as :func:`nearest_boundary` gives it."""
-        if targets is None:
+
+        def lead(logits: Tensor) -> Tensor:
+            ahead = -margin(logits, y) if targets is None else target_margin(logits, y, targets)
+            return ahead[:, None]
+
+        if targets is None and not self.settings.targeted:
             box = self.victim.low, self.victim.high
             return nearest_boundary(self.victim.model, adv, y, self.norm, box=box)
-        [(gradient, value)] = self.victim.model.gradients(adv, lambda z: target_margin(z, y, targets)[:, None])
+        [(gradient, value)] = self.victim.model.gradients(adv, lead)
         normal = gradient.reshape(len(adv), -1)
         return normal, value.double(), normal.abs().amax(1)
 

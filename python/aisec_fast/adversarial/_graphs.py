@@ -23,8 +23,9 @@ from . import _rows, _rows_seen
 from ._models import Slope
 
 PAYS_FROM = 6  # passes that are still to come: warm-up, recording and trial cost about three
-_MOST_GRAPHS = 6  # of one attack, so that a batch that shrinks at every step is not recorded anew each time
+_MOST_GRAPHS = 6  # of one loss, so that a batch that shrinks at every step is not recorded anew each time
 _TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-10}  # times the largest value; cuDNN may round to TF32
+_COARSE = 0.05  # where passes round to 8 bits
 
 Labels = Tensor  # [B, ...]
 Values = Callable[[Tensor, Labels], Tensor]  # of logits and labels: a value for each sample, [B]
@@ -71,14 +72,19 @@ class Graphs:
         run: computes a pass as always: of batch, values and labels.
         recorder: records on the batch's device.
         must: raise where a pass cannot be recorded, and record however few passes are left.
+        coarse: passes compute in half precision.
         mixes: whether samples depend on each other in the module: then no batch is padded. Asked once, if it matters.
     """
 
-    def __init__(self, run: Pass, recorder: Recorder, *, must: bool, mixes: Callable[[Tensor], bool]) -> None:
+    def __init__(
+        self, run: Pass, recorder: Recorder, *, must: bool, mixes: Callable[[Tensor], bool], coarse: bool = False
+    ) -> None:
         self._run, self._recorder, self._must, self._mixes = run, recorder, must, mixes
+        self._least_tolerance = _COARSE if coarse else 0.0
         self._graphs: dict[_Key, list[_Graph]] = {}
         self._warm, self._rows = False, -1
-        self.recorded = 0  # graphs so far
+        self._values: Values | None = None
+        self.recorded = 0  # graphs of a loss so far
         self._mixed: bool | None = None
         self.dropped = ""  # why passes are no longer recorded
 
@@ -98,6 +104,9 @@ class Graphs:
         """
         if self.dropped:
             return None
+        if values != self._values:  # of one loss at a time: an evaluation comes to its next attack
+            self._graphs.clear()
+            self._values, self.recorded = values, 0
         key, rows, last = _Key(values, tuple(adv.shape[1:]), adv.dtype, tuple(y.shape[1:])), len(adv), self._rows
         self._rows = rows
         pays = self._must or passes_left >= PAYS_FROM
@@ -134,7 +143,7 @@ class Graphs:
             with _rows_seen.paused():
                 replay, result = self._recorder.record(lambda: _with_notes(self._run(x, key.values, labels)))
             replay()
-            if not (_same(result.gradient, expected.gradient) and _same(result.logits, expected.logits)):
+            if not (self._same(result.gradient, expected.gradient) and self._same(result.logits, expected.logits)):
                 if not bool(expected.gradient.isfinite().all()):
                     return _first(expected, len(adv))  # which the watch will find
                 raise GraphError("a replayed pass differs from the model's own: random numbers, or state outside torch")
@@ -143,6 +152,13 @@ class Graphs:
             return _first(expected, len(adv))
         self._graphs.setdefault(key, []).append(_Graph(x, labels, replay, result, [y, len(adv)]))
         return _first(expected, len(adv))
+
+    def _same(self, found: Any, expected: Any) -> bool:
+        """Equal; to rounding, if convolutions may give other bits each time."""
+        if torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled():
+            return torch.equal(found, expected)
+        bound = max(_TOLERANCE[expected.dtype], self._least_tolerance) * expected.abs().max()
+        return bool((found - expected).abs().max() <= bound)
 
     def forget(self) -> None:
         """Drop what was recorded; passes may be recorded anew, of a module that is called another way."""
@@ -202,14 +218,6 @@ def _with_notes(slope: Slope) -> Slope:
 
 def _first(slope: Slope, rows: int) -> Slope:
     return Slope(*[None if part is None else part[:rows] for part in slope])
-
-
-def _same(found: Any, expected: Any) -> bool:
-    """Equal; to rounding, if convolutions may give other bits each time."""
-    if torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled():
-        return torch.equal(found, expected)
-    bound = _TOLERANCE[expected.dtype] * expected.abs().max()
-    return bool((found - expected).abs().max() <= bound)
 
 
 def _draws() -> list[Any]:

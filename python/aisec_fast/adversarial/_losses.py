@@ -51,6 +51,16 @@ def target_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Ten
     return -cross_entropy(logits, targets)
 
 
+def target_margin_of(logits: Tensor, pairs: Tensor) -> Tensor:
+    """:func:`target_margin` of labels and targets side by side, ``[B, 2]``."""
+    return target_margin(logits, *pairs.unbind(1))
+
+
+def target_dlr_of(logits: Tensor, pairs: Tensor) -> Tensor:
+    """:func:`target_dlr` of labels and targets side by side, ``[B, 2]``."""
+    return target_dlr(logits, *pairs.unbind(1))
+
+
 def likeliest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     """The ``count`` classes (at most all) with the largest logits that are not the label, likeliest first: ``[B, count]``."""
     others = logits.scatter(1, labels[:, None], -torch.inf)
@@ -61,13 +71,14 @@ class Loss(NamedTuple):
     """A loss, the same for one target class, and the number of classes without which they have no meaning."""
 
     values: Callable[[Tensor, Tensor], Tensor]
+    descended: Callable[[Tensor, Tensor], Tensor]  # the same with its sign turned
     target_values: Callable[[Tensor, Tensor, Tensor], Tensor]
     least_classes: int
     least_classes_for_targets: int
 
 
 LOSSES = {
-    "ce": Loss(cross_entropy, target_cross_entropy, 2, 2),
-    "margin": Loss(margin, target_margin, 2, 2),
-    "dlr": Loss(dlr, target_dlr, 3, 4),
+    "ce": Loss(cross_entropy, lambda z, y: -cross_entropy(z, y), target_cross_entropy, 2, 2),
+    "margin": Loss(margin, lambda z, y: -margin(z, y), target_margin, 2, 2),
+    "dlr": Loss(dlr, lambda z, y: -dlr(z, y), target_dlr, 3, 4),
 }

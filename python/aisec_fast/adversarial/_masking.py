@@ -140,7 +140,13 @@ def costly(job: Job, radii: Sequence[float], fooled_at: np.ndarray[tuple[int], n
 
 
 def _search(job: Job, ball: Ball, *, steps: int = 100, seed: int = 0, early_stop: bool = True) -> _apgd.Search:
-    plan = _apgd.Plan(steps=steps, seed=job.seed + seed, max_rows=job.max_rows, early_stop=early_stop)
+    plan = _apgd.Plan(
+        steps=steps,
+        seed=job.seed + seed,
+        max_rows=job.max_rows,
+        early_stop=early_stop,
+        larger_eps=job.ball.norm == "l1",
+    )
     search = _apgd.Search(job.victim, ball, plan, numbers=job.numbers)
     search.run()
     return search

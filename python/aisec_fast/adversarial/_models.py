@@ -62,12 +62,16 @@ class Attackable(Protocol):
 
 @dataclass(frozen=True)
 class GradientModel:
-    """A model given by its gradient, for numpy, cupy or anything that torch does not differentiate.
+    """A model given by its gradient, for numpy, cupy, jax or anything that torch does not differentiate.
+
+    The functions are given arrays of the library that the attack's ``x`` and ``y`` came from: numpy, cupy, torch, or another
+    whose arrays have the array API's ``__array_namespace__`` with ``from_dlpack``, as those of jax do. (Arrays of other
+    DLPack producers reach them as numpy's or, on CUDA, cupy's.)
 
     Args:
         gradient: ``gradient(x, y) -> d loss_i / d x_i``, an array like ``x`` (shape, dtype, library, device), where the
             loss of a sample depends on that sample alone. Untargeted attacks climb it. ``x`` must be left as it is; it
-            is overwritten after the call, so keep a copy if you keep anything.
+            is overwritten after the call, so keep a copy if you keep anything. (Not so for jax's, which never change.)
         predict: ``predict(x) -> logits [B, classes]``; needed for ``early_stop`` and for ``restarts`` above 1. The label
             with the largest logit is the model's answer.
     """
@@ -82,10 +86,18 @@ class GradientModel:
 
 
 class GivenGradient:
-    """A ``GradientModel`` under attack."""
+    """A ``GradientModel`` under attack.
 
-    def __init__(self, model: GradientModel, x: Array, *, targeted: bool) -> None:
+    Args:
+        model: the functions.
+        x: the samples, as they are attacked.
+        given: samples and labels as the user gave them: the functions get arrays of those libraries.
+        targeted: whether labels are wanted answers.
+    """
+
+    def __init__(self, model: GradientModel, x: Array, given: tuple[Any, Any], *, targeted: bool) -> None:
         self._model, self._like, self._targeted = model, x, targeted
+        self._makers = tuple(map(_rows.maker, given))
 
     def attacked(self) -> AbstractContextManager[object]:
         """See :class:`Attackable`."""
@@ -99,7 +111,9 @@ class GivenGradient:
         """See :class:`Attackable`."""
         logits = self.predict(adv) if with_logits else None
         losses = None if logits is None else self.losses(logits, y)  # before the user's function meets wrong labels
-        gradient = describe(self._model.gradient(_guarded(adv), y), "the result of gradient(x, y)")
+        made_x, made_y = self._makers
+        labels = y if made_y is None else made_y(y.copy())
+        gradient = describe(self._model.gradient(_guarded(adv, made_x), labels), "the result of gradient(x, y)")
         wanted = (self._like.library, self._like.dtype, self._like.device)
         if (gradient.library, gradient.dtype, gradient.device) != wanted:
             raise TypeError(
@@ -114,7 +128,7 @@ class GivenGradient:
         """See :class:`Attackable`; logits come to the host, as numpy."""
         if self._model.predict is None:
             raise ValueError("predict is missing from the GradientModel: early_stop and restarts above 1 need it")
-        logits = describe(self._model.predict(_guarded(adv)), "the result of predict(x)")
+        logits = describe(self._model.predict(_guarded(adv, self._makers[0])), "the result of predict(x)")
         if len(logits.shape) != 2 or logits.shape[0] != len(adv) or logits.shape[1] < 2:
             raise ValueError(
                 f"predict(x) returned shape {logits.shape}, expected logits [{len(adv)}, classes] with 2 or more classes"
@@ -142,8 +156,10 @@ class GivenGradient:
         return margins
 
 
-def _guarded(adv: Any) -> Any:
-    """The samples as a user's function may see them: numpy's read-only."""
+def _guarded(adv: Any, made: Callable[[Any], Any] | None) -> Any:
+    """The samples as a user's function may see them: numpy's read-only, those of another library a copy."""
+    if made is not None:
+        return made(adv.copy())
     if not isinstance(adv, np.ndarray):
         return adv
     view = adv.view()

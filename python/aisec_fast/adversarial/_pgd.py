@@ -42,6 +42,7 @@ def pgd(
     early_stop: bool = False,
     working_copy: bool | None = None,
     cuda_graph: bool | None = None,
+    precision: str | None = None,
     seed: int | None = None,
     progress: Progress | bool | None = None,
 ) -> Any:
@@ -53,7 +54,7 @@ def pgd(
     Args:
         model: a torch module that gives logits ``[B, classes]``, or a :class:`GradientModel`.
         x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``: a torch tensor (or, for one on the CPU, a numpy
-            array) for a torch module; numpy, cupy, torch or any DLPack producer for a GradientModel. It is not changed.
+            array) for a torch module; numpy, cupy, torch, jax or any DLPack producer for a GradientModel. It is not changed.
         y: labels ``[B]``: true ones, or targets if ``targeted``. Integers from 0 to classes - 1, a tensor on the device of
             ``x`` for a torch module. For a GradientModel they are passed on, and without ``predict`` may be anything with
             B rows.
@@ -85,6 +86,10 @@ def pgd(
             way, and every success is judged by the module itself, called as always. Default: where enough steps are left
             and no other thread of Python may use the device; a module that cannot be recorded (it waits for the device, or
             draws random numbers) is attacked without. True: raise for such a module. False: never.
+        precision: "bfloat16" to compute gradients, and the logits that come with them, under torch's autocast in bfloat16 (float32
+            samples and torch modules only); steps and projections stay in the dtype of ``x``, and every success is judged by
+            the module itself as it is. If its logits are others by over 5 % of the largest, a RuntimeWarning says that the
+            attack goes on without. Default: as the module computes. It pays on GPUs; on a CPU, measure it.
         seed: of the random starts. The same seed gives the same starts on every device and backend; row i depends on
             neither the batch size nor on other restarts. Default: from the operating system.
         progress: function ``(step, total_steps, fooled)`` called after each step (``fooled``: samples known to fool the
@@ -128,6 +133,7 @@ def pgd(
     attackable, samples, labels = _attackable(
         model,
         samples,
+        x,
         y,
         loss,
         targets=targets,
@@ -135,6 +141,7 @@ def pgd(
         needs_verdict=early_stop or tries > 1,
         working_copy=_checks.flag(working_copy, "working_copy"),
         cuda_graph=None if cuda_graph is None else _checks.flag(cuda_graph, "cuda_graph"),
+        precision=_arguments.precision_named(precision, samples.dtype),
     )
     balls[0].require_inside_box(samples)
     several = not isinstance(eps, numbers.Real)
@@ -183,6 +190,7 @@ def _returned(result: Any, x: Any, radii: int | None) -> Any:
 def _attackable(
     model: Any,
     x: Array,
+    given_x: Any,
     y: Any,
     loss: str,
     *,
@@ -191,6 +199,7 @@ def _attackable(
     needs_verdict: bool,
     working_copy: bool,
     cuda_graph: bool | None,
+    precision: str | None,
 ) -> tuple[Attackable, Array, Any]:
     """The model ready for an attack, and samples and labels as it takes them."""
     if isinstance(model, GradientModel):
@@ -209,7 +218,12 @@ def _attackable(
             raise ValueError(
                 "cuda_graph is True, but model is a GradientModel: its functions may do more than torch records"
             )
-        return GivenGradient(model, x, targeted=targeted), x, _arguments.labels(y, x, integers=needs_verdict).value
+        if precision is not None:
+            raise ValueError(
+                f"precision is {precision!r}, but model is a GradientModel: its functions choose their own"
+            )
+        labels = _arguments.labels(y, x, integers=needs_verdict).value
+        return GivenGradient(model, x, (given_x, y), targeted=targeted), x, labels
     x = _arguments.tensor_samples(model, x, others=" or a GradientModel")
     from ._losses import LOSSES
     from ._torch_model import TorchLoss
@@ -224,5 +238,6 @@ def _attackable(
         batch=x.value,
         working_copy=working_copy,
         cuda_graph=cuda_graph,
+        precision=precision,
     )
     return attackable, x, labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,19 @@ def _is(value: Any, library: str, kind: str) -> bool:
 def is_tensor(value: Any) -> bool:
     """Whether ``value`` is a torch tensor. Does not import torch."""
     return _is(value, "torch", "Tensor")
+
+
+def maker(like: Any) -> Callable[[Any], Any] | None:
+    """What makes an array of a numpy or cupy one in the library of ``like``, over the same memory where that library can.
+
+    None for numpy, cupy and torch, and for libraries whose arrays do not say, by the array API standard, how they are made
+    (``__array_namespace__``, ``from_dlpack``). No library is imported.
+    """
+    if isinstance(like, np.ndarray) or is_tensor(like) or _is(like, "cupy", "ndarray"):
+        return None
+    namespace = getattr(like, "__array_namespace__", None)
+    made: Callable[[Any], Any] | None = None if namespace is None else getattr(namespace(), "from_dlpack", None)
+    return made
 
 
 def _indices(rows: Rows, like: Any) -> Any:

@@ -1,7 +1,8 @@
 """Square Attack: random search by changes inside squares, which needs nothing but the model's answers.
 
 Andriushchenko, Croce, Flammarion and Hein, Square Attack: a query-efficient black-box adversarial attack via random search
-(2020), arXiv:1912.00049. Algorithms 1 to 3 are the rules below.
+(2020), arXiv:1912.00049. Algorithms 1 to 3 are the rules below. In L1 they are those of the authors' AutoAttack:
+Croce and Hein, Mind the box: l1-APGD for sparse adversarial attacks on image classifiers (2021), arXiv:2103.01208.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _checks
+from .._arrays import Array
 from .._backends import Backend, choose
 from . import _arguments, _rows
 from ._apgd import NORMS
 from ._ball import Ball, make_ball
 from ._box import Clip
 from ._draws import generator, seed_of
-from ._models import Flags, GivenGradient, GradientModel, fools
+from ._models import Flags, Floats, GivenGradient, GradientModel, fools
 from ._progress import Progress, reporting
 from ._watch import Watch
 
 # Queries (of 10,000) after which the share of changed pixels is halved: section 5.1 of the paper.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _TINY = 1e-12  # keeps 0 / 0 out of normalisations
-_LONGEST = {"float32": 1e18, "float64": 1e150}  # L2 changes whose squares and their sums stay finite
+_LONGEST = {"float32": 1e18, "float64": 1e150}  # changes whose squares and their sums stay finite
 
 
 def square(
@@ -39,6 +41,7 @@ def square(
     *,
     eps: float,
     norm: str = "linf",
+    targeted: bool = False,
     n_queries: int = 5000,
     restarts: int = 1,
     p_init: float = 0.8,
@@ -50,7 +53,7 @@ def square(
 ) -> Any:
     """Attack ``model`` at ``x`` by random search, from its logits alone (Square Attack, Andriushchenko et al. 2020).
 
-    The first query is a pattern of vertical stripes (linf) or of small patches (l2) on the ball. Each further query changes
+    The first query is a pattern of vertical stripes (linf) or of small patches (l2, l1) on the ball. Each further query changes
     the pixels of a random square, all to the surface of the ball, and is kept if it raises the margin
     ``max_{j != y} z_j - z_y`` or fools the model. Squares shrink on a fixed schedule. No gradient is used, so masked
     gradients do not stop it.
@@ -59,9 +62,10 @@ def square(
         model: a torch module that gives logits ``[B, classes]`` (held and left as by :func:`pgd`), or a
             :class:`GradientModel` with ``predict``, whose gradient is not called.
         x: samples ``[B, ...]``, float32 or float64, finite, inside ``clip``; arrays as for :func:`pgd`. It is not changed.
-        y: true labels ``[B]``, integers from 0 to classes - 1.
+        y: labels ``[B]``, integers from 0 to classes - 1: true ones, or the answers that are wanted if ``targeted``.
         eps: radius of the ball ``|x_adv - x| <= eps``, in the units of ``x``; above 0 and finite.
-        norm: "linf" or "l2" (also "Linf", "L2").
+        norm: "linf", "l2" or "l1" (also "Linf", "L2", "L1").
+        targeted: make the model answer ``y``: what is kept raises ``z_y - logsumexp(z)``, or reaches ``y``.
         n_queries: how often, at most, the model is asked about a sample in a run, the first pattern included; at least 1. A
             sample that fools the model is not asked about again. Nothing is asked about ``x`` itself.
         restarts: number of runs, at least 1. Runs after the first attack only samples that are not fooled yet.
@@ -79,7 +83,7 @@ def square(
     Returns:
         ``x_adv``: a new C-contiguous array of the shape, dtype, library and device of ``x``; ``|x_adv - x| <= eps`` in
         float64 and the box exactly, always. A fooled sample's first query that fools the model, else its query of largest
-        margin, of all runs.
+        margin (``targeted``: of largest ``z_y - logsumexp(z)``), of all runs.
 
     Raises:
         TypeError, ValueError: an argument, with its name; a model that returns something else than logits; NaN logits.
@@ -96,7 +100,11 @@ def square(
     samples = _arguments.samples(x)
     ball = make_ball(norm, eps, clip, samples.dtype, NORMS)
     layout(samples.shape, image_shape)
-    with reporting(progress, "Square") as report, _scored(model, samples, y, clip, ball) as (scored, clean, labels):
+    aimed = _checks.flag(targeted, "targeted")
+    with (
+        reporting(progress, "Square") as report,
+        _scored(model, samples, x, y, clip, ball, targeted=aimed) as (scored, clean, labels),
+    ):
         if not samples.size:
             return _arguments.as_given(_rows.copy(clean), x)
         search = Search(scored, clean, labels, ball, choose([samples]), plan, report=report)
@@ -122,17 +130,20 @@ def layout(shape: tuple[int, ...], image_shape: Any) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _scored(model: Any, samples: Any, y: Any, clip: Clip, ball: Ball) -> Iterator[tuple[Scored, Any, Any]]:
+def _scored(
+    model: Any, samples: Array, given: Any, y: Any, clip: Clip, ball: Ball, *, targeted: bool
+) -> Iterator[tuple[Scored, Any, Any]]:
     """The model as a search needs it, with samples and labels."""
     if isinstance(model, GradientModel):
         if model.predict is None:
             raise ValueError("model is a GradientModel without predict, expected one with it: the attack needs logits")
         labels = _arguments.labels(y, samples)
         ball.require_inside_box(samples)
-        yield GivenGradient(model, samples, targeted=False), samples.value, labels.value
+        functions = (_Aimed if targeted else GivenGradient)(model, samples, (given, y), targeted=targeted)
+        yield functions, samples.value, labels.value
         return
     with _arguments.attacked(model, samples.value, y, clip=clip) as victim:
-        yield TorchScored(victim), victim.x, victim.y
+        yield TorchScored(victim, targeted=targeted), victim.x, victim.y
 
 
 class Scored(Protocol):
@@ -142,7 +153,7 @@ class Scored(Protocol):
         """Logits ``[B, classes]``."""
 
     def losses(self, logits: Any, y: Any) -> Any:
-        """Margins ``[B]``, NaN where a logit is NaN."""
+        """What is to rise, ``[B]``: margins, or for a wanted answer its log-probability. NaN where a logit is NaN."""
 
     def fooled(self, logits: Any, y: Any) -> Flags:
         """Whether each sample is claimed to fool the model, on the host."""
@@ -151,11 +162,23 @@ class Scored(Protocol):
         """Those of ``hit`` that do fool it."""
 
 
+class _Aimed(GivenGradient):
+    """Functions that are to give a wanted answer."""
+
+    def losses(self, logits: Floats, y: Any) -> Floats:
+        """See :class:`Scored`."""
+        super().losses(logits, y)  # which checks the labels
+        highest = logits.max(axis=1, keepdims=True)
+        at_label = np.take_along_axis(logits - highest, _rows.to_host(y)[:, None].astype(np.intp), 1)[:, 0]
+        rises: Floats = at_label - np.log(np.exp(logits - highest).sum(axis=1))
+        return rises
+
+
 class TorchScored:
     """A torch module under attack: see :class:`Scored`."""
 
-    def __init__(self, victim: _arguments.Attacked) -> None:
-        self._victim = victim
+    def __init__(self, victim: _arguments.Attacked, *, targeted: bool = False) -> None:
+        self._victim, self._targeted = victim, targeted
 
     def predict(self, adv: Any) -> Any:
         """See :class:`Scored`."""
@@ -163,19 +186,20 @@ class TorchScored:
 
     def losses(self, logits: Any, y: Any) -> Any:
         """See :class:`Scored`."""
-        from ._losses import margin
+        from ._losses import cross_entropy, margin
 
-        return margin(logits, y)
+        return -cross_entropy(logits, y) if self._targeted else margin(logits, y)
 
     def fooled(self, logits: Any, y: Any) -> Flags:
         """See :class:`Scored`."""
-        flags: Flags = _rows.to_host(fools(logits, y))
+        flags: Flags = _rows.to_host(fools(logits, y, targeted=self._targeted))
         return flags
 
     def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:
         """See :class:`Scored`."""
-        flags: Flags = _rows.to_host(self._victim.model.confirmed(_rows.from_host(hit, adv), adv, y))
-        return flags
+        flags = _rows.from_host(hit, adv)
+        confirmed: Flags = _rows.to_host(self._victim.model.confirmed(flags, adv, y, targeted=self._targeted))
+        return confirmed
 
 
 @dataclass(frozen=True)
@@ -219,7 +243,7 @@ class Search:
 
     def run(self) -> Any:
         """The result for every sample."""
-        proposals = {"linf": _Stripes, "l2": _Patches}[self.ball.norm]
+        proposals = _Stripes if self.ball.norm == "linf" else _Patches
         for restart in range(self.plan.restarts):
             rows = np.flatnonzero(~self.fooled)
             if len(rows):
@@ -353,14 +377,18 @@ class _Stripes(_Moves):
 
 
 class _Patches(_Moves):
-    """L2, Algorithm 3: norm is taken out of one window, and out of what the ball leaves, and put into another as a pattern."""
+    """L2, Algorithm 3: norm is taken out of one window, and out of what the ball leaves, and put into another as a pattern.
+
+    L1: the same with sums of magnitudes for norms and with steeper hills. Each channel of the pattern gets the unused norm, and
+    the norm in its windows as often as there are channels: the exact projection cuts that down to the highest values.
+    """
 
     def __init__(
         self, x: Any, ball: Ball, backend: Backend, shape: tuple[int, int, int], first: list[np.random.Generator]
     ) -> None:
         super().__init__(ball, backend, shape)
         channels, height, width = shape
-        self._x = x
+        self._x, self._power = x, 1 if ball.norm == "l1" else 2
         dtype = str(x.dtype).removeprefix("torch.")
         self._eps = min(ball.eps, _LONGEST[dtype])
         tall, wide = max(height // 5, 1), max(width // 5, 1)
@@ -371,36 +399,53 @@ class _Patches(_Moves):
             for top in tops:
                 for left in lefts:
                     signs = 2 * draws.integers(2, size=(channels, 1, 1)) - 1
-                    change[:, top : top + tall, left : left + wide] = signs * pattern(tall, wide, draws)
+                    change[:, top : top + tall, left : left + wide] = signs * pattern(tall, wide, draws, self._power)
+        if self._power == 1:
+            # Patches of norm 1 in a box of width 1, which only a large ball holds as they are.
+            box = ball.high - ball.low
+            start *= max(
+                min(box, _LONGEST[dtype]) if math.isfinite(box) else self._eps, self._eps / abs(start[0]).sum()
+            )
         self.best = self.proposal = self._on_sphere(_rows.from_host(start.astype(dtype), x))
 
     def propose(self, share: float, draws: np.random.Generator) -> None:
         """See :class:`_Moves`."""
-        channels = self.shape[0]
+        channels, power = self.shape[0], self._power
         into, out_of = self.window(share, draws, odd=True), self.window(share, draws, odd=True)
         change = self.image(self.best - self._x)
         rest = _rows.copy(change)
         rest[into] = 0
         rest[out_of] = 0
-        squares, kept = (change * change).sum((2, 3)), (rest * rest).sum((2, 3))  # of each channel
-        unused = (self._eps * self._eps - squares.sum(1)).clip(min=0)
-        available = ((squares - kept).clip(min=0) + unused[:, None] / channels) ** 0.5
+        whole, kept = self._sums(change), self._sums(rest)  # of each channel
+        unused = (self._eps**power - whole.sum(1)).clip(min=0)
+        available = ((whole - kept).clip(min=0) + unused[:, None] / channels) ** (1 / power)
+        if power == 1:
+            available = available * channels
         old = change[into]
-        shape = pattern(old.shape[2], old.shape[3], draws)
+        shape = pattern(old.shape[2], old.shape[3], draws, power)
         signs = 2 * draws.integers(2, size=(1, channels, 1, 1)) - 1
         new = _rows.from_host((signs * shape).astype(str(change.dtype).removeprefix("torch.")), change) + old / (
-            _TINY + _lengths(old)
+            _TINY + self._lengths(old)
         )
-        rest[into] = new / (_TINY + _lengths(new)) * available[:, :, None, None]
+        rest[into] = new / (_TINY + self._lengths(new)) * available[:, :, None, None]
         self.proposal = self._on_sphere(rest)
 
     def _on_sphere(self, change: Any) -> Any:
-        """x plus the change, made ``eps`` long and projected."""
-        length = (change * change).sum((1, 2, 3)) ** 0.5
-        scaled = change * (self._eps / (_TINY + length))[:, None, None, None]
-        point = scaled.reshape(self._x.shape) + self._x
+        """x plus the change, projected; before that, in L2, it is made ``eps`` long."""
+        if self._power == 2:
+            length = self._sums(change).sum(1) ** 0.5
+            change = change * (self._eps / (_TINY + length))[:, None, None, None]
+        point = change.reshape(self._x.shape) + self._x
         self.ball.project(self.backend, point, self._x)
         return point
+
+    def _sums(self, values: Any) -> Any:
+        """Of squares, or magnitudes, in each channel: ``[B, channels]``."""
+        return (abs(values) if self._power == 1 else values * values).sum((2, 3))
+
+    def _lengths(self, values: Any) -> Any:
+        """Norms of the channels, ``[B, channels, 1, 1]``."""
+        return (self._sums(values) ** (1 / self._power))[:, :, None, None]
 
     def settle(self, better: Flags) -> None:
         """See :class:`_Moves`."""
@@ -414,31 +459,32 @@ class _Patches(_Moves):
         self.proposal = self.best
 
 
-def pattern(rows: int, columns: int, draws: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Two hills, one up and one down, side by side along a random axis, of length 1: eta of Algorithm 3, ``[rows, columns]``."""
+def pattern(rows: int, columns: int, draws: np.random.Generator, power: int = 2) -> npt.NDArray[np.float64]:
+    """Two hills, one up and one down, side by side along a random axis: eta of Algorithm 3, ``[rows, columns]``.
+
+    Of length 1 in the norm that is the root of a sum of these powers.
+    """
     upright = bool(draws.integers(2))  # drawn whatever the shape is
     if rows > 1 and (upright or columns == 1):
         half = rows // 2
-        hills = np.concatenate([_hill(half, columns), -_hill(rows - half, columns)])
+        hills = np.concatenate([_hill(half, columns, power), -_hill(rows - half, columns, power)])
     elif columns > 1:
         half = columns // 2
-        hills = np.concatenate([_hill(rows, half), -_hill(rows, columns - half)], axis=1)
+        hills = np.concatenate([_hill(rows, half, power), -_hill(rows, columns - half, power)], axis=1)
     else:
         hills = np.ones((1, 1))
-    hills /= np.sqrt((hills * hills).sum())
-    return hills
+    return _normalised(hills, power)
 
 
-def _hill(rows: int, columns: int) -> npt.NDArray[np.float64]:
-    """At the distance d from the middle the sum of 1 / (c + 1)^2 over c >= d, of length 1."""
+def _hill(rows: int, columns: int, power: int = 2) -> npt.NDArray[np.float64]:
+    """At the distance d from the middle the sum of 1 / (c + 1)^2 (under L1: ^4) over c >= d, of length 1."""
     down, across = abs(np.arange(rows) - rows // 2), abs(np.arange(columns) - columns // 2)
     widest = max(rows // 2, columns // 2) + 1
-    tails = np.cumsum(1 / np.arange(widest, 0, -1.0) ** 2)[::-1]
-    hill: npt.NDArray[np.float64] = tails[np.maximum(down[:, None], across)]
-    hill /= np.sqrt((hill * hill).sum())
-    return hill
+    tails = np.cumsum(1 / np.arange(widest, 0, -1.0) ** (2 if power == 2 else 4))[::-1]
+    return _normalised(tails[np.maximum(down[:, None], across)], power)
 
 
-def _lengths(values: Any) -> Any:
-    """L2 norms of the channels, ``[B, channels, 1, 1]``."""
-    return ((values * values).sum((2, 3)) ** 0.5)[:, :, None, None]
+def _normalised(values: npt.NDArray[np.float64], power: int) -> npt.NDArray[np.float64]:
+    """The values over their norm."""
+    normalised: npt.NDArray[np.float64] = values / (np.abs(values) ** power).sum() ** (1 / power)
+    return normalised

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
@@ -41,13 +42,14 @@ class TorchModel:
         self._graphs: Graphs | None = None
         self.without_graph = "not asked for"  # why passes are not replayed
         self._rows_at_once: int | None = None
+        self._lower: torch.dtype | None = None  # of passes with a gradient
         self._writes_to_input: bool | None = None  # not known yet
         self.differences = 0  # samples that fooled the working copy and not the module
 
     @property
     def has_copy(self) -> bool:
-        """Whether ``logits`` and ``gradient`` come from a working copy, or a replay, so that a success is to be confirmed."""
-        return self._copy is not None or (self._graphs is not None and self._graphs.in_use)
+        """Whether ``logits`` and ``gradient`` come from a working copy, a replay or in lower precision: successes are to be confirmed."""
+        return self._copy is not None or self._lower is not None or (self._graphs is not None and self._graphs.in_use)
 
     @classmethod
     def made(
@@ -75,7 +77,12 @@ class TorchModel:
 
     @contextmanager
     def attacked(
-        self, x: Tensor | None = None, *, copied: bool = True, cuda_graph: bool | None = False
+        self,
+        x: Tensor | None = None,
+        *,
+        copied: bool = True,
+        cuda_graph: bool | None = False,
+        precision: str | None = None,
     ) -> Iterator[None]:
         """Every submodule in eval mode, gradients on, autocast off.
 
@@ -86,9 +93,11 @@ class TorchModel:
             x: the batch, if there will be many passes over it.
             copied: a working copy may be made, and large batches go in parts.
             cuda_graph: whether ``replayed_gradient`` replays passes: None where it can, True or it raises.
+            precision: "bfloat16" to compute passes with a gradient under autocast.
         """
+        self._lower = None if precision is None else getattr(torch, precision)
         before: list[tuple[nn.Module, bool]] = []
-        # Half precision turns small gradients into zeros, which would pass for robustness.
+        # The user's autocast may be float16, which turns small gradients into zeros: that would pass for robustness.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(self._device.type, enabled=False):
             try:
                 for module in self._module.modules():
@@ -102,7 +111,7 @@ class TorchModel:
                         self._graphs = self._recorded_graphs(must=cuda_graph is True)
                 yield
             finally:
-                self._copy = self._rows_at_once = None
+                self._copy = self._rows_at_once = self._lower = None
                 graphs, self._graphs = self._graphs, None
                 if graphs is not None:
                     graphs.close()
@@ -128,7 +137,7 @@ class TorchModel:
                 if graphs.recorded > before:  # which was a trial of its own
                     self._passes += 1
                     return slope
-                if not self._misleads(adv, slope.logits):
+                if not self._misleads(adv, slope.logits, lower=self._lower is not None):
                     return slope
                 graphs.forget()  # if the working copy was wrong, so are replays of it
         return self.gradient(adv, lambda logits: values(logits, y))
@@ -151,7 +160,13 @@ class TorchModel:
             self._note(str(error))
             return None
         self.without_graph = ""
-        return Graphs(self._pass, recorder, must=must, mixes=lambda x: mixes(self._copy or self._module, x))
+        return Graphs(
+            self._pass,
+            recorder,
+            must=must,
+            coarse=self._lower is not None,
+            mixes=lambda x: mixes(self._copy or self._module, x),
+        )
 
     def _note(self, reason: str) -> None:
         self.without_graph = reason
@@ -175,7 +190,7 @@ class TorchModel:
         """Leaves that are ``adv`` in parts, and the logits there."""
         leaves = [part.detach().requires_grad_(True) for part in evenly(adv, self._rows_at_once)]
         logits = _joined([self._checked(self._logits_of_leaf(leaf), leaf) for leaf in leaves])
-        if self._misleads(adv, logits):
+        if self._misleads(adv, logits, lower=self._lower is not None):
             return self._differentiable(adv)
         if not logits.requires_grad:
             raise ValueError(
@@ -201,8 +216,10 @@ class TorchModel:
             logits = _joined([self._checked(_called(copy, for_copy(part)), part) for part in parts])
         return self.own_logits(adv) if self._misleads(adv, logits) else logits
 
-    def _misleads(self, adv: Tensor, logits: Tensor) -> bool:
+    def _misleads(self, adv: Tensor, logits: Tensor, *, lower: bool = False) -> bool:
         """Whether the logits of copy or replay at ``adv`` are not the module's: then the copy is dropped, or the replays.
+
+        With those the lower precision, if they were computed in it: so is the tolerance then.
 
         They were tried at the samples, and a module may take another way elsewhere. Asked at passes 1, 2, 4, 8, ... on a few
         rows, other ones each time.
@@ -213,9 +230,16 @@ class TorchModel:
         if self._passes & (self._passes - 1):
             return False
         rows = (torch.arange(min(_ROWS_TRIED, len(adv)), device=adv.device) + self._passes) % len(adv)
-        if same_logits(logits[rows].detach(), self.own_logits(adv[rows])):
+        if same_logits(logits[rows].detach(), self.own_logits(adv[rows]), coarse=lower):
             return False
-        if self._copy is None and self._graphs is not None:
+        if lower:
+            warnings.warn(
+                f"logits in {str(self._lower).removeprefix('torch.')} are not the model's own: the attack goes on without it",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self._lower = None
+        elif self._copy is None and self._graphs is not None:
             self._graphs.drop("replayed logits differ from the model's own")
             self._note(self._graphs.dropped)
         self._copy = None
@@ -245,6 +269,14 @@ class TorchModel:
         return confirmed
 
     def _logits_of_leaf(self, leaf: Tensor) -> object:
+        """Of a pass with a gradient, which alone may be in lower precision."""
+        if self._lower is None:
+            return self._called_with_leaf(leaf)
+        # Nothing is cached: a recorded pass must not read casts that were made outside of it.
+        with torch.autocast(self._device.type, dtype=self._lower, cache_enabled=False):
+            return self._called_with_leaf(leaf)
+
+    def _called_with_leaf(self, leaf: Tensor) -> object:
         """A module may work in place: it is given a copy, unless the first call has shown that it does not."""
         if self._copy is not None:
             logits = _called(self._copy, for_copy(leaf))
@@ -299,13 +331,16 @@ class TorchLoss:
         batch: Tensor,
         working_copy: bool,
         cuda_graph: bool | None,
+        precision: str | None,
     ) -> None:
         self._model, self._loss, self._targeted, self._targets = model, LOSSES[loss], targeted, targets
-        self._batch, self._copied, self._cuda_graph = batch, working_copy, cuda_graph
+        self._batch, self._copied, self._cuda_graph, self._precision = batch, working_copy, cuda_graph, precision
 
     def attacked(self) -> AbstractContextManager[object]:
         """See :class:`Attackable`."""
-        return self._model.attacked(self._batch, copied=self._copied, cuda_graph=self._cuda_graph)
+        return self._model.attacked(
+            self._batch, copied=self._copied, cuda_graph=self._cuda_graph, precision=self._precision
+        )
 
     def labelled(self, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
         """See :class:`Attackable`: other classes beside each label, from the most likely one at ``x`` down."""
