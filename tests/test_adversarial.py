@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aisec_fast import _core
 from aisec_fast._reference import adversarial as reference
-from tests.conftest import WITHOUT_JIT, Kernels, bits
+from tests.conftest import WITHOUT_JIT, Kernels, bits, remembered
 
 STEPS = ["linf_step", "l2_step", "l1_step", "l0_step"]
 DTYPES = ["float32", "float64"]
@@ -41,6 +41,7 @@ def length_of(step: str, shape: tuple[int, ...]) -> float:
     return {"linf_step": 1.0, "l2_step": columns**0.5, "l1_step": columns / 8, "l0_step": float(columns)}[step]
 
 
+@remembered
 def expected(step: str, arguments: list[Any]) -> np.ndarray:
     out = np.full_like(arguments[1], 7)
     getattr(reference, step)(*arguments, out)

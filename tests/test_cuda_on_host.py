@@ -334,7 +334,7 @@ def test_every_barrier_of_the_ghost_sums_is_needed(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_a_removed_bounds_check_is_found(tmp_path: Path, family: str, file: str, text: str, replacement: str) -> None:
-    program = build.sanitized_check(family, mutant(tmp_path, file, text, replacement))
+    program = build.sanitized_check(family, mutant(tmp_path, file, text, replacement), build.ADDRESSES)
     run = build.run_check(program)
     assert run.returncode != 0
     assert "ERROR: AddressSanitizer: heap-" in run.stderr, run.stderr

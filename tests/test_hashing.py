@@ -479,7 +479,7 @@ def test_update_mmap_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_a_whole_last_chunk(backend: str) -> None:
     """Its chaining value is known early at some lengths: it must not outlive what follows."""
-    for chunks in (1, 2, 3, 4, 8, 9, 12, 64, 65, 130):
+    for chunks in (1, 2, 3, 4) if WITHOUT_JIT else (1, 2, 3, 4, 8, 9, 12, 64, 65, 130):
         data = np.resize(DATA, chunks * 1024).tobytes()
         hasher, peer = hashing.blake3(data), pypi.blake3(data)
         for more in (b"", b"x", DATA[:1023].tobytes(), DATA[:2048].tobytes(), DATA[:5120].tobytes()):

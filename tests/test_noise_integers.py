@@ -5,6 +5,7 @@ Statistical tests use fixed seeds; each would fail by chance with probability be
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from aisec_fast._reference.fixed_point import exp, exp_of_minus, gaussian_tail
 from aisec_fast._reference.noise import RAW, random_words, refinement
 from aisec_fast._tables.wide import wide_quantiles
 from tests import quantile_tables
-from tests.conftest import NATIVE, WITHOUT_JIT
+from tests.conftest import NATIVE, WITHOUT_JIT, remembered
 from tests.test_codebase import PACKAGE, functions
 
 KEY = bytes(range(32))
@@ -56,6 +57,17 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     with aisec_fast.use_backend(name):
         yield _core if name == "native" else importlib.import_module("aisec_fast._numba.integers")
     _core.use_instruction_set(best)
+
+
+# The reference's answers for KEY, which take long: once for all backends.
+decisions, uniform_integers, permutation = map(
+    remembered, (reference.decisions, reference.uniform_integers, reference.permutation)
+)
+
+
+@functools.cache
+def signed_integers(law: str, parameter: float, size: int) -> list[int]:
+    return reference.signed_integers(KEY, size, LAWS[law](parameter))
 
 
 def test_the_backends_have_the_same_functions() -> None:
@@ -186,7 +198,7 @@ def test_the_wide_step(kernels: ModuleType, law: str, scale: float) -> None:
     out = np.zeros(300, np.int64)
     opened = kernels.signed_by_quantile(out, KEY, rows, factor, offset, -1.0, *wide)
     assert len(opened) <= 1
-    expected = reference.signed_integers(KEY, 300, LAWS[law](scale))
+    expected = signed_integers(law, scale, 300)
     assert [z for i, z in enumerate(out.tolist()) if i not in dict(opened)] == [
         z for i, z in enumerate(expected) if i not in dict(opened)
     ]
@@ -195,38 +207,34 @@ def test_the_wide_step(kernels: ModuleType, law: str, scale: float) -> None:
 # --- Backends against the reference -----------------------------------------------------------------------------------
 
 
-def signed(law: str) -> tuple[Callable[..., Any], Callable[[float], reference.Law]]:
-    function = {"gaussian": noise.discrete_gaussian, "laplace": noise.discrete_laplace, "skellam": noise.skellam}[law]
-    return function, LAWS[law]
+def signed(law: str) -> Callable[..., Any]:
+    return {"gaussian": noise.discrete_gaussian, "laplace": noise.discrete_laplace, "skellam": noise.skellam}[law]
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_signed_integers_equal_the_reference(kernels: ModuleType, law: str, scale: float) -> None:
     size = 200 if scale > 100 or WITHOUT_JIT else 1500
-    function, law_of = signed(law)
-    got = function(size, scale, source=OneKey())
+    got = signed(law)(size, scale, source=OneKey())
     assert got.dtype == np.int64
-    assert got.tolist() == reference.signed_integers(KEY, size, law_of(scale))
+    assert got.tolist() == signed_integers(law, scale, size)
 
 
 @pytest.mark.parametrize("variance", [2.0**-1022, 0.01, 1.0, 50.5, 4000.0])
 def test_skellam_equals_the_reference(kernels: ModuleType, variance: float) -> None:
     size = 200 if WITHOUT_JIT else 1500
-    law = reference.skellam(Fraction(variance))
-    assert noise.skellam(size, variance, source=OneKey()).tolist() == reference.signed_integers(KEY, size, law)
+    assert noise.skellam(size, variance, source=OneKey()).tolist() == signed_integers("skellam", variance, size)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes(kernels: ModuleType, size: int) -> None:
-    gaussian = reference.signed_integers(KEY, size, reference.discrete_gaussian(2.0))
-    assert noise.discrete_gaussian(size, 2.0, source=OneKey()).tolist() == gaussian
-    decided = reference.decisions(KEY, size, reference.probability_threshold(Fraction(1, 3)))
+    assert noise.discrete_gaussian(size, 2.0, source=OneKey()).tolist() == signed_integers("gaussian", 2.0, size)
+    decided = decisions(KEY, size, reference.probability_threshold(Fraction(1, 3)))
     assert noise.bernoulli(size, Fraction(1, 3), source=OneKey()).tolist() == decided
     assert noise.poisson_mask(size, Fraction(1, 3), source=OneKey()).tolist() == decided
-    integers = reference.uniform_integers(KEY, size, -5, 95)
+    integers = uniform_integers(KEY, size, -5, 95)
     assert noise.uniform_integers(size, -5, 95, source=OneKey()).tolist() == integers
-    assert noise.permutation(size, source=OneKey()).tolist() == reference.permutation(KEY, size)
+    assert noise.permutation(size, source=OneKey()).tolist() == permutation(KEY, size)
 
 
 @pytest.mark.parametrize(
@@ -247,12 +255,12 @@ def test_sizes(kernels: ModuleType, size: int) -> None:
 def test_uniform_integers_equal_the_reference(kernels: ModuleType, low: int, high: int) -> None:
     got = noise.uniform_integers(300, low, high, source=OneKey())
     assert got.dtype == np.int64
-    assert got.tolist() == reference.uniform_integers(KEY, 300, low, high)
+    assert got.tolist() == uniform_integers(KEY, 300, low, high)
 
 
 @pytest.mark.parametrize("x", [0, 0.0, 1e-300, 0.5, Fraction(1, 3), 3, 44.0, 221.0, 1e300])
 def test_bernoulli_exp_equals_the_reference(kernels: ModuleType, x: Any) -> None:
-    expected = reference.decisions(KEY, 300, reference.exp_threshold(Fraction(x)))
+    expected = decisions(KEY, 300, reference.exp_threshold(Fraction(x)))
     got = noise.bernoulli_exp((3, 100), x, source=OneKey())
     assert got.dtype == np.bool_
     assert got.shape == (3, 100)
@@ -309,7 +317,7 @@ def test_a_decision_at_its_threshold(kernels: ModuleType, index: int, step: int)
     own = number([random_words(KEY, 1, start=index)[0], *refinement(KEY, RAW, index)[:4]])
     mask = noise.bernoulli(300, Fraction(own + step, 2**320), source=OneKey())
     assert mask[index] == (step == 1)
-    assert mask.tolist() == reference.decisions(KEY, 300, own + step)
+    assert mask.tolist() == decisions(KEY, 300, own + step)
 
 
 def test_words_at_thresholds(kernels: ModuleType) -> None:
@@ -334,7 +342,7 @@ def test_words_at_thresholds(kernels: ModuleType) -> None:
 def test_what_the_quantile_leaves_open(kernels: ModuleType, law: str) -> None:
     """A closed sample is the reference's; with no room between integers all are open, and come with their words."""
     rows, scale, offset, limit, *wide = _integers._quantile_arguments(law, 1000.3)
-    size, expected = 300, reference.signed_integers(KEY, 300, LAWS[law](1000.3))
+    size, expected = 300, signed_integers(law, 1000.3, 300)
     out = np.empty(size, np.int64)
     assert kernels.signed_by_quantile(out, KEY, rows, scale, offset, limit, *wide) == []
     assert out.tolist() == expected
@@ -436,9 +444,9 @@ def test_open_samples_are_decided_as_by_the_reference(monkeypatch: pytest.Monkey
     n = 40
     for low, high in ((-3, 97), (-5, 2**40)):
         got = noise.uniform_integers(n, low, high, source=OneKey())
-        assert got.tolist() == reference.uniform_integers(KEY, n, low, high)
-    assert noise.permutation(n, source=OneKey()).tolist() == reference.permutation(KEY, n)
-    expected = reference.decisions(KEY, n, reference.exp_threshold(Fraction(1, 2)))
+        assert got.tolist() == uniform_integers(KEY, n, low, high)
+    assert noise.permutation(n, source=OneKey()).tolist() == permutation(KEY, n)
+    expected = decisions(KEY, n, reference.exp_threshold(Fraction(1, 2)))
     assert noise.bernoulli_exp(n, 0.5, source=OneKey()).tolist() == expected
     for scale in (3.0, 2.0**30):
         signed_ones = reference.signed_integers(KEY, n, reference.discrete_laplace(scale))
@@ -498,7 +506,7 @@ N = 1 << 20
 )
 def test_small_scales_follow_the_law(law: str, parameter: float) -> None:
     """Chi-square over every integer against the exact masses."""
-    z = signed(law)[0](N, parameter, source=noise.SeededSource(17))
+    z = signed(law)(N, parameter, source=noise.SeededSource(17))
     spread = math.sqrt(parameter) if law == "skellam" else parameter
     reach = int(16 * spread) + 10
     with mp.workdps(30):
@@ -515,7 +523,7 @@ def test_small_scales_follow_the_law(law: str, parameter: float) -> None:
 def test_large_scales_follow_the_law(law: str, scale: float) -> None:
     """Kolmogorov-Smirnov against the continuous law, within 1/(2 scale) of it; low bits and neighbours by chi-square."""
     size = N if scale < 2**25 else N // 64
-    z = signed(law)[0](size, scale, source=noise.SeededSource(23))
+    z = signed(law)(size, scale, source=noise.SeededSource(23))
     exact = stats.norm(scale=scale) if law == "gaussian" else stats.laplace(scale=scale)
     jitter = np.random.default_rng(1).random(size) - 0.5
     assert stats.kstest(z + jitter, exact.cdf).pvalue > FALSE_ALARM

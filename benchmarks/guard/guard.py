@@ -58,11 +58,11 @@ def compiler() -> str:
     return " ".join(match[1].partition(".")[0] if match else "unknown" for match in found)
 
 
-def _instructions(program: Path, isa: str, kernel: str, calls: int) -> int:
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", str(program), isa, kernel, str(calls)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _instructions(program: Path, isa: str, kernel: str) -> int:
+    only = ["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=counted"]
+    done = subprocess.run(["valgrind", *only, str(program), isa, kernel], capture_output=True, text=True, check=False)
     found = re.search(r"Collected : (\d+)", done.stderr)
-    if done.returncode != 0 or found is None:
+    if done.returncode != 0 or found is None or found[1] == "0":
         raise GuardError(f"{isa} {kernel} under valgrind ended with {done.returncode}:\n{done.stderr}")
     return int(found[1])
 
@@ -72,12 +72,8 @@ def count(program: Path) -> dict[str, int]:
     listing = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
     names = [name for name in listing if name.split()[0] in INSTRUCTION_SETS]
 
-    def one(name: str) -> int:
-        # One call may pay for things done once (memory, tables); the second and third are the kernel alone.
-        return (_instructions(program, *name.split(), calls=3) - _instructions(program, *name.split(), calls=1)) // 2
-
     with ThreadPoolExecutor(2) as threads:
-        return dict(zip(names, threads.map(one, names), strict=True))
+        return dict(zip(names, threads.map(lambda name: _instructions(program, *name.split()), names), strict=True))
 
 
 def slower(measured: dict[str, int], committed: dict[str, int]) -> list[str]:

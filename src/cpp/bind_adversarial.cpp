@@ -10,12 +10,12 @@ namespace {
 
 constexpr std::size_t least_values = 16'384;  // smallest work that is worth a thread
 
-struct Call {
+struct StepCall {
   ArrayView adv, x, gradient, out;
   AdversarialCall checked;
 
-  Call(const py::object& adv_, const py::object& x_, const py::object& gradient_, double step_size, double eps,
-       double low, double high, const py::object& out_)
+  StepCall(const py::object& adv_, const py::object& x_, const py::object& gradient_, double step_size, double eps,
+           double low, double high, const py::object& out_)
       : adv(adv_, "adv"), x(x_, "x"), gradient(gradient_, "gradient"), out(out_, "out") {
     for (const ArrayView* view : {&adv, &x, &gradient, &out}) view->on_device(dlpack::on_cpu);
     checked = adversarial_call(adv, x, gradient, out, step_size, eps, low, high);
@@ -34,7 +34,7 @@ template <bool by_rows, AdversarialKernel AdversarialKernels::* float32,
           AdversarialKernel AdversarialKernels::* float64>
 void step(const py::object& adv, const py::object& x, const py::object& gradient, double step_size, double eps,
           double low, double high, const py::object& out) {
-  const Call call(adv, x, gradient, step_size, eps, low, high, out);
+  const StepCall call(adv, x, gradient, step_size, eps, low, high, out);
   const AdversarialKernels& kernels = active_kernels().adversarial;
   call.run(call.checked.dtype == DType::float64 ? kernels.*float64 : kernels.*float32,
            by_rows ? call.checked.rows : call.x.size(), by_rows ? call.checked.step.columns : 1);

@@ -11,9 +11,9 @@ namespace aisec_fast {
 namespace {
 
 // The views of one call: gradients, one output for each, and the norms or weights of the rows.
-class Call {
+class ClippingCall {
  public:
-  Call(const std::vector<py::object>& grads, const py::object& per_row, bool per_row_is_output)
+  ClippingCall(const std::vector<py::object>& grads, const py::object& per_row, bool per_row_is_output)
       : per_row_(per_row, per_row_is_output ? "norms" : "weights") {
     if (grads.empty()) throw py::value_error("grads is an empty list");
     for (const py::object& grad : grads) grads_.emplace_back(grad, "grads");
@@ -59,20 +59,20 @@ class Call {
 using Objects = std::vector<py::object>;
 
 void norms(const Objects& grads, const py::object& norms) {
-  const Call call(grads, norms, true);
+  const ClippingCall call(grads, norms, true);
   const py::gil_scoped_release unlocked;
   row_norms(call.batch(), call.per_row());
 }
 
 void weighted(const Objects& grads, const py::object& weights, const Objects& outs) {
-  Call call(grads, weights, false);
+  ClippingCall call(grads, weights, false);
   const std::vector<void*> sums = call.sums(outs);
   const py::gil_scoped_release unlocked;
   weighted_sum(call.batch(), call.per_row(), sums);
 }
 
 void clip(const Objects& grads, double max_norm, const Objects& outs, const py::object& norms) {
-  Call call(grads, norms, true);
+  ClippingCall call(grads, norms, true);
   const std::vector<void*> sums = call.sums(outs);
   const py::gil_scoped_release unlocked;
   clip_and_sum(call.batch(), max_norm, sums, call.per_row());
@@ -80,7 +80,7 @@ void clip(const Objects& grads, double max_norm, const Objects& outs, const py::
 
 void lattice(const Objects& grads, double max_norm, double granularity, std::int64_t limit, const Objects& outs,
              const py::object& norms) {
-  Call call(grads, norms, true);
+  ClippingCall call(grads, norms, true);
   const std::vector<std::int64_t*> sums = call.outputs<std::int64_t>(outs, DType::int64);
   const py::gil_scoped_release unlocked;
   lattice_sum(call.batch(), max_norm, granularity, limit, sums, call.per_row());

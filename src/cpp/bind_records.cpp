@@ -10,12 +10,12 @@ namespace {
 
 // The arguments that all have. Whether the records lie inside data is for the caller to know: `data` may span memory
 // that is nobody's.
-struct Call {
+struct RecordsCall {
   ArrayView data, starts, ends, out;
   std::size_t count, limit;
 
-  Call(const py::object& data_, const py::object& starts_, const py::object& ends_, const py::object& out_,
-       const py::int_& max_threads)
+  RecordsCall(const py::object& data_, const py::object& starts_, const py::object& ends_, const py::object& out_,
+              const py::int_& max_threads)
       : data(data_, "data"), starts(starts_, "starts"), ends(ends_, "ends"), out(out_, "out") {
     one_dimensional(data.on_device(dlpack::on_cpu).of_type(DType::uint8));
     one_dimensional(starts.on_device(dlpack::on_cpu));
@@ -43,7 +43,7 @@ const std::uint32_t* words_of(const ArrayView& view, std::size_t least, std::siz
 
 void hash_blake3(const py::object& data, const py::object& starts, const py::object& ends, const py::object& key_,
                  const py::int_& mode_, const py::object& out, const py::int_& max_threads) {
-  const Call call(data, starts, ends, out, max_threads);
+  const RecordsCall call(data, starts, ends, out, max_threads);
   const ArrayView key(key_, "key");
   const std::uint32_t* const words = words_of(key, 8, 8);
   const auto mode = static_cast<std::uint32_t>(whole_number(mode_, "mode", keyed_hash));
@@ -54,7 +54,7 @@ void hash_blake3(const py::object& data, const py::object& starts, const py::obj
 
 void hash_sha256(const py::object& data, const py::object& starts, const py::object& ends, const py::object& chaining_,
                  const py::object& out, const py::int_& max_threads) {
-  const Call call(data, starts, ends, out, max_threads);
+  const RecordsCall call(data, starts, ends, out, max_threads);
   const ArrayView chaining(chaining_, "chaining");
   const std::uint32_t* const inner = words_of(chaining, 8, 16);
   if (call.out.size(1) > 32) throw py::value_error("out has more than 32 columns");
@@ -65,7 +65,7 @@ void hash_sha256(const py::object& data, const py::object& starts, const py::obj
 
 void hash_siphash24(const py::object& data, const py::object& starts, const py::object& ends, const py::object& key_,
                     const py::object& out, const py::int_& max_threads) {
-  const Call call(data, starts, ends, out, max_threads);
+  const RecordsCall call(data, starts, ends, out, max_threads);
   const ArrayView key(key_, "key");
   std::uint64_t words[2];
   std::memcpy(words, words_of(key, 4, 4), sizeof words);

@@ -14,9 +14,9 @@ namespace {
 constexpr std::size_t span_bytes = 1 << 16;
 constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread
 
-class Call {
+class UpdateCall {
  public:
-  Call(const std::vector<UpdateList>& lists, const UpdateNoise& noise) {
+  UpdateCall(const std::vector<UpdateList>& lists, const UpdateNoise& noise) {
     for (const UpdateList& list : lists)
       for (const py::object& array : list.arrays) {
         views_.emplace_back(array, list.name);
@@ -69,7 +69,7 @@ class Call {
 
 void noisy_mean(const Objects& sums, double divisor, double sigma, double granularity,
                 const std::vector<py::bytes>& keys, const std::string& generator) {
-  const Call call({{sums, "sums"}}, {sigma, granularity, keys, generator});
+  const UpdateCall call({{sums, "sums"}}, {sigma, granularity, keys, generator});
   call.run([&](const UpdateKernels& kernels, const UpdateArrays& arrays, std::size_t first, std::size_t last) {
     kernels.mean(arrays, divisor, first, last);
   });
@@ -79,8 +79,8 @@ void sgd_step(const Objects& sums, const Objects& params, const Objects& buffers
               double granularity, const std::vector<py::bytes>& keys, const std::string& generator, double lr,
               double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
   const SgdStep step{divisor, lr, momentum, dampening, weight_decay, nesterov, maximize, first_step};
-  const Call call({{sums, "sums"}, {params, "params"}, {buffers, "buffers", momentum != 0.0}},
-                  {sigma, granularity, keys, generator});
+  const UpdateCall call({{sums, "sums"}, {params, "params"}, {buffers, "buffers", momentum != 0.0}},
+                        {sigma, granularity, keys, generator});
   call.run([&](const UpdateKernels& kernels, const UpdateArrays& arrays, std::size_t first, std::size_t last) {
     kernels.sgd(arrays, step, first, last);
   });
@@ -91,12 +91,12 @@ void adam_step(const Objects& sums, const Objects& params, const Objects& exp_av
                const std::vector<py::bytes>& keys, const std::string& generator, double beta1, double beta2,
                double step_size, double root_correction, double eps, double weight_decay, double decay, bool maximize) {
   const AdamStep step{divisor, beta1, beta2, step_size, root_correction, eps, weight_decay, decay, maximize};
-  const Call call({{sums, "sums"},
-                   {params, "params"},
-                   {exp_avgs, "exp_avgs"},
-                   {exp_avg_sqs, "exp_avg_sqs"},
-                   {max_exp_avg_sqs, "max_exp_avg_sqs", false}},
-                  {sigma, granularity, keys, generator});
+  const UpdateCall call({{sums, "sums"},
+                         {params, "params"},
+                         {exp_avgs, "exp_avgs"},
+                         {exp_avg_sqs, "exp_avg_sqs"},
+                         {max_exp_avg_sqs, "max_exp_avg_sqs", false}},
+                        {sigma, granularity, keys, generator});
   call.run([&](const UpdateKernels& kernels, const UpdateArrays& arrays, std::size_t first, std::size_t last) {
     kernels.adam(arrays, step, first, last);
   });

@@ -31,6 +31,7 @@ FLAGS = ["-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fno
 LIBRARY = ["-O2", "-shared", "-fPIC"]
 EXTENSION = ["-O0", "-shared", "-fPIC", "-fvisibility=hidden", '-DAISEC_FAST_VERSION="on the host"']
 SANITIZED = ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+ADDRESSES = ["-O0", "-fsanitize=address"]  # compiles in two thirds of the time
 
 
 def library(name: str, cuda: Path = CUDA) -> ctypes.CDLL:
@@ -38,9 +39,9 @@ def library(name: str, cuda: Path = CUDA) -> ctypes.CDLL:
     return ctypes.CDLL(str(_compile([f"{name}.cpp"], LIBRARY, cuda)))
 
 
-def sanitized_check(family: str, cuda: Path = CUDA) -> Path:
-    """Return the program that checks a family under AddressSanitizer and UBSan."""
-    return _compile([f"check_{family}.cpp", f"{family}.cpp"], SANITIZED, cuda)
+def sanitized_check(family: str, cuda: Path = CUDA, flags: Sequence[str] = SANITIZED) -> Path:
+    """Return the program that checks a family under AddressSanitizer and UBSan, or the former alone (`ADDRESSES`)."""
+    return _compile([f"check_{family}.cpp", f"{family}.cpp"], flags, cuda)
 
 
 def extension() -> ModuleType:
@@ -58,19 +59,27 @@ def available() -> bool:
 
 
 def _compile(sources: Sequence[str], flags: Sequence[str], cuda: Path) -> Path:
-    includes = [HERE, HERE / "stand_in", cuda, CPP / "include", CPP, _generated()]
-    name = f"{Path(sources[0]).stem}-{_fingerprint([*FLAGS, *flags, *sources], includes)}"
-    target = _cache() / name
+    with ThreadPoolExecutor() as threads:
+        objects = list(threads.map(lambda source: _object(source, flags, cuda), sources))
+    inputs = [*FLAGS, *flags, *(path.name for path in objects)]
+    return _made(Path(sources[0]).stem, [*FLAGS, *flags, *map(str, objects)], _fingerprint(inputs, []))
+
+
+def _object(source: str, flags: Sequence[str], cuda: Path) -> Path:
+    """Return a compiled source. What checks a family sees its functions alone: one object checks all its mutants."""
+    kernels = [] if source.startswith("check_") else [cuda]
+    includes = [HERE, HERE / "stand_in", *kernels, CPP / "include", CPP, _generated()]
+    command = [*FLAGS, *flags, *(f"-I{folder}" for folder in includes), "-c", str(HERE / source)]
+    return _made(f"{source}.o", command, _fingerprint([*FLAGS, *flags, source], includes))
+
+
+def _made(name: str, arguments: Sequence[str], fingerprint: str) -> Path:
+    """Return what the compiler makes of these arguments, from the cache if it has it."""
+    target = _cache() / f"{fingerprint}-{name}"
     if not target.exists():
-        command = [COMPILER, *FLAGS, *flags, *(f"-I{folder}" for folder in includes)]
         with tempfile.TemporaryDirectory(dir=_cache()) as folder:  # other processes may compile the same
-            objects = [str(Path(folder) / f"{source}.o") for source in sources]
-            parts = [[*command, "-c", str(HERE / s), "-o", o] for s, o in zip(sources, objects, strict=True)]
-            with ThreadPoolExecutor() as threads:
-                list(threads.map(_run, parts))
-            program = Path(folder) / name
-            _run([*command, *objects, "-o", str(program)])
-            program.replace(target)
+            _run([COMPILER, *arguments, "-o", f"{folder}/{name}"])
+            Path(folder, name).replace(target)
     return target
 
 
