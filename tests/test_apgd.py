@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,11 @@ from aisec_fast.adversarial._ball import make_ball
 from aisec_fast.adversarial._rows_seen import counting
 from tests.conftest import bits
 from tests.test_pgd import assert_inside
-from tests.test_pgd_torch import FINE, WRONG, Returns, X, Y, snapshot, user_model
+from tests.test_pgd_torch import FINE, WRONG, Returns, X, Y, few_threads, snapshot, user_model
+
+__all__ = ["few_threads"]  # a fixture: small tensors wait for threads longer than they compute
 
 TARGETED = ("target_dlr", "target_margin")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def net(classes: int = 5, size: int = 12, seed: int = 0) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,9 @@ from aisec_fast.adversarial._ball import make_ball
 from aisec_fast.adversarial._rows_seen import counting
 from tests.test_apgd import data, linear, loss_at, net
 from tests.test_pgd_l1_l0 import assert_inside, highest
-from tests.test_pgd_torch import FINE, X, Y
+from tests.test_pgd_torch import FINE, X, Y, few_threads
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["few_threads"]  # a fixture: small tensors wait for threads longer than they compute
 
 
 def nearest(point: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -20,15 +19,9 @@ from aisec_fast.adversarial._draws import generator
 from tests.conftest import bits
 from tests.test_apgd_l1 import nearest
 from tests.test_pgd import assert_inside
-from tests.test_pgd_torch import FINE, WRONG, Returns, X, Y, snapshot, user_model
+from tests.test_pgd_torch import FINE, WRONG, Returns, X, Y, few_threads, snapshot, user_model
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["few_threads"]  # a fixture: small tensors wait for threads longer than they compute
 
 
 def never(*_: Any) -> Any:
