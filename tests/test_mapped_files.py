@@ -213,6 +213,44 @@ def test_a_handler_that_somebody_puts_there_meanwhile_stays(tmp_path: Path) -> N
         signal.signal(signal.SIGBUS, before)
 
 
+CHAINED = """
+import faulthandler, mmap, sys
+from aisec_fast.hashing import _files, hash_file
+
+_files._TICK = 0.0
+path = sys.argv[1]
+theirs = open(path + ".theirs", "w+b")
+theirs.write(bytes(4096))
+theirs.flush()
+memory = mmap.mmap(theirs.fileno(), 4096)
+theirs.truncate(0)
+
+def enable(done, total):
+    mapped = any(line.rstrip().endswith(path) for line in open("/proc/self/maps"))
+    if mapped and not faulthandler.is_enabled():
+        faulthandler.enable()  # goes on to the handler that it found: ours
+
+def touch(done, total):
+    if done < total:
+        memory[0]
+
+while not faulthandler.is_enabled():
+    hash_file(path, "sha256", progress=enable)
+while True:
+    hash_file(path, "sha256", progress=touch)
+"""
+
+
+def test_a_handler_that_goes_on_to_ours_gets_a_fault_once(tmp_path: Path) -> None:
+    """If ours went on to it as well, the two would call each other for ever."""
+    path = tmp_path / "file"
+    write(path)
+    command = [sys.executable, "-c", CHAINED, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == -signal.SIGBUS
+    assert done.stderr.count("Fatal Python error: Bus error") == 1
+
+
 def test_only_the_native_reader_maps(tmp_path: Path) -> None:
     path = tmp_path / "file"
     data = write(path)

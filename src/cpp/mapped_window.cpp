@@ -31,7 +31,10 @@ Slot table[slots];
 
 struct sigaction before;  // ours
 std::size_t windows = 0;
-std::mutex handler_mutex;  // guards both
+// Somebody put a handler where ours stood. It may go on to ours, now or later; if ours went on to it, neither would
+// end.
+bool overlaid = false;
+std::mutex handler_mutex;  // guards these
 
 // Of a SIGBUS that is not for us.
 void pass_on(int signal, siginfo_t* info, void* context) {
@@ -65,7 +68,10 @@ bool is_ours(const struct sigaction& action) {
   return (action.sa_flags & SA_SIGINFO) != 0 && action.sa_sigaction == on_bus_error;
 }
 
-// Also if somebody has put another handler there since.
+bool calls_nobody(const struct sigaction& action) {
+  return (action.sa_flags & SA_SIGINFO) == 0 && (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN);
+}
+
 bool put_handler() {
   static const bool forks =
       pthread_atfork([] { handler_mutex.lock(); }, [] { handler_mutex.unlock(); }, [] { handler_mutex.unlock(); }) == 0;
@@ -76,8 +82,9 @@ bool put_handler() {
   sigemptyset(&ours.sa_mask);
   if (!forks || sigaction(SIGBUS, nullptr, &now) != 0) return false;
   if (!is_ours(now)) {
-    before = now;
-    if (sigaction(SIGBUS, &ours, nullptr) != 0) return false;
+    overlaid = overlaid || windows > 0;
+    if (overlaid && !calls_nobody(now)) return false;
+    if (sigaction(SIGBUS, &ours, &before) != 0) return false;
   }
   ++windows;
   return true;
@@ -86,7 +93,11 @@ bool put_handler() {
 void take_handler_away() {
   const std::lock_guard lock(handler_mutex);
   struct sigaction now;
-  if (--windows == 0 && sigaction(SIGBUS, nullptr, &now) == 0 && is_ours(now)) sigaction(SIGBUS, &before, nullptr);
+  if (--windows > 0 || sigaction(SIGBUS, nullptr, &now) != 0) return;
+  if (is_ours(now))
+    sigaction(SIGBUS, &before, nullptr);
+  else
+    overlaid = true;
 }
 
 bool in_page_cache(int descriptor, std::uint64_t offset) {
