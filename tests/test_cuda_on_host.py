@@ -10,7 +10,9 @@ import ctypes
 import mmap
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -105,7 +107,7 @@ def test_adversarial_steps_of_large_arrays(shape: tuple[int, int], dtype: str, o
     adv, x = adv.astype(dtype), x.clip(-0.25, 0.25).astype(dtype)  # the box, as callers promise
     gradient[0] *= 1e-30 if dtype == "float32" else 1e-200
     gradient[1, 7], adv[1, 8] = np.nan, np.inf
-    columns = min(shape[1], 17_000)  # of the steps with a CUDA block a row, which are slow on a CPU
+    columns = min(shape[1], 33_000)  # of the steps with a CUDA block a row, which are slow on a CPU
     for step, length in (
         ("linf_step", 1.0),
         ("l2_step", float(np.sqrt(shape[1]))),
@@ -294,6 +296,50 @@ def test_every_barrier_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert wrong > 0, f"barrier {barrier} could go"
 
 
+def noise_calls(order: int) -> bytes:
+    x = np.linspace(-9, 9, MANY, dtype=np.float32)
+    outs = np.empty((2, MANY), np.float32)
+    noise.add_gaussian(x, outs[0], 1.7, 2.0**-20, KEY, order=order)
+    noise.add_float_laplace(x, outs[1], 1.7, KEY, order=order)
+    return bits(outs)
+
+
+def clipping_calls(order: int) -> bytes:
+    grads, norms, out = gradients(200, 70), np.empty(200), np.empty(70, np.float32)
+    clipping.clip_and_sum([grads], 3.0, [out], norms, order=order)
+    return bits(out)
+
+
+def hashing_calls(order: int) -> bytes:
+    state = blake3_state()
+    hashing.blake3_update(state, np.arange(700 * CHUNK).astype(np.uint8), 0, order=order)
+    return bits(state)
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "results"),
+    [
+        (noise, "noise_body.hpp", noise_calls),
+        (clipping, "clipping_body.hpp", clipping_calls),
+        (hashing, "hashing_body.hpp", hashing_calls),
+    ],
+    ids=["noise", "clipping", "hashing"],
+)
+def test_every_barrier_around_shared_memory_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, file: str, results: Callable[[int], bytes]
+) -> None:
+    true = results(0)
+    assert all(results(order) == true for order in ORDERS)
+    barriers = (build.CUDA / file).read_text().count("__syncthreads();")
+    assert barriers > 0
+    for barrier in range(barriers):
+        (tmp_path / str(barrier)).mkdir()
+        sources = mutant(tmp_path / str(barrier), file, "__syncthreads();", "", barrier)
+        library = build.library(module.__name__.rpartition(".")[2], sources)
+        monkeypatch.setattr(module, "library", lambda library=library: library)
+        assert any(results(order) != true for order in ORDERS), f"barrier {barrier} could go"
+
+
 def test_every_barrier_of_the_ghost_sums_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More samples than blocks, so that a block meets its own sums again."""
     tokens = np.random.default_rng(1).standard_normal((40, 9, 3)).astype(np.float32)
@@ -322,7 +368,7 @@ def test_every_barrier_of_the_ghost_sums_is_needed(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("family", "file", "text", "replacement"),
     [
-        ("noise", "noise_body.hpp", "if (i < count) out[i]", "if (i < count || true) out[i]"),
+        ("noise", "noise_body.hpp", "lane < rest) run(block, rest - lane)", "lane < rest) run(block, 128)"),
         ("hashing", "hashing_body.hpp", "chunk < count;", "chunk <= count;"),
         ("clipping", "row_norms_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
         ("clipping", "row_norms.hpp", "queue.scratch<double>(rows * most_blocks)", "queue.scratch<double>(rows)"),

@@ -487,6 +487,53 @@ def test_replayed_passes_give_the_same_samples(graphs: list[str], norm: str, los
     healthy()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_replayed_passes_of_apgd_give_the_same_samples(graphs: list[str], norm: str, loss: str) -> None:
+    model, x, y = cnn()
+    options = {"eps": EPS[norm], "norm": norm, "steps": 20, "loss": loss, "seed": 3}
+    found = adversarial.apgd(model, x, y, **options, cuda_graph=True)
+    assert graphs == [""]
+    expected = adversarial.apgd(model, x, y, **options, cuda_graph=False)
+    check_inside(found, x, EPS[norm], norm)
+    assert bits(host(found)) == bits(host(expected))
+    healthy()
+
+
+def test_replayed_passes_of_evaluate_give_the_same_verdicts(graphs: list[str]) -> None:
+    model, x, y = cnn()
+    options = {"eps": 0.05, "seed": 1, "attacks": ("apgd-ce", "apgd-t"), "masking_checks": "cheap"}
+    found = adversarial.evaluate(model, x, y, **options, cuda_graph=True)
+    assert set(graphs) == {""}
+    expected = adversarial.evaluate(model, x, y, **options, cuda_graph=False)
+    assert bits(found.fooled_at) == bits(expected.fooled_at)
+    assert bits(host(found.x_adv)) == bits(host(expected.x_adv))
+    healthy()
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd"])
+@pytest.mark.parametrize("cuda_graph", [False, None])
+def test_gradients_in_bfloat16(attack: str, cuda_graph: bool | None) -> None:
+    """Ball and box stay exact, and the module as it is judges: what is counted is what it says."""
+    model, x, y = cnn()
+    told: list[Any] = []
+    options = {
+        "eps": 0.08,
+        "steps": 25,
+        "seed": 0,
+        "early_stop": True,
+        "precision": "bfloat16",
+        "cuda_graph": cuda_graph,
+    }
+    adv = getattr(adversarial, attack)(model, x, y, **options, progress=lambda *args: told.append(args))
+    check_inside(adv, x, 0.08, "linf")
+    lead, doubt = leads(model, adv, y)
+    assert abs(told[-1][2] - np.count_nonzero(lead > 0)) <= np.count_nonzero(abs(lead) <= doubt)
+    plain = getattr(adversarial, attack)(model, x, y, **{**options, "precision": None})
+    assert abs(np.count_nonzero(leads(model, plain, y)[0] > 0) - np.count_nonzero(lead > 0)) <= 2
+    healthy()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_replays_with_working_copy_and_early_stop(graphs: list[str], dtype: Any) -> None:
     model, x, y = cnn(dtype)

@@ -5,9 +5,10 @@ Nothing is copied and no framework is imported: an array of torch can only exist
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,17 +32,17 @@ class Array(NamedTuple):
     address: int
     itemsize: int
     writable: bool
+    contiguous: bool  # in C order without gaps
 
     @property
     def size(self) -> int:
         """Number of values."""
-        product = 1
-        for extent in self.shape:
-            product *= extent
-        return product
+        return math.prod(self.shape)
 
     def extent(self) -> tuple[int, int]:
         """First address and the one after the last, in bytes."""
+        if self.contiguous:
+            return self.address, self.address + self.size * self.itemsize
         if self.size == 0:
             return self.address, self.address
         steps = [(n - 1) * stride * self.itemsize for n, stride in zip(self.shape, self.strides, strict=True)]
@@ -50,9 +51,9 @@ class Array(NamedTuple):
 
     def contiguous_from(self, axis: int) -> bool:
         """Whether the axes from ``axis`` on lie in C order without gaps."""
-        expected = 1
-        if 0 in self.shape:
+        if self.contiguous or 0 in self.shape:
             return True
+        expected = 1
         for extent, stride in zip(reversed(self.shape[axis:]), reversed(self.strides[axis:]), strict=True):
             if extent != 1 and stride != expected:
                 return False
@@ -100,6 +101,7 @@ def _describe_numpy(value: npt.NDArray[Any], name: str) -> Array:
         address=address,
         itemsize=value.itemsize,
         writable=flags.writeable,
+        contiguous=flags.c_contiguous,
     )
 
 
@@ -110,28 +112,30 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 def _describe_torch(value: Any, name: str, torch: Any) -> Array:
+    # Called for every array of every call: each attribute of a tensor costs as much as a few lines of Python.
     if value.layout is not torch.strided:
         raise TypeError(f"{name} has layout {value.layout}, expected a dense tensor")
-    if value.device.type not in ("cpu", "cuda"):
+    if value.is_cpu:
+        device = "cpu"
+    elif value.is_cuda:
+        device = f"cuda:{value.get_device()}"
+    else:
         raise ValueError(f"{name} lives on {value.device}, expected the CPU or a CUDA device")
     if value.requires_grad:
         raise ValueError(f"{name} requires grad; pass {name}.detach()")
     if value.is_neg() or value.is_conj():
         raise ValueError(f"{name} is a lazily negated or conjugated tensor; pass {name}.resolve_neg()")
-    if value.numel() > 0 and value.untyped_storage().nbytes() == 0:  # what FSDP does to parameters that are elsewhere
+    shape = tuple(value.shape)
+    if 0 not in shape and value.untyped_storage().nbytes() == 0:  # what FSDP does to parameters that are elsewhere
         raise ValueError(f"{name} has no memory: its storage was freed")
-    return Array(
-        value=value,
-        name=name,
-        library="torch",
-        shape=tuple(value.shape),
-        strides=tuple(value.stride()),
-        dtype=str(value.dtype).removeprefix("torch."),
-        device="cpu" if value.device.type == "cpu" else f"cuda:{value.device.index}",
-        address=value.data_ptr(),
-        itemsize=value.element_size(),
-        writable=True,
-    )
+    dtype, itemsize = _torch_dtype(value.dtype)
+    contiguous = value.is_contiguous()
+    return Array(value, name, "torch", shape, value.stride(), dtype, device, value.data_ptr(), itemsize, True, contiguous)
+
+
+@cache
+def _torch_dtype(dtype: Any) -> tuple[str, int]:
+    return str(dtype).removeprefix("torch."), dtype.itemsize
 
 
 def _describe_cupy(value: Any, name: str) -> Array:
@@ -146,6 +150,7 @@ def _describe_cupy(value: Any, name: str) -> Array:
         address=int(value.data.ptr),
         itemsize=value.itemsize,
         writable=True,
+        contiguous=value.flags.c_contiguous,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 def real(value: object, name: str) -> float:
     """A finite real number as a float; TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a real number")
     try:
         number = float(value)

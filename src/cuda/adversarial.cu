@@ -13,11 +13,6 @@ __global__ void __launch_bounds__(block_threads)
   linf_values(adv, x, gradient, out, count, step_size, eps, low, high);
 }
 
-__global__ void __launch_bounds__(block_threads)
-    move_factors_kernel(std::uint64_t rows, const double* norms, double step_size, double* moves) {
-  move_factors(rows, norms, step_size, moves);
-}
-
 template <class T>
 __global__ void __launch_bounds__(block_threads)
     l2_values_kernel(Changes<T> changes, const double* factors, T low, T high, T* out) {
@@ -25,12 +20,12 @@ __global__ void __launch_bounds__(block_threads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(block_threads) l1_rows_kernel(std::uint64_t rows, AdversarialStep step) {
+__global__ void __launch_bounds__(most_row_threads) l1_rows_kernel(std::uint64_t rows, AdversarialStep step) {
   l1_rows<T>(rows, step);
 }
 
 template <class T>
-__global__ void __launch_bounds__(block_threads) l0_rows_kernel(std::uint64_t rows, AdversarialStep step) {
+__global__ void __launch_bounds__(most_row_threads) l0_rows_kernel(std::uint64_t rows, AdversarialStep step) {
   l0_rows<T>(rows, step);
 }
 
@@ -52,15 +47,12 @@ cudaError_t run_linf(std::uint64_t rows, const AdversarialStep& step, cudaStream
 template <class T>
 cudaError_t run_l2(std::uint64_t rows, const AdversarialStep& step, cudaStream_t stream) {
   Queue queue(stream);
-  auto* moves = queue.scratch<double>(rows);
-  auto* norms = queue.scratch<double>(rows);
-  auto* factors = queue.scratch<double>(rows);
+  auto* moves = queue.scratch<double>(2 * rows);
+  double* const factors = moves + rows;
   const Slopes<T> slopes{values<T>(step.gradient), rows, step.columns};
   const Changes<T> changes{values<T>(step.adv), values<T>(step.x), slopes.gradient, moves, rows, step.columns};
-  queue_norms<Slopes<T>>(queue, {slopes}, norms);
-  queue.run(rows, move_factors_kernel, rows, norms, step.step_size, moves);
-  queue_norms<Changes<T>>(queue, {changes}, norms);
-  queue.run(rows, clip_factors_kernel, rows, norms, inner_radius(step.eps, step.columns), factors);
+  queue_norms<Slopes<T>>(queue, {slopes}, MoveFactor{step.step_size, moves});
+  queue_norms<Changes<T>>(queue, {changes}, ClipFactor{nullptr, inner_radius(step.eps, step.columns), factors});
   queue.run(team_threads(changes), l2_values_kernel<T>, changes, factors, bound_of<T>(step.low), bound_of<T>(step.high),
             static_cast<T*>(step.out));
   return queue.finish();
@@ -69,7 +61,7 @@ cudaError_t run_l2(std::uint64_t rows, const AdversarialStep& step, cudaStream_t
 cudaError_t run_rows(void (*kernel)(std::uint64_t, AdversarialStep), std::size_t rows, const AdversarialStep& step,
                      cudaStream_t stream) {
   Queue queue(stream);
-  if (step.columns > 0) queue.run(std::uint64_t{rows} * block_threads, kernel, std::uint64_t{rows}, step);
+  if (step.columns > 0) queue.run_blocks_of(row_threads(step.columns), rows, kernel, std::uint64_t{rows}, step);
   return queue.finish();
 }
 

@@ -68,10 +68,11 @@ __device__ void linf_values(const T* adv, const T* x, const T* gradient, T* out,
     out[i] = linf_value(adv[i], x[i], gradient[i], step_size, eps, low, high);
 }
 
-__device__ inline void move_factors(std::uint64_t rows, const double* norms, double step_size, double* moves) {
-  for (std::uint64_t row = first_index(); row < rows; row += index_step())
-    moves[row] = move_factor(step_size, norms[row]);
-}
+struct MoveFactor {
+  double step_size;
+  double* moves;
+  __device__ void operator()(std::uint64_t row, double norm) const { moves[row] = move_factor(step_size, norm); }
+};
 
 template <class T>
 __device__ void l2_values(const Changes<T>& changes, const double* factors, T low, T high, T* out) {
@@ -85,69 +86,92 @@ __device__ void l2_values(const Changes<T>& changes, const double* factors, T lo
   });
 }
 
-// What l1_row and l0_row ask for, by all threads of a CUDA block: they make the same calls and get the same answers.
-struct BlockLoops {
-  double* teams;  // one for each team
+// Threads that share a row of an L1 or L0 step, which goes over its row many times: more for a long one.
+constexpr unsigned most_row_threads = 1024;
+inline unsigned row_threads(std::uint64_t columns) {
+  return columns < 32 * std::uint64_t{most_row_threads} ? block_threads : most_row_threads;
+}
 
-  static constexpr unsigned most_teams = block_threads / partial_sums;
+// What is found of some values in one pass: sums, and the keys next to a threshold, not above it and above it.
+struct Found {
+  double sum, slope, below, above;
 
-  // The sum over a block's values in the team's lane 0, in the order of docs/clipping.md.
-  template <class Value>
-  __device__ static double team_sum(std::uint64_t begin, std::uint64_t count, const Value& value) {
-    const Team team;
-    const std::uint64_t end = block_end(begin, count);
-    double sum = 0.0;
-    for (std::uint64_t i = begin + team.lane; i < end; i += partial_sums) sum += value(i);
-    return team.fold(sum);
+  __device__ static Found nothing() { return {0.0, 0.0, no_key, -no_key}; }
+  __device__ static Found sums(double sum, double slope) { return {sum, slope, no_key, -no_key}; }
+
+  __device__ void add(const Found& other) {
+    sum += other.sum;
+    slope += other.slope;
+    below = other.below > below ? other.below : below;
+    above = other.above < above ? other.above : above;
+  }
+  // Over the team, in its lane 0. Sums come first in the order of docs/clipping.md.
+  __device__ void fold(const Team& team) {
+    for (unsigned half = partial_sums / 2; half > 0; half /= 2)
+      add({shifted(team, sum, half), shifted(team, slope, half), shifted(team, below, half),
+           shifted(team, above, half)});
   }
 
-  // Calls use(begin, the sum of the block that begins there) for every block in its order, in every thread.
+ private:
+  __device__ static double shifted(const Team& team, double value, unsigned half) {
+    return __shfl_down_sync(team.mask, value, half, partial_sums);
+  }
+};
+
+// What l1_row and l0_row ask for, by all threads of a CUDA block: they make the same calls and get the same answers.
+struct BlockLoops {
+  static constexpr unsigned most_teams = most_row_threads / partial_sums;
+
+  Found* teams;  // one for each team
+  unsigned count_of_teams = blockDim.x / partial_sums;
+
+  // Calls use(begin, what is found of the 1024 values that begin there), blocks in their order, in every thread. A block's
+  // values are added in the order of docs/clipping.md. value(i) is a Found.
   template <class Value, class Use>
-  __device__ void for_block_sums(std::uint64_t count, const Value& value, const Use& use) const {
-    constexpr std::uint64_t stride = most_teams * norm_block;
+  __device__ void for_blocks(std::uint64_t count, const Value& value, const Use& use) const {
+    const std::uint64_t stride = count_of_teams * norm_block;
+    const Team team;
     for (std::uint64_t first = 0; first < count; first += stride) {
-      const std::uint64_t team = threadIdx.x / partial_sums, begin = first + team * norm_block;
+      const std::uint64_t number = threadIdx.x / partial_sums, begin = first + number * norm_block;
       if (begin < count) {
-        const double sum = team_sum(begin, count, value);
-        if (threadIdx.x % partial_sums == 0) teams[team] = sum;
+        Found found = Found::nothing();
+        for_lane_values(
+            team.lane, block_end(begin, count) - begin, [&](unsigned i) { return value(begin + i); }, Found::nothing(),
+            [&](const Found& one) { found.add(one); });
+        found.fold(team);
+        if (team.lane == 0) teams[number] = found;
       }
-      __syncthreads();  // the sums are there
-      for (std::uint64_t k = 0; k < most_teams && first + k * norm_block < count; ++k)
+      __syncthreads();  // all blocks' are there
+      for (std::uint64_t k = 0; k < count_of_teams && first + k * norm_block < count; ++k)
         use(first + k * norm_block, teams[k]);
-      __syncthreads();  // the sums have been read
+      __syncthreads();  // they have been read
     }
   }
 
   template <class Value>
-  __device__ double sum(std::uint64_t count, const Value& value) const {
-    double total = 0.0;
-    for_block_sums(count, value, [&](std::uint64_t, double sum_) { total += sum_; });
+  __device__ Found find(std::uint64_t count, const Value& value) const {
+    Found total = Found::nothing();
+    for_blocks(count, value, [&](std::uint64_t, const Found& block) { total.add(block); });
     return total;
   }
 
   template <class Value>
   __device__ SumAndSlope sums(std::uint64_t count, const Value& value) const {
-    const double total = sum(count, [&](std::uint64_t i) { return value(i).sum; });
-    return {total, sum(count, [&](std::uint64_t i) { return value(i).slope; })};
+    const Found found = find(count, [&](std::uint64_t i) {
+      const SumAndSlope v = value(i);
+      return Found::sums(v.sum, v.slope);
+    });
+    return {found.sum, found.slope};
+  }
+
+  template <class Value>
+  __device__ double sum(std::uint64_t count, const Value& value) const {
+    return find(count, [&](std::uint64_t i) { return Found::sums(value(i), 0.0); }).sum;
   }
 
   template <class Value>
   __device__ double largest(std::uint64_t count, const Value& value) const {
-    const Team team;
-    double most = no_key;
-    for (std::uint64_t i = threadIdx.x; i < count; i += blockDim.x) {
-      const double v = value(i);
-      most = v > most ? v : most;
-    }
-    for (unsigned half = partial_sums / 2; half > 0; half /= 2) {
-      const double other = __shfl_down_sync(team.mask, most, half, partial_sums);
-      most = other > most ? other : most;
-    }
-    if (team.lane == 0) teams[threadIdx.x / partial_sums] = most;
-    __syncthreads();  // the teams' are there
-    for (unsigned k = 0; k < most_teams; ++k) most = teams[k] > most ? teams[k] : most;
-    __syncthreads();  // they have been read
-    return most;
+    return find(count, [&](std::uint64_t i) { return Found{0.0, 0.0, value(i), -no_key}; }).below;
   }
 
   template <class T, class Value>
@@ -156,30 +180,58 @@ struct BlockLoops {
     __syncthreads();  // others may read it
   }
 
+  // As smallest_fit and share_out have it, but the search goes from key to key: each pass is over the whole row, and tells
+  // the keys next to its threshold beside their sum.
   template <class Key, class Weight>
   __device__ Filling fill(std::uint64_t count, double budget, Weights kind, const Key& key,
                           const Weight& weight) const {
-    const auto above = [&](double threshold) {
-      return sum(count, [&](std::uint64_t i) { return key(i) > threshold ? weight(i) : 0.0; });
+    const auto split = [&](double threshold) {
+      return find(count, [&](std::uint64_t i) {
+        const double k = key(i);
+        const bool larger = k > threshold;
+        return Found{larger ? weight(i) : 0.0, 0.0, larger ? no_key : k, larger ? k : -no_key};
+      });
     };
-    if (above(no_key) <= budget) return everything;
-    const double tied = smallest_fit(largest(count, key), budget, kind, above);
-    Filling filling{tied, count, 0.0};
-    double left = budget - above(tied);
-    const auto chosen = [&](std::uint64_t i) { return key(i) == tied ? weight(i) : 0.0; };
+    const Found all = split(no_key);
+    if (all.sum <= budget) return everything;
+    // The threshold is a key from `low` to `high`. Below `low` the sum is too large, above `high` it fits.
+    double low = all.above, too_large = all.sum, high = largest(count, key), fits = 0.0;
+    for (unsigned probes = 0; low < high; ++probes) {
+      const double guess = low + (high - low) * ((too_large - budget) / (too_large - fits));
+      const bool halve = probes % 3 == 2 || !(guess >= low && guess < high);
+      const Found found = split(halve ? middle_of(low, high) : guess);
+      if (found.sum <= budget) {
+        high = found.below;
+        fits = found.sum;
+        if (kind.ones && fits + 1.0 > budget) break;
+      } else {
+        low = found.above;
+        too_large = found.sum;
+      }
+    }
+    Filling filling{high, count, 0.0};
+    double left = budget - fits;
+    const auto chosen = [&](std::uint64_t i) { return key(i) == high ? weight(i) : 0.0; };
     bool over = false;
-    for_block_sums(count, chosen, [&](std::uint64_t begin, double total) {
+    const auto value = [&](std::uint64_t i) { return Found::sums(chosen(i), 0.0); };
+    for_blocks(count, value, [&](std::uint64_t begin, const Found& block) {
       if (over) return;
-      over = total > left;
+      over = block.sum > left;
       if (over)
         filling = share_out(filling, begin, block_end(begin, count), left, chosen);
       else
-        left -= total;
+        left -= block.sum;
     });
     return filling;
   }
 
  private:
+  // A number from a to below b that halves the numbers between them.
+  __device__ static double middle_of(double a, double b) {
+    const std::int64_t first = order_of(a);
+    return in_order(first + static_cast<std::int64_t>((static_cast<std::uint64_t>(order_of(b)) -
+                                                       static_cast<std::uint64_t>(first)) / 2));
+  }
   __device__ static std::uint64_t block_end(std::uint64_t begin, std::uint64_t count) {
     return count - begin < norm_block ? count : begin + norm_block;
   }
@@ -188,13 +240,13 @@ struct BlockLoops {
 // One CUDA block a row.
 template <class T>
 __device__ void l1_rows(std::uint64_t rows, const AdversarialStep& step) {
-  __shared__ double teams[BlockLoops::most_teams];
+  __shared__ Found teams[BlockLoops::most_teams];
   for (std::uint64_t row = blockIdx.x; row < rows; row += gridDim.x) l1_row(BlockLoops{teams}, step_row<T>(step, row));
 }
 
 template <class T>
 __device__ void l0_rows(std::uint64_t rows, const AdversarialStep& step) {
-  __shared__ double teams[BlockLoops::most_teams];
+  __shared__ Found teams[BlockLoops::most_teams];
   for (std::uint64_t row = blockIdx.x; row < rows; row += gridDim.x) l0_row(BlockLoops{teams}, step_row<T>(step, row));
 }
 

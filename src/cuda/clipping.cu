@@ -6,12 +6,6 @@
 namespace aisec_fast::cuda {
 namespace {
 
-__global__ void __launch_bounds__(block_threads)
-    lattice_factors_kernel(std::uint64_t rows, const double* norms, double max_norm, double granularity,
-                           double* factors) {
-  lattice_factors(rows, norms, max_norm, granularity, factors);
-}
-
 template <class T, class Out>
 __global__ void __launch_bounds__(block_threads)
     weighted_sum_kernel(Matrix<T> matrix, const double* weights, Out* out) {
@@ -79,7 +73,7 @@ void queue_lattice(Queue& queue, const std::vector<Matrix<T>>& matrices, std::in
 
 cudaError_t row_norms(const Batch& batch, double* norms, cudaStream_t stream) {
   Queue queue(stream);
-  with_type(batch, [&](const auto& matrices, auto) { queue_norms(queue, matrices, norms); });
+  with_type(batch, [&](const auto& matrices, auto) { queue_norms(queue, matrices, KeepNorm{norms}); });
   return queue.finish();
 }
 
@@ -93,11 +87,9 @@ cudaError_t weighted_sum(const Batch& batch, const double* weights, const std::v
 cudaError_t clip_and_sum(const Batch& batch, double max_norm, const std::vector<void*>& outs, double* norms,
                          cudaStream_t stream) {
   Queue queue(stream);
-  const std::uint64_t rows = batch.rows;
-  auto* factors = queue.scratch<double>(rows);
+  auto* factors = queue.scratch<double>(batch.rows);
   with_type(batch, [&](const auto& matrices, auto zero) {
-    queue_norms(queue, matrices, norms);
-    queue.run(rows, clip_factors_kernel, rows, norms, max_norm, factors);
+    queue_norms(queue, matrices, ClipFactor{norms, max_norm, factors});
     queue_sums(queue, matrices, factors, outs, zero);
   });
   return queue.finish();
@@ -106,11 +98,9 @@ cudaError_t clip_and_sum(const Batch& batch, double max_norm, const std::vector<
 cudaError_t lattice_sum(const Batch& batch, double max_norm, double granularity, std::int64_t limit,
                         const std::vector<std::int64_t*>& outs, double* norms, cudaStream_t stream) {
   Queue queue(stream);
-  const std::uint64_t rows = batch.rows;
-  auto* factors = queue.scratch<double>(rows);
+  auto* factors = queue.scratch<double>(batch.rows);
   with_type(batch, [&](const auto& matrices, auto) {
-    queue_norms(queue, matrices, norms);
-    queue.run(rows, lattice_factors_kernel, rows, norms, max_norm, granularity, factors);
+    queue_norms(queue, matrices, LatticeFactor{norms, max_norm, granularity, factors});
     queue_lattice(queue, matrices, limit, factors, outs);
   });
   return queue.finish();

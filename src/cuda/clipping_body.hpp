@@ -18,33 +18,47 @@ struct Matrix {
   static constexpr bool squares_leave_range = sizeof(T) == sizeof(double);
 };
 
-__device__ inline void lattice_factors(std::uint64_t rows, const double* norms, double max_norm, double granularity,
-                                       double* factors) {
-  for (std::uint64_t row = first_index(); row < rows; row += index_step())
-    factors[row] = lattice_factor(norms[row], max_norm, granularity);
-}
+struct LatticeFactor {
+  double* norms;
+  double max_norm, granularity;
+  double* factors;
+  __device__ void operator()(std::uint64_t row, double norm) const {
+    norms[row] = norm;
+    factors[row] = lattice_factor(norm, max_norm, granularity);
+  }
+};
 
-// store(c, sum) with sum = add(...add(0, factors[0], value)..., factors[rows - 1], value) over column c, rows in order.
-// Neighbouring threads, neighbouring columns. As many rows are loaded before the first is added as it takes to fill the
-// memory's bandwidth from one thread a column. Blocks have at least `ahead` threads.
+// store(c, sum) with sum = add(...add(0, factors[0], value)..., factors[rows - 1], value) over column c, rows in order,
+// where add with a factor of 0 changes nothing. Neighbouring threads, neighbouring columns. While some rows are added,
+// as many are on their way as it takes to fill the memory's bandwidth from one thread a column. Blocks have at least
+// `ahead` threads.
 template <class Sum, class T, class Add, class Store>
 __device__ void column_sums(const Matrix<T>& matrix, const double* factors, const Add& add, const Store& store) {
-  constexpr unsigned ahead = 32;
-  __shared__ double tile[ahead];
+  constexpr unsigned ahead = sizeof(T) == sizeof(double) ? 16 : 32;
+  __shared__ double tiles[2][ahead];  // take turns: none is written before all have passed the barrier behind its reads
   for (std::uint64_t base = std::uint64_t{blockIdx.x} * blockDim.x; base < matrix.columns; base += index_step()) {
     const std::uint64_t column = base + threadIdx.x;
     const T* place = matrix.data + (column < matrix.columns ? column : matrix.columns - 1);
     Sum sum{};
-    for (std::uint64_t row = 0; row < matrix.rows; row += ahead) {
-      const std::uint64_t left = matrix.rows - row;
-      const unsigned count = left < ahead ? static_cast<unsigned>(left) : ahead;
-      T values[ahead];
-      for (unsigned k = 0; k < ahead; ++k, place += matrix.stride) values[k] = k < count ? *place : T{};
-      if (threadIdx.x < count) tile[threadIdx.x] = factors[row + threadIdx.x];
+    T values[2][ahead];
+    const auto rows_from = [&](std::uint64_t row) {
+      const std::uint64_t left = row < matrix.rows ? matrix.rows - row : 0;
+      return left < ahead ? static_cast<unsigned>(left) : ahead;
+    };
+    const auto fetch = [&](T (&to)[ahead], std::uint64_t row) {
+      const unsigned count = rows_from(row);
+      for (unsigned k = 0; k < ahead; ++k, place += matrix.stride) to[k] = k < count ? *place : T{};
+    };
+    const auto add_rows = [&](T (&now)[ahead], T (&next)[ahead], double (&tile)[ahead], std::uint64_t row) {
+      fetch(next, row + ahead);
+      if (threadIdx.x < ahead) tile[threadIdx.x] = threadIdx.x < rows_from(row) ? factors[row + threadIdx.x] : 0.0;
       __syncthreads();  // the factors are there; and the compiler cannot put off a load of a value any longer
-      for (unsigned k = 0; k < ahead; ++k)
-        if (k < count) sum = add(sum, tile[k], values[k]);
-      __syncthreads();  // the factors have been read
+      for (unsigned k = 0; k < ahead; ++k) sum = add(sum, tile[k], now[k]);
+    };
+    fetch(values[0], 0);
+    for (std::uint64_t row = 0; row < matrix.rows; row += 2 * ahead) {
+      add_rows(values[0], values[1], tiles[0], row);
+      add_rows(values[1], values[0], tiles[1], row + ahead);
     }
     if (column < matrix.columns) store(column, sum);
   }

@@ -1,6 +1,7 @@
 #include "hashing.cuh"
 
 #include <cstring>
+#include <utility>
 
 #include "aisec_fast/hashing_state.hpp"
 #include "hashing_body.hpp"
@@ -11,12 +12,6 @@ namespace {
 
 // Chunks are hashed 1 GiB at a time, so that the scratch memory for their chaining values stays at 48 MiB.
 constexpr std::uint64_t slice_chunks = std::uint64_t{1} << 20;
-constexpr int most_levels = 22;  // of a slice's tree, wherever the slice begins
-
-// Subtrees of a slice that have no sibling in it: of 2^level chunks, on its left and its right side.
-struct Waiting {
-  std::uint32_t left[most_levels][8], right[most_levels][8];
-};
 
 template <class Unit>
 __global__ void __launch_bounds__(block_threads)
@@ -26,9 +21,9 @@ __global__ void __launch_bounds__(block_threads)
 }
 
 __global__ void __launch_bounds__(block_threads)
-    parent_values_kernel(const std::uint32_t* values, TreeLevel level, Blake3Mode mode, std::uint32_t* parents,
-                         Waiting* waiting, int height) {
-  parent_values(values, level, mode, parents, waiting->left[height], waiting->right[height]);
+    tree_values_kernel(const std::uint32_t* values, TreeLevel level, Blake3Mode mode, int height, std::uint32_t* tops,
+                       Waiting* waiting) {
+  tree_values(values, level, mode, height, tops, waiting);
 }
 
 class Slices {
@@ -39,11 +34,12 @@ class Slices {
     if (chunks == 0) return;
     const std::uint64_t most = chunks < slice_chunks ? chunks : slice_chunks;
     values_ = queue.scratch<std::uint32_t>(8 * most);
-    parents_ = queue.scratch<std::uint32_t>(8 * (most / 2 + 1));
+    tops_ = queue.scratch<std::uint32_t>(8 * ((most >> pass_levels) + 2));
     waiting_ = queue.scratch<Waiting>(1);
   }
 
-  void absorb(const unsigned char* data, std::uint64_t chunks) {
+  // Whole chunks; and the `behind` bytes that follow them go to `tail`, which saves waiting for the GPU once more.
+  void absorb(const unsigned char* data, std::uint64_t chunks, unsigned char* tail, std::size_t behind) {
     const std::uint64_t first = state_.chunks();
     const auto place = reinterpret_cast<std::uintptr_t>(data);
     if (place % alignof(Quad) == 0)
@@ -54,17 +50,17 @@ class Slices {
       hash_chunks<unsigned char>(data, chunks);
     TreeLevel levels[most_levels];
     int height = 0;
-    std::uint32_t *nodes = values_, *parents = parents_;
-    for (TreeLevel level = {first, first + chunks}; level.count() > 0; level = level.parents(), ++height) {
-      levels[height] = level;
-      const std::uint64_t pairs = level.parents().count();
-      queue_.run(pairs > 0 ? pairs : 1, parent_values_kernel, nodes, level, mode_, parents, waiting_, height);
-      std::uint32_t* const done = nodes;
-      nodes = parents;
-      parents = done;
+    std::uint32_t *nodes = values_, *tops = tops_;
+    for (TreeLevel level = {first, first + chunks}; level.count() > 0;) {
+      queue_.run_blocks(pass_groups(level), tree_values_kernel, nodes, level, mode_, height, tops, waiting_);
+      for (int up = 0; up < pass_levels; ++up, level = level.parents())
+        if (level.count() > 0) levels[height++] = level;
+      std::swap(nodes, tops);
     }
+    queue_.copy(waiting_->tail, data + chunks * blake3_chunk_bytes, behind);
     const Waiting waiting = queue_.read(waiting_);
     if (!queue_.ok()) return;
+    std::memcpy(tail, waiting.tail, behind);
     for (int i = 0; i < height; ++i)
       if (levels[i].left_waits()) state_.push(waiting.left[i], std::uint64_t{1} << i);
     for (int i = height; i-- > 0;)
@@ -74,14 +70,14 @@ class Slices {
  private:
   template <class Unit>
   void hash_chunks(const unsigned char* data, std::uint64_t chunks) {
-    queue_.run(chunks, chunk_values_kernel<Unit>, reinterpret_cast<const Unit*>(data), chunks, mode_, state_.chunks(),
+    queue_.run_apart(chunks, chunk_values_kernel<Unit>, reinterpret_cast<const Unit*>(data), chunks, mode_, state_.chunks(),
                values_);
   }
 
   Queue& queue_;
   Blake3State& state_;
   Blake3Mode mode_{};
-  std::uint32_t *values_ = nullptr, *parents_ = nullptr;
+  std::uint32_t *values_ = nullptr, *tops_ = nullptr;
   Waiting* waiting_ = nullptr;
 };
 
@@ -103,11 +99,11 @@ cudaError_t blake3_update(std::uint32_t* state, const unsigned char* data, std::
     Slices slices(queue, next, split.chunks);
     for (std::uint64_t left = split.chunks; left > 0 && queue.ok();) {
       const std::uint64_t taken = left < slice_chunks ? left : slice_chunks;
-      slices.absorb(data, taken);
-      data += taken * blake3_chunk_bytes;
       left -= taken;
+      slices.absorb(data, taken, few, left == 0 ? split.tail : 0);
+      data += taken * blake3_chunk_bytes;
     }
-    queue.read(few, data, split.tail);
+    if (split.chunks == 0) queue.read(few, data, split.tail);
     next.append(few, split.tail);
   }
   const cudaError_t status = queue.finish();

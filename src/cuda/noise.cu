@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(block_threads, noise_blocks)
 }
 
 template <Law law, class X>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, noise_blocks)
     add_float_kernel(const X* x, X* out, std::uint64_t count, NoiseCall call) {
   add_float<law>(x, out, count, call);
 }
@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(block_threads)
 template <Law law, class X, class Out>
 cudaError_t run_noise(const void* x, void* out, std::size_t count, const NoiseCall& call, cudaStream_t stream) {
   Queue queue(stream);
-  queue.run(noise_threads(count), add_noise_kernel<law, X, Out>, static_cast<const X*>(x), static_cast<Out*>(out),
-            count, call);
+  queue.run_resident(noise_threads(count), noise_blocks, add_noise_kernel<law, X, Out>, static_cast<const X*>(x),
+                     static_cast<Out*>(out), count, call);
   return queue.finish();
 }
 
@@ -41,8 +41,8 @@ template <Law law, class X>
 cudaError_t run_float(const void* x, void* out, std::size_t count, const NoiseCall& call, cudaStream_t stream) {
   Queue queue(stream);
   const std::size_t words = sizeof(X) == 4 ? count / 2 + count % 2 : count;
-  queue.run(noise_threads(words), add_float_kernel<law, X>, static_cast<const X*>(x), static_cast<X*>(out), count,
-            call);
+  queue.run_resident(noise_threads(words), noise_blocks, add_float_kernel<law, X>, static_cast<const X*>(x),
+                     static_cast<X*>(out), count, call);
   return queue.finish();
 }
 

@@ -43,11 +43,23 @@ class Queue {
     if (ok() && count > 0) check(cudaMemsetAsync(values, byte, count * sizeof(T), stream_));
   }
 
+  template <class T>
+  void copy(T* to, const T* from, std::uint64_t count) {
+    if (ok() && count > 0) check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToDevice, stream_));
+  }
+
   // Runs the kernel on enough blocks to give each of `threads` threads one piece of work, or on as many as the GPU
   // holds.
   template <class... Parameters, class... Arguments>
   void run(std::uint64_t threads, void (*kernel)(Parameters...), Arguments&&... arguments) {
     launch(block_threads, blocks(threads), kernel, std::forward<Arguments>(arguments)...);
+  }
+
+  // The same for a kernel whose blocks each prepare something first: on no more blocks than processors hold at once.
+  template <class... Parameters, class... Arguments>
+  void run_resident(std::uint64_t threads, unsigned per_processor, void (*kernel)(Parameters...),
+                    Arguments&&... arguments) {
+    launch(block_threads, resident_blocks(threads, per_processor), kernel, std::forward<Arguments>(arguments)...);
   }
 
   // The same for a kernel whose threads know nothing of each other: few of them come in small blocks, so that they
@@ -62,9 +74,25 @@ class Queue {
   // How many blocks `run` takes for so many threads.
   unsigned blocks(std::uint64_t threads) const { return blocks_of(block_threads, threads); }
 
+  // Where each has much to do, some times as many, one after the other: a block that is held up then holds up less.
+  unsigned resident_blocks(std::uint64_t threads, unsigned per_processor) const {
+    constexpr std::uint64_t most_waves = 4, long_work = 32;
+    const std::uint64_t resident = processors_ * per_processor, wanted = pieces(threads, block_threads);
+    const std::uint64_t waves = wanted / (resident * long_work);
+    const std::uint64_t most = resident * (waves < 1 ? 1 : waves < most_waves ? waves : most_waves);
+    return static_cast<unsigned>(wanted < most ? wanted : most);
+  }
+
   template <class... Parameters, class... Arguments>
-  void run_blocks(unsigned blocks, void (*kernel)(Parameters...), Arguments&&... arguments) {
-    launch(block_threads, blocks, kernel, std::forward<Arguments>(arguments)...);
+  void run_blocks(std::uint64_t blocks, void (*kernel)(Parameters...), Arguments&&... arguments) {
+    launch(block_threads, static_cast<unsigned>(blocks), kernel, std::forward<Arguments>(arguments)...);
+  }
+
+  // One block of so many threads for each of `pieces`, or as many blocks as the GPU has use for.
+  template <class... Parameters, class... Arguments>
+  void run_blocks_of(unsigned block, std::uint64_t pieces, void (*kernel)(Parameters...), Arguments&&... arguments) {
+    const std::uint64_t most = processors_ * blocks_per_processor;
+    launch(block, static_cast<unsigned>(pieces < most ? pieces : most), kernel, std::forward<Arguments>(arguments)...);
   }
 
   // Waits for all of it and copies one value back.
@@ -94,8 +122,10 @@ class Queue {
   static constexpr std::uint64_t blocks_per_processor =
       32;  // four times what fits: a slow block does not hold up the rest
 
+  static std::uint64_t pieces(std::uint64_t count, std::uint64_t size) { return count / size + (count % size != 0); }
+
   unsigned blocks_of(unsigned block, std::uint64_t threads) const {
-    const std::uint64_t wanted = threads / block + (threads % block != 0);
+    const std::uint64_t wanted = pieces(threads, block);
     const std::uint64_t most = processors_ * blocks_per_processor * (block_threads / block);
     return static_cast<unsigned>(wanted < most ? wanted : most);
   }

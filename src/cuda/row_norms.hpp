@@ -1,5 +1,6 @@
 #pragma once
 // Launches of the kernels that measure rows.
+#include <type_traits>
 #include <vector>
 
 #include "queue.hpp"
@@ -14,10 +15,11 @@ __global__ void __launch_bounds__(block_threads)
   block_sums(values, multipliers, sums);
 }
 
+template <class Done>
 __global__ void __launch_bounds__(block_threads)
     add_block_sums_kernel(const double* sums, std::uint64_t rows, std::uint64_t blocks, const double* multipliers,
-                          double* totals) {
-  add_block_sums(sums, rows, blocks, multipliers, totals);
+                          bool first, double* totals, Done done) {
+  add_block_sums(sums, rows, blocks, multipliers, first, totals, done);
 }
 
 __global__ void __launch_bounds__(block_threads)
@@ -25,14 +27,10 @@ __global__ void __launch_bounds__(block_threads)
   choose_multipliers(rows, totals, multipliers);
 }
 
+template <class Keep>
 __global__ void __launch_bounds__(block_threads)
-    norms_of_totals_kernel(std::uint64_t rows, const double* totals, const double* multipliers, double* norms) {
-  norms_of_totals(rows, totals, multipliers, norms);
-}
-
-__global__ void __launch_bounds__(block_threads)
-    clip_factors_kernel(std::uint64_t rows, const double* norms, double max_norm, double* factors) {
-  clip_factors(rows, norms, max_norm, factors);
+    norms_of_totals_kernel(std::uint64_t rows, const double* totals, const double* multipliers, Keep keep) {
+  norms_of_totals(rows, totals, multipliers, keep);
 }
 
 // Sixteen threads a block of 1024 columns.
@@ -41,35 +39,49 @@ std::uint64_t team_threads(const Values& values) {
   return values.rows * norm_blocks(values) * partial_sums;
 }
 
-// totals[row] += the array totals, in list order. The arrays take turns in `sums`: a stream runs its work in order.
-template <class Values>
-void queue_totals(Queue& queue, const std::vector<Values>& arrays, const double* multipliers, double* sums,
-                  double* totals) {
-  for (const Values& values : arrays) {
+struct NotYet {
+  __device__ void operator()(std::uint64_t, double) const {}
+};
+template <class Keep>
+struct KeepRoot {
+  Keep keep;
+  __device__ void operator()(std::uint64_t row, double total) const { keep(row, sqrt(total)); }
+};
+
+// totals[row] += the array totals, in list order, the first of them to 0 if `anew`; done(row, total) after the last. The
+// arrays take turns in `sums`: a stream runs its work in order.
+template <class Values, class Done>
+void queue_totals(Queue& queue, const std::vector<Values>& arrays, const double* multipliers, bool anew, double* sums,
+                  double* totals, const Done& done) {
+  for (std::size_t a = 0; a < arrays.size(); ++a) {
+    const Values& values = arrays[a];
+    const auto add = [&](const auto& what) {
+      queue.run(values.rows * block_threads, add_block_sums_kernel<std::decay_t<decltype(what)>>, sums, values.rows,
+                norm_blocks(values), multipliers, anew && a == 0, totals, what);
+    };
     queue.run(team_threads(values), block_sums_kernel<Values>, values, multipliers, sums);
-    if (values.columns > 0)
-      queue.run(values.rows * block_threads, add_block_sums_kernel, sums, values.rows, norm_blocks(values), multipliers,
-                totals);
+    if (a + 1 == arrays.size())
+      add(done);
+    else
+      add(NotYet{});
   }
 }
 
-template <class Values>
-void queue_norms(Queue& queue, const std::vector<Values>& arrays, double* norms) {
+// keep(row, norm) for each row of the arrays together.
+template <class Values, class Keep>
+void queue_norms(Queue& queue, const std::vector<Values>& arrays, const Keep& keep) {
   const std::uint64_t rows = arrays[0].rows;
   std::uint64_t most_blocks = 0;
   for (const Values& values : arrays)
     most_blocks = norm_blocks(values) > most_blocks ? norm_blocks(values) : most_blocks;
   auto* sums = queue.scratch<double>(rows * most_blocks);
-  auto* totals = queue.scratch<double>(rows);
-  queue.fill_bytes(totals, 0, rows);
-  queue_totals(queue, arrays, nullptr, sums, totals);
-  double* multipliers = nullptr;
-  if (Values::squares_leave_range) {
-    multipliers = queue.scratch<double>(rows);
-    queue.run(rows, choose_multipliers_kernel, rows, totals, multipliers);
-    queue_totals(queue, arrays, multipliers, sums, totals);
-  }
-  queue.run(rows, norms_of_totals_kernel, rows, totals, multipliers, norms);
+  auto* totals = queue.scratch<double>(rows * (Values::squares_leave_range ? 2 : 1));
+  if (!Values::squares_leave_range) return queue_totals(queue, arrays, nullptr, true, sums, totals, KeepRoot<Keep>{keep});
+  double* const multipliers = totals + rows;
+  queue_totals(queue, arrays, nullptr, true, sums, totals, NotYet{});
+  queue.run(rows, choose_multipliers_kernel, rows, totals, multipliers);
+  queue_totals(queue, arrays, multipliers, false, sums, totals, NotYet{});
+  queue.run(rows, norms_of_totals_kernel<Keep>, rows, totals, multipliers, keep);
 }
 
 }  // namespace

@@ -31,12 +31,35 @@ __host__ __device__ std::uint64_t norm_blocks(const Values& values) {
   return values.columns / norm_block + (values.columns % norm_block != 0);
 }
 
+// numerator / divisor: GPUs divide 32 bits several times faster than 64.
+__device__ inline std::uint64_t quotient(std::uint64_t numerator, std::uint64_t divisor) {
+  if ((numerator | divisor) >> 32 != 0) return numerator / divisor;
+  return static_cast<std::uint32_t>(numerator) / static_cast<std::uint32_t>(divisor);
+}
+
+// Calls use(value(i)) for i = lane, lane + 16, ... below width, in this order, then use(nothing) some times. As many
+// values are on their way at once as it takes to fill the memory's bandwidth.
+template <class Value, class Nothing, class Use>
+__device__ void for_lane_values(unsigned lane, std::uint64_t width, const Value& value, const Nothing& nothing,
+                                const Use& use) {
+  constexpr unsigned ahead = sizeof(Nothing) == sizeof(double) ? 16 : 4;
+  for (unsigned i = lane; i < width; i += ahead * partial_sums) {
+    Nothing values[ahead];
+    for (unsigned k = 0; k < ahead; ++k) {
+      const unsigned place = i + k * partial_sums;
+      values[k] = place < width ? value(place) : nothing;
+    }
+    for (unsigned k = 0; k < ahead; ++k) use(values[k]);
+  }
+}
+
 // Calls use(unit, row, begin, width) for each block of 1024 columns of each row; a team's threads make the same calls.
 template <class Values, class Use>
 __device__ void for_norm_blocks(const Values& values, const Use& use) {
   const std::uint64_t blocks = norm_blocks(values), units = values.rows * blocks;
   for (std::uint64_t unit = first_index() / partial_sums; unit < units; unit += index_step() / partial_sums) {
-    const std::uint64_t row = unit / blocks, begin = unit % blocks * norm_block, left = values.columns - begin;
+    const std::uint64_t row = quotient(unit, blocks), begin = (unit - row * blocks) * norm_block;
+    const std::uint64_t left = values.columns - begin;
     use(unit, row, begin, left < norm_block ? left : norm_block);
   }
 }
@@ -50,33 +73,52 @@ __device__ void block_sums(const Values& values, const double* multipliers, doub
     const double multiplier = multipliers != nullptr ? multipliers[row] : 1.0;
     if (multipliers != nullptr && multiplier == 1.0) return;
     double sum = 0.0;
-    for (std::uint64_t i = team.lane; i < width; i += partial_sums) {
-      const double value = values.value(row, begin + i) * multiplier;
-      sum += value * value;
-    }
+    const auto value = [&](unsigned i) { return values.value(row, begin + i) * multiplier; };
+    for_lane_values(team.lane, width, value, 0.0, [&](double v) { sum += v * v; });
     sum = team.fold(sum);
     if (team.lane == 0) sums[unit] = sum;
   });
 }
 
-// totals[row] += the row's block sums, added from left to right. One CUDA block a row: all its threads fetch, one adds.
-__device__ inline void add_block_sums(const double* sums, std::uint64_t rows, std::uint64_t blocks,
-                                      const double* multipliers, double* totals) {
+// totals[row] += the row's block sums, added from left to right; `first` starts from 0. One CUDA block a row: all its
+// threads fetch, one adds, and then calls done(row, total).
+template <class Done>
+__device__ void add_block_sums(const double* sums, std::uint64_t rows, std::uint64_t blocks, const double* multipliers,
+                               bool first, double* totals, const Done& done) {
   __shared__ double tile[block_threads];
   for (std::uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     if (multipliers != nullptr && multipliers[row] == 1.0) continue;
     double total = 0.0;
     for (std::uint64_t begin = 0; begin < blocks; begin += block_threads) {
-      const std::uint64_t left = blocks - begin, width = left < block_threads ? left : block_threads;
+      const std::uint64_t left = blocks - begin;
+      const unsigned width = left < block_threads ? static_cast<unsigned>(left) : block_threads;
       if (threadIdx.x < width) tile[threadIdx.x] = sums[row * blocks + begin + threadIdx.x];
       __syncthreads();  // the tile is complete
       if (threadIdx.x == 0)
-        for (std::uint64_t i = 0; i < width; ++i) total += tile[i];
+        for (unsigned i = 0; i < width; ++i) total += tile[i];
       __syncthreads();  // the tile has been read
     }
-    if (threadIdx.x == 0) totals[row] += total;
+    if (threadIdx.x != 0) continue;
+    total += first ? 0.0 : totals[row];
+    totals[row] = total;
+    done(row, total);
   }
 }
+
+// What becomes of a row's norm, each with an operator()(row, norm).
+struct KeepNorm {
+  double* norms;
+  __device__ void operator()(std::uint64_t row, double norm) const { norms[row] = norm; }
+};
+struct ClipFactor {
+  double* norms;  // null: nobody asks for them
+  double max_norm;
+  double* factors;
+  __device__ void operator()(std::uint64_t row, double norm) const {
+    if (norms != nullptr) norms[row] = norm;
+    factors[row] = clip_factor(norm, max_norm);
+  }
+};
 
 // Rows whose total has left the range: a multiplier for another pass, and the total back to zero. Others: 1.
 __device__ inline void choose_multipliers(std::uint64_t rows, double* totals, double* multipliers) {
@@ -86,15 +128,10 @@ __device__ inline void choose_multipliers(std::uint64_t rows, double* totals, do
   }
 }
 
-__device__ inline void norms_of_totals(std::uint64_t rows, const double* totals, const double* multipliers,
-                                       double* norms) {
+template <class Keep>
+__device__ void norms_of_totals(std::uint64_t rows, const double* totals, const double* multipliers, const Keep& keep) {
   for (std::uint64_t row = first_index(); row < rows; row += index_step())
-    norms[row] = sqrt(totals[row]) / (multipliers != nullptr ? multipliers[row] : 1.0);
-}
-
-__device__ inline void clip_factors(std::uint64_t rows, const double* norms, double max_norm, double* factors) {
-  for (std::uint64_t row = first_index(); row < rows; row += index_step())
-    factors[row] = clip_factor(norms[row], max_norm);
+    keep(row, sqrt(totals[row]) / multipliers[row]);
 }
 
 }  // namespace

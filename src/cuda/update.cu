@@ -38,7 +38,9 @@ cudaError_t run(const std::vector<UpdateItem>& all, void (*kernel)(UpdateItems, 
     if (item.size == 0) continue;
     items.items[count] = item;
     items.first_block[count + 1] =
-        items.first_block[count] + queue.blocks(item.noise.scale != 0.0 ? noise_threads(item.size) : item.size);
+        items.first_block[count] + (item.noise.scale != 0.0
+                                        ? queue.resident_blocks(noise_threads(item.size), noise_blocks)
+                                        : queue.blocks(item.size));
     if (++count == UpdateItems::most) flush();
   }
   flush();

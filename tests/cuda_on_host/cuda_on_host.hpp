@@ -6,7 +6,7 @@
 // Stricter than a GPU, where these go unnoticed until they hang or do harm. Each throws Failure and says where:
 //   - threads of a block wait at different barriers, or some have returned while others wait
 //   - a shuffle whose mask names threads that do not come, or that reads from a thread outside the mask
-// Only what our kernels use: one-dimensional grids, __syncthreads, __shfl_down_sync, atomicAdd and atomicMin.
+// Only what our kernels use: one-dimensional grids, __syncthreads, __shfl_down_sync, max, atomicAdd and atomicMin.
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -295,6 +295,8 @@ T __shfl_down_sync(unsigned mask, T value, unsigned distance, unsigned width = h
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
+
+inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 
 template <class T>
 T atomicAdd(T* target, T value) {

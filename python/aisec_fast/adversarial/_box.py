@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -45,7 +46,13 @@ def make_box(clip: object, dtype: str) -> Box:
     for bound in clip:
         if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
             raise TypeError(f"clip is {clip!r}, expected a pair of real numbers")
-    low, high = float(clip[0]), float(clip[1])
+    return _rounded_inward(float(clip[0]), float(clip[1]), dtype)
+
+
+@lru_cache(maxsize=64)
+def _rounded_inward(low: float, high: float, dtype: str) -> Box:
+    """The same of a pair of floats: attacks ask for one box again and again."""
+    clip = (low, high)
     if not low < high:
         raise ValueError(f"clip is {clip!r}, expected low < high")
     rounded_low, rounded_high = _round_up(low, dtype), -_round_up(-high, dtype)

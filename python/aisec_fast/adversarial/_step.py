@@ -65,7 +65,7 @@ def pgd_step(
     length = _checks.real(step_size, "step_size")
     backend = choose([adv, clean, slope])
     [result] = _arrays.outputs(out, [adv], [adv.shape], [adv.dtype], is_list=False, in_place=True)
-    for other in (clean, slope):
+    for other in (clean, slope) if out is not None else ():
         _arrays.require_apart(result, other, same_is_fine=False)
     if adv.device == "cpu" if check is None else check:
         ball.require_inside_box(clean)

@@ -8,7 +8,7 @@
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
-enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
+enum cudaMemcpyKind { cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;

@@ -32,6 +32,7 @@ AISEC_HD void quarter_round(Word& a, Word& b, Word& c, Word& d) {
 
 template <int rounds, class Rotation = PlainRotation, class Word>
 AISEC_HD void chacha_permute(Word (&x)[16]) {
+  AISEC_UNROLL
   for (int round = 0; round < rounds; round += 2) {
     quarter_round<Rotation>(x[0], x[4], x[8], x[12]);
     quarter_round<Rotation>(x[1], x[5], x[9], x[13]);

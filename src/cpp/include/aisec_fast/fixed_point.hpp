@@ -2,6 +2,7 @@
 // Non-negative fixed-point numbers with 64 integer and 64 F fractional bits, truncating. They decide the rare noise
 // samples that binary64 leaves open (docs/noise.md section 4, "Resolver"), so plain and provable beats fast here.
 #include <cstdint>
+#include <cstring>
 
 #include "aisec_fast/host_device.hpp"
 
@@ -113,16 +114,31 @@ AISEC_HD Fixed<F> multiply_by_integer(const Fixed<F>& a, std::uint64_t factor) {
   return result;
 }
 
-// divisor < 2^32: then every partial dividend fits in 64 bits.
+// By 1 / divisor, rounded, in place of divisions of integers, which a GPU has no instructions for: 32 bits at a time.
+// divisor < 2^20: a partial dividend is below 2^52, and the product within 2^-19 of the quotient, so that the nearest
+// integer is the quotient's whole part or one more.
 template <int F>
 AISEC_HD_COLD Fixed<F> divide_by_integer(const Fixed<F>& a, std::uint64_t divisor) {
-  Fixed<F> quotient;
+  constexpr std::uint64_t shift_bits = 0x4330000000000000u;  // of 2^52, which leaves a double no fraction
+  const double inverse = 1.0 / static_cast<double>(divisor), shift = 0x1p52;
   std::uint64_t remainder = 0;
+  const auto next_half = [&](std::uint64_t half) {
+    const std::uint64_t dividend = remainder << 32 | half, with_shift = dividend | shift_bits;
+    double number;
+    memcpy(&number, &with_shift, sizeof number);
+    const double rounded = (number - shift) * inverse + shift;
+    std::uint64_t quotient;
+    memcpy(&quotient, &rounded, sizeof quotient);
+    quotient -= shift_bits;
+    remainder = dividend - quotient * divisor;
+    const std::uint64_t too_large = remainder >> 63;
+    remainder += too_large * divisor;
+    return quotient - too_large;
+  };
+  Fixed<F> quotient;
   for (int i = F; i >= 0; --i) {
-    const std::uint64_t high = remainder << 32 | a.limb[i] >> 32;
-    const std::uint64_t low = high % divisor << 32 | (a.limb[i] & 0xffffffffu);
-    quotient.limb[i] = high / divisor << 32 | low / divisor;
-    remainder = low % divisor;
+    const std::uint64_t high = next_half(a.limb[i] >> 32);
+    quotient.limb[i] = high << 32 | next_half(a.limb[i] & 0xffffffffu);
   }
   return quotient;
 }

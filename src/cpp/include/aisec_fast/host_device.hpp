@@ -5,7 +5,9 @@
 #if defined(__CUDACC__)
 #define AISEC_HD __host__ __device__ __forceinline__
 #define AISEC_HD_COLD inline __host__ __device__ __noinline__
+#define AISEC_UNROLL _Pragma("unroll")
 #else
 #define AISEC_HD inline __attribute__((always_inline))
 #define AISEC_HD_COLD inline __attribute__((noinline, cold))
+#define AISEC_UNROLL
 #endif
