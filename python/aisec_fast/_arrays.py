@@ -130,7 +130,9 @@ def _describe_torch(value: Any, name: str, torch: Any) -> Array:
         raise ValueError(f"{name} has no memory: its storage was freed")
     dtype, itemsize = _torch_dtype(value.dtype)
     contiguous = value.is_contiguous()
-    return Array(value, name, "torch", shape, value.stride(), dtype, device, value.data_ptr(), itemsize, True, contiguous)
+    return Array(
+        value, name, "torch", shape, value.stride(), dtype, device, value.data_ptr(), itemsize, True, contiguous
+    )
 
 
 @cache

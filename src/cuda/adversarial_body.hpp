@@ -118,6 +118,60 @@ struct Found {
   }
 };
 
+// Searches a filling's threshold among the keys. Sums of tails fall about as an exponential does: probes follow a
+// secant of the sum's logarithm, over the keys and over their own logarithm by turns, with a side that stays put
+// counting half as much each time (the Illinois rule), and every fourth halves what is left. The key that is found
+// depends on none of this.
+class KeySearch {
+ public:
+  __device__ KeySearch(double budget, double low, double too_large, double high)
+      : budget_(budget), low_(low), high_(high), low_excess_(excess(too_large)), high_excess_(excess(0.0)) {}
+
+  __device__ bool done() const { return !(low_ < high_); }
+  __device__ double found() const { return high_; }
+  __device__ double sum_above() const { return sum_above_high_; }
+
+  __device__ double probe() const {
+    const double share = low_excess_ / (low_excess_ - high_excess_);
+    if (probes_ % 4 == 3 || !(share >= 0.0 && share < 1.0)) return between(0.5);
+    const double guess = probes_ % 2 == 0 ? low_ + (high_ - low_) * share : between(share);
+    return guess >= low_ && guess < high_ ? guess : between(0.5);
+  }
+
+  __device__ void narrow(const Found& at_probe) {
+    ++probes_;
+    if (at_probe.sum <= budget_) {
+      high_ = at_probe.below;
+      sum_above_high_ = at_probe.sum;
+      high_excess_ = excess(at_probe.sum);
+      if (last_ > 0) low_excess_ /= 2.0;
+      last_ = 1;
+    } else {
+      low_ = at_probe.above;
+      low_excess_ = excess(at_probe.sum);
+      if (last_ < 0) high_excess_ /= 2.0;
+      last_ = -1;
+    }
+  }
+
+ private:
+  // How far a sum is above the budget; what is far below it counts as a thousandth.
+  __device__ double excess(double sum) const {
+    const double least = 1e-3 * budget_;
+    return log((sum > least ? sum : least) / budget_);
+  }
+  // From low_ to below high_, as numbers follow each other: about by their logarithms.
+  __device__ double between(double share) const {
+    const auto first = static_cast<std::uint64_t>(order_of(low_));
+    const auto distance = static_cast<double>(static_cast<std::uint64_t>(order_of(high_)) - first);  // up to 2^64
+    return in_order(static_cast<std::int64_t>(first + static_cast<std::uint64_t>(share * distance)));
+  }
+
+  double budget_, low_, high_, low_excess_, high_excess_, sum_above_high_ = 0.0;
+  unsigned probes_ = 0;
+  int last_ = 0;
+};
+
 // What l1_row and l0_row ask for, by all threads of a CUDA block: they make the same calls and get the same answers.
 struct BlockLoops {
   static constexpr unsigned most_teams = most_row_threads / partial_sums;
@@ -125,8 +179,8 @@ struct BlockLoops {
   Found* teams;  // one for each team
   unsigned count_of_teams = blockDim.x / partial_sums;
 
-  // Calls use(begin, what is found of the 1024 values that begin there), blocks in their order, in every thread. A block's
-  // values are added in the order of docs/clipping.md. value(i) is a Found.
+  // Calls use(begin, what is found of the 1024 values that begin there), blocks in their order, in every thread. A
+  // block's values are added in the order of docs/clipping.md. value(i) is a Found.
   template <class Value, class Use>
   __device__ void for_blocks(std::uint64_t count, const Value& value, const Use& use) const {
     const std::uint64_t stride = count_of_teams * norm_block;
@@ -180,8 +234,8 @@ struct BlockLoops {
     __syncthreads();  // others may read it
   }
 
-  // As smallest_fit and share_out have it, but the search goes from key to key: each pass is over the whole row, and tells
-  // the keys next to its threshold beside their sum.
+  // As smallest_fit and share_out have it, but the search goes from key to key: each pass is over the whole row, and
+  // tells the keys next to its threshold beside their sum.
   template <class Key, class Weight>
   __device__ Filling fill(std::uint64_t count, double budget, Weights kind, const Key& key,
                           const Weight& weight) const {
@@ -194,23 +248,16 @@ struct BlockLoops {
     };
     const Found all = split(no_key);
     if (all.sum <= budget) return everything;
-    // The threshold is a key from `low` to `high`. Below `low` the sum is too large, above `high` it fits.
-    double low = all.above, too_large = all.sum, high = largest(count, key), fits = 0.0;
-    for (unsigned probes = 0; low < high; ++probes) {
-      const double guess = low + (high - low) * ((too_large - budget) / (too_large - fits));
-      const bool halve = probes % 3 == 2 || !(guess >= low && guess < high);
-      const Found found = split(halve ? middle_of(low, high) : guess);
-      if (found.sum <= budget) {
-        high = found.below;
-        fits = found.sum;
-        if (kind.ones && fits + 1.0 > budget) break;
-      } else {
-        low = found.above;
-        too_large = found.sum;
-      }
+    // The threshold is a key from `low` to `high`: below `low` the sum is too large, above `high` it fits.
+    KeySearch search(budget, all.above, all.sum, largest(count, key));
+    while (!search.done()) {
+      const Found found = split(search.probe());
+      search.narrow(found);
+      if (kind.ones && found.sum <= budget && found.sum + 1.0 > budget) break;
     }
+    const double high = search.found();
     Filling filling{high, count, 0.0};
-    double left = budget - fits;
+    double left = budget - search.sum_above();
     const auto chosen = [&](std::uint64_t i) { return key(i) == high ? weight(i) : 0.0; };
     bool over = false;
     const auto value = [&](std::uint64_t i) { return Found::sums(chosen(i), 0.0); };
@@ -226,12 +273,6 @@ struct BlockLoops {
   }
 
  private:
-  // A number from a to below b that halves the numbers between them.
-  __device__ static double middle_of(double a, double b) {
-    const std::int64_t first = order_of(a);
-    return in_order(first + static_cast<std::int64_t>((static_cast<std::uint64_t>(order_of(b)) -
-                                                       static_cast<std::uint64_t>(first)) / 2));
-  }
   __device__ static std::uint64_t block_end(std::uint64_t begin, std::uint64_t count) {
     return count - begin < norm_block ? count : begin + norm_block;
   }

@@ -45,11 +45,11 @@ __device__ void column_sums(const Matrix<T>& matrix, const double* factors, cons
       const std::uint64_t left = row < matrix.rows ? matrix.rows - row : 0;
       return left < ahead ? static_cast<unsigned>(left) : ahead;
     };
-    const auto fetch = [&](T (&to)[ahead], std::uint64_t row) {
+    const auto fetch = [&](T(&to)[ahead], std::uint64_t row) {
       const unsigned count = rows_from(row);
       for (unsigned k = 0; k < ahead; ++k, place += matrix.stride) to[k] = k < count ? *place : T{};
     };
-    const auto add_rows = [&](T (&now)[ahead], T (&next)[ahead], double (&tile)[ahead], std::uint64_t row) {
+    const auto add_rows = [&](T(&now)[ahead], T(&next)[ahead], double (&tile)[ahead], std::uint64_t row) {
       fetch(next, row + ahead);
       if (threadIdx.x < ahead) tile[threadIdx.x] = threadIdx.x < rows_from(row) ? factors[row + threadIdx.x] : 0.0;
       __syncthreads();  // the factors are there; and the compiler cannot put off a load of a value any longer

@@ -70,8 +70,8 @@ class Slices {
  private:
   template <class Unit>
   void hash_chunks(const unsigned char* data, std::uint64_t chunks) {
-    queue_.run_apart(chunks, chunk_values_kernel<Unit>, reinterpret_cast<const Unit*>(data), chunks, mode_, state_.chunks(),
-               values_);
+    queue_.run_apart(chunks, chunk_values_kernel<Unit>, reinterpret_cast<const Unit*>(data), chunks, mode_,
+                     state_.chunks(), values_);
   }
 
   Queue& queue_;

@@ -116,7 +116,8 @@ __device__ inline void tree_values(const std::uint32_t* values, const TreeLevel&
       const std::uint32_t* children = up == 0 ? values + 8 * static_cast<std::int64_t>(place)
                                               : nodes[(up + 1) % 2][2 * (threadIdx.x % pairs)].words;
       if (threadIdx.x < pairs && parent >= above.begin && parent < above.end) {
-        std::uint32_t* const to = up + 1 == pass_levels ? tops + 8 * (parent - top.begin) : nodes[up % 2][threadIdx.x].words;
+        std::uint32_t* const to =
+            up + 1 == pass_levels ? tops + 8 * (parent - top.begin) : nodes[up % 2][threadIdx.x].words;
         chaining_value(reinterpret_cast<const Quad*>(children), 1, mode, 0, parent_node, 0, to);
       } else if (threadIdx.x < pairs) {
         if (here.left_waits() && here.count() > 0 && 2 * parent + 1 == here.begin)

@@ -49,7 +49,8 @@ struct NearRows {
     constexpr std::uint32_t deepest = ((1023 + 32) << 6) + static_cast<std::uint32_t>(deep_rows) - 1;
     static_assert(sizeof(Pair) == 16);
     const std::uint32_t place = static_cast<std::uint32_t>(v_bits >> (46 - 4)) & ~15u;
-    return reinterpret_cast<const Pair*>(reinterpret_cast<const char*>(rows) + (max(place, 16 * deepest) - 16 * deepest));
+    return reinterpret_cast<const Pair*>(reinterpret_cast<const char*>(rows) +
+                                         (max(place, 16 * deepest) - 16 * deepest));
   }
 };
 
@@ -58,9 +59,9 @@ inline std::uint64_t noise_threads(std::uint64_t count) {
   return (count / group_samples + (count % group_samples != 0)) * group_blocks;
 }
 
-// Calls use(first, samples, words, load(first, samples)) for each generator block of `count` samples. Its own samples are
-// first, first + 16, ... below first + samples; what it loads is on its way while the words are made. For groups that lie
-// in the array as a whole `samples` is known to the compiler, which then leaves out what asks for it.
+// Calls use(first, samples, words, load(first, samples)) for each generator block of `count` samples. Its own samples
+// are first, first + 16, ... below first + samples; what it loads is on its way while the words are made. For groups
+// that lie in the array as a whole `samples` is known to the compiler, which then leaves out what asks for it.
 template <class Load, class Use>
 __device__ void for_generator_blocks(const Span& span, std::uint64_t count, const std::uint32_t* key_words,
                                      Domain domain, const Load& load, const Use& use) {
@@ -77,7 +78,8 @@ __device__ void for_generator_blocks(const Span& span, std::uint64_t count, cons
   const std::uint64_t whole = count / group_samples * group_blocks;
   std::uint64_t block = span.first;
   for (; block < whole; block += span.step) run(block, group_samples);
-  const unsigned rest = static_cast<unsigned>(count % group_samples), lane = static_cast<unsigned>(block % group_blocks);
+  const unsigned rest = static_cast<unsigned>(count % group_samples),
+                 lane = static_cast<unsigned>(block % group_blocks);
   if (block < whole + group_blocks && lane < rest) run(block, rest - lane);
 }
 
@@ -158,8 +160,7 @@ __device__ void for_noisy_values(const Span& span, const X* x, std::uint64_t cou
   const Lattice lattice(call.granularity);
   const auto load_block = [&](std::uint64_t first, unsigned samples) {
     Loaded<X> loaded;
-    for (unsigned k = 0; k < 8; ++k)
-      loaded.values[k] = k * group_blocks < samples ? x[first + k * group_blocks] : X{};
+    for (unsigned k = 0; k < 8; ++k) loaded.values[k] = k * group_blocks < samples ? x[first + k * group_blocks] : X{};
     return loaded;
   };
   const auto add_block = [&](std::uint64_t first, unsigned samples, const std::uint32_t (&words)[16],

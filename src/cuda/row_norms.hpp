@@ -48,8 +48,8 @@ struct KeepRoot {
   __device__ void operator()(std::uint64_t row, double total) const { keep(row, sqrt(total)); }
 };
 
-// totals[row] += the array totals, in list order, the first of them to 0 if `anew`; done(row, total) after the last. The
-// arrays take turns in `sums`: a stream runs its work in order.
+// totals[row] += the array totals, in list order, the first of them to 0 if `anew`; done(row, total) after the last.
+// The arrays take turns in `sums`: a stream runs its work in order.
 template <class Values, class Done>
 void queue_totals(Queue& queue, const std::vector<Values>& arrays, const double* multipliers, bool anew, double* sums,
                   double* totals, const Done& done) {
@@ -76,7 +76,8 @@ void queue_norms(Queue& queue, const std::vector<Values>& arrays, const Keep& ke
     most_blocks = norm_blocks(values) > most_blocks ? norm_blocks(values) : most_blocks;
   auto* sums = queue.scratch<double>(rows * most_blocks);
   auto* totals = queue.scratch<double>(rows * (Values::squares_leave_range ? 2 : 1));
-  if (!Values::squares_leave_range) return queue_totals(queue, arrays, nullptr, true, sums, totals, KeepRoot<Keep>{keep});
+  if (!Values::squares_leave_range)
+    return queue_totals(queue, arrays, nullptr, true, sums, totals, KeepRoot<Keep>{keep});
   double* const multipliers = totals + rows;
   queue_totals(queue, arrays, nullptr, true, sums, totals, NotYet{});
   queue.run(rows, choose_multipliers_kernel, rows, totals, multipliers);
