@@ -14,20 +14,20 @@ __global__ void __launch_bounds__(block_threads)
 
 template <class T>
 __global__ void __launch_bounds__(block_threads)
-    add_lattice_squares_kernel(Matrix<T> matrix, const double* factors, unsigned long long* square_sums) {
-  add_lattice_squares(matrix, factors, square_sums);
+    lattice_sum_kernel(Matrix<T> matrix, const double* factors, std::int64_t* out, unsigned long long* square_sums) {
+  lattice_sum(matrix, factors, out, square_sums);
 }
 
 __global__ void __launch_bounds__(block_threads)
-    drop_long_rows_kernel(std::uint64_t rows, const unsigned long long* square_sums, std::int64_t limit,
-                          double* factors) {
-  drop_long_rows(rows, square_sums, limit, factors);
+    find_long_rows_kernel(std::uint64_t rows, const unsigned long long* square_sums, std::int64_t limit,
+                          double* factors, unsigned* any) {
+  find_long_rows(rows, square_sums, limit, factors, any);
 }
 
 template <class T>
 __global__ void __launch_bounds__(block_threads)
-    lattice_sum_kernel(Matrix<T> matrix, const double* factors, std::int64_t* out) {
-  lattice_sum(matrix, factors, out);
+    take_away_kernel(Matrix<T> matrix, const double* factors, const unsigned* any, std::int64_t* out) {
+  take_away(matrix, factors, any, out);
 }
 
 template <class T>
@@ -60,13 +60,14 @@ template <class T>
 void queue_lattice(Queue& queue, const std::vector<Matrix<T>>& matrices, std::int64_t limit, double* factors,
                    const std::vector<std::int64_t*>& outs) {
   const std::uint64_t rows = matrices[0].rows;
-  auto* square_sums = queue.scratch<unsigned long long>(rows);
-  queue.fill_bytes(square_sums, 0, rows);
-  for (const Matrix<T>& matrix : matrices)
-    queue.run(team_threads(matrix), add_lattice_squares_kernel<T>, matrix, factors, square_sums);
-  queue.run(rows, drop_long_rows_kernel, rows, square_sums, limit, factors);
+  auto* square_sums = queue.scratch<unsigned long long>(rows + 1);
+  auto* any = reinterpret_cast<unsigned*>(square_sums + rows);
+  queue.fill_bytes(square_sums, 0, rows + 1);
   for (std::size_t a = 0; a < matrices.size(); ++a)
-    queue.run_apart(matrices[a].columns, lattice_sum_kernel<T>, matrices[a], factors, outs[a]);
+    queue.run_apart(matrices[a].columns, lattice_sum_kernel<T>, matrices[a], factors, outs[a], square_sums);
+  queue.run(rows, find_long_rows_kernel, rows, square_sums, limit, factors, any);
+  for (std::size_t a = 0; a < matrices.size(); ++a)
+    queue.run_apart(matrices[a].columns, take_away_kernel<T>, matrices[a], factors, any, outs[a]);
 }
 
 }  // namespace

@@ -77,42 +77,100 @@ __device__ void weighted_sum(const Matrix<T>& matrix, const double* weights, Out
 
 template <class T>
 __device__ std::int64_t lattice_integer(T value, double factor) {
-  return static_cast<std::int32_t>(widen(value) * factor);  // toward zero
+  const double scaled = widen(value) * factor;
+  return static_cast<std::int32_t>(factor != 0.0 ? scaled : 0.0);  // toward zero
 }
 
-// square_sums[row] += the squares of the row's lattice integers. Sums of integers do not depend on their order.
-template <class T>
-__device__ void add_lattice_squares(const Matrix<T>& matrix, const double* factors, unsigned long long* square_sums) {
-  const Team team;
-  for_norm_blocks(matrix, [&](std::uint64_t, std::uint64_t row, std::uint64_t begin, std::uint64_t width) {
-    const double factor = factors[row];
-    if (factor == 0.0) return;
-    const T* values = matrix.row(row) + begin;
-    unsigned long long sum = 0;
-    for (std::uint64_t i = team.lane; i < width; i += partial_sums) {
-      const std::int64_t t = lattice_integer(values[i], factor);
-      sum += static_cast<unsigned long long>(t * t);
+// In lane k % 16 of the warp, for each of its lanes' 16 values: the sum over the warp of value k. Each step halves the
+// values that a lane keeps, so that all 16 sums cost as many shuffles as one and a half by themselves.
+__device__ inline unsigned long long sums_over_warp(unsigned long long (&values)[16]) {
+  const unsigned lane = threadIdx.x % warp_threads;
+  for (unsigned half = 8; half > 0; half /= 2)
+    for (unsigned k = 0; k < half; ++k) {
+      const bool upper = (lane & half) != 0;
+      const unsigned long long given = upper ? values[k] : values[k + half],
+                               kept = upper ? values[k + half] : values[k];
+      values[k] = kept + __shfl_xor_sync(~0u, given, half);
     }
-    sum = team.fold(sum);
-    if (team.lane == 0) atomicAdd(&square_sums[row], sum);
-  });
+  return values[0] + __shfl_xor_sync(~0u, values[0], 16u);
 }
 
-// A row counts only if its squares sum to at most `limit`: the sensitivity is proved by this line, not by the norm.
-__device__ inline void drop_long_rows(std::uint64_t rows, const unsigned long long* square_sums, std::int64_t limit,
-                                      double* factors) {
-  for (std::uint64_t row = first_index(); row < rows; row += index_step())
-    if (static_cast<std::int64_t>(square_sums[row]) > limit) factors[row] = 0.0;
-}
-
+// out[c] = the sum of the rows' lattice integers, and square_sums[row] += their squares, in one pass over memory: sums
+// of integers do not depend on their order. Rows that turn out to be too long are taken away afterwards.
 template <class T>
-__device__ void lattice_sum(const Matrix<T>& matrix, const double* factors, std::int64_t* out) {
-  const auto add = [](std::int64_t total, double factor, T value) {
-    const double scaled = widen(value) * factor;
-    return total + static_cast<std::int32_t>(factor != 0.0 ? scaled : 0.0);  // toward zero
+__device__ void lattice_sum(const Matrix<T>& matrix, const double* factors, std::int64_t* out,
+                            unsigned long long* square_sums) {
+  constexpr unsigned ahead = 16;
+  __shared__ double tiles[2][ahead];
+  __shared__ unsigned long long squares[2][block_threads / warp_threads][ahead];  // of a tile, for each warp
+  unsigned turn = 0;  // what a turn leaves in shared memory is read after the next one's barrier
+  std::uint64_t done = 0;
+  const auto add_squares = [&](unsigned of) {
+    if (threadIdx.x >= ahead || done + threadIdx.x >= matrix.rows) return;
+    unsigned long long sum = 0;
+    for (unsigned warp = 0; warp < blockDim.x / warp_threads; ++warp) sum += squares[of][warp][threadIdx.x];
+    if (sum != 0) atomicAdd(&square_sums[done + threadIdx.x], sum);
   };
+  bool some = false;
+  for (std::uint64_t base = std::uint64_t{blockIdx.x} * blockDim.x; base < matrix.columns; base += index_step()) {
+    const std::uint64_t column = base + threadIdx.x;
+    const bool mine = column < matrix.columns;
+    const T* place = matrix.data + (mine ? column : matrix.columns - 1);
+    std::int64_t sum = 0;
+    T values[2][ahead];
+    const auto fetch = [&](T(&to)[ahead], std::uint64_t row) {
+      const std::uint64_t left = row < matrix.rows ? matrix.rows - row : 0;
+      for (unsigned k = 0; k < ahead; ++k, place += matrix.stride) to[k] = k < left ? *place : T{};
+    };
+    const auto add_rows = [&](T(&now)[ahead], T(&next)[ahead], std::uint64_t row) {
+      if (row >= matrix.rows) return;
+      fetch(next, row + ahead);
+      double (&tile)[ahead] = tiles[turn % 2];
+      if (threadIdx.x < ahead) tile[threadIdx.x] = row + threadIdx.x < matrix.rows ? factors[row + threadIdx.x] : 0.0;
+      __syncthreads();  // the factors are there, and the squares of the turn before
+      if (some) add_squares((turn + 1) % 2);
+      unsigned long long own[ahead];
+      for (unsigned k = 0; k < ahead; ++k) {
+        const std::int64_t t = lattice_integer(now[k], tile[k]);
+        sum += t;
+        own[k] = mine ? static_cast<unsigned long long>(t * t) : 0;
+      }
+      const unsigned long long total = sums_over_warp(own);
+      const unsigned lane = threadIdx.x % warp_threads;
+      if (lane < ahead) squares[turn % 2][threadIdx.x / warp_threads][lane] = total;
+      done = row;
+      some = true;
+      ++turn;
+    };
+    fetch(values[0], 0);
+    for (std::uint64_t row = 0; row < matrix.rows; row += 2 * ahead) {
+      add_rows(values[0], values[1], row);
+      add_rows(values[1], values[0], row + ahead);
+    }
+    if (mine) out[column] = sum;
+  }
+  __syncthreads();  // the last turn's squares are there
+  if (some) add_squares((turn + 1) % 2);
+}
+
+// A row counts only if its squares sum to at most `limit`: the sensitivity is proved by this line, not by the norm. The
+// factors of rows that count become 0, and *any is set if there are others.
+__device__ inline void find_long_rows(std::uint64_t rows, const unsigned long long* square_sums, std::int64_t limit,
+                                      double* factors, unsigned* any) {
+  for (std::uint64_t row = first_index(); row < rows; row += index_step()) {
+    const bool too_long = static_cast<std::int64_t>(square_sums[row]) > limit;
+    if (!too_long) factors[row] = 0.0;
+    if (too_long) *any = 1;
+  }
+}
+
+// out[c] -= what the rows with factors gave it.
+template <class T>
+__device__ void take_away(const Matrix<T>& matrix, const double* factors, const unsigned* any, std::int64_t* out) {
+  if (*any == 0) return;
+  const auto add = [](std::int64_t total, double factor, T value) { return total + lattice_integer(value, factor); };
   column_sums<std::int64_t>(matrix, factors, add,
-                            [&](std::uint64_t column, std::int64_t total) { out[column] = total; });
+                            [&](std::uint64_t column, std::int64_t total) { out[column] -= total; });
 }
 
 }  // namespace

@@ -6,7 +6,8 @@
 // Stricter than a GPU, where these go unnoticed until they hang or do harm. Each throws Failure and says where:
 //   - threads of a block wait at different barriers, or some have returned while others wait
 //   - a shuffle whose mask names threads that do not come, or that reads from a thread outside the mask
-// Only what our kernels use: one-dimensional grids, __syncthreads, __shfl_down_sync, max, atomicAdd and atomicMin.
+// Only what our kernels use: one-dimensional grids, __syncthreads, __shfl_down_sync, __shfl_xor_sync, max, atomicAdd
+// and atomicMin.
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -292,6 +293,17 @@ T __shfl_down_sync(unsigned mask, T value, unsigned distance, unsigned width = h
   // A thread whose source lies beyond its group of `width` gets its own value.
   const unsigned source = threadIdx.x % width + distance < width ? threadIdx.x + distance : threadIdx.x;
   bits = host_cuda::Machine::get().shuffle(mask, bits, source, where);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, unsigned bits_,
+                  const std::source_location& where = std::source_location::current()) {
+  static_assert(sizeof(T) <= sizeof(std::uint64_t));
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = host_cuda::Machine::get().shuffle(mask, bits, threadIdx.x ^ bits_, where);
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }

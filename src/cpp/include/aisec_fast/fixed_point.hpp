@@ -86,7 +86,7 @@ AISEC_HD Fixed<F> shift_right(const Fixed<F>& a, unsigned bits) {
 }
 
 template <int F>
-AISEC_HD_COLD Fixed<F> multiply(const Fixed<F>& a, const Fixed<F>& b) {
+AISEC_HD Fixed<F> product_of(const Fixed<F>& a, const Fixed<F>& b) {
   std::uint64_t product[2 * F + 2] = {};
   for (int i = 0; i < F + 1; ++i) {
     std::uint64_t carry = 0;
@@ -102,6 +102,22 @@ AISEC_HD_COLD Fixed<F> multiply(const Fixed<F>& a, const Fixed<F>& b) {
   return result;
 }
 
+// Functions that many samples wait for on a GPU, where a call passes numbers through memory, are inlined for the
+// shortest numbers, and called for longer ones, which few samples need.
+constexpr int inlined_limbs = 2;
+
+template <int F>
+AISEC_HD_COLD Fixed<F> called_product_of(const Fixed<F>& a, const Fixed<F>& b) {
+  return product_of(a, b);
+}
+template <int F>
+AISEC_HD Fixed<F> multiply(const Fixed<F>& a, const Fixed<F>& b) {
+  if constexpr (F <= inlined_limbs)
+    return product_of(a, b);
+  else
+    return called_product_of(a, b);
+}
+
 template <int F>
 AISEC_HD Fixed<F> multiply_by_integer(const Fixed<F>& a, std::uint64_t factor) {
   Fixed<F> result;
@@ -114,46 +130,70 @@ AISEC_HD Fixed<F> multiply_by_integer(const Fixed<F>& a, std::uint64_t factor) {
   return result;
 }
 
-// By 1 / divisor, rounded, in place of divisions of integers, which a GPU has no instructions for: 32 bits at a time.
-// divisor < 2^20: a partial dividend is below 2^52, and the product within 2^-19 of the quotient, so that the nearest
-// integer is the quotient's whole part or one more.
+// Long division by way of 1 / divisor in binary64, as a GPU has no instruction to divide integers. A step appends
+// `bits` bits to the remainder and takes the next digit of the quotient: the product is within 2^-19 of it, as long as
+// a digit is below 2^32 and the divisor below 2^53, so that the nearest integer is the digit or one more.
+class LongDivision {
+ public:
+  explicit AISEC_HD LongDivision(std::uint64_t divisor)
+      : divisor_(divisor), inverse_(1.0 / static_cast<double>(divisor)) {}
+
+  // remainder * 2^bits must stay below 2^63.
+  AISEC_HD std::uint64_t digit(unsigned bits, std::uint64_t next) {
+    const std::uint64_t dividend = remainder_ << bits | next;
+    const double with_shift = static_cast<double>(static_cast<std::int64_t>(dividend)) * inverse_ + 0x1p52;
+    std::uint64_t digit;
+    memcpy(&digit, &with_shift, sizeof digit);
+    digit -= 0x4330000000000000u;  // 2^52
+    remainder_ = dividend - digit * divisor_;
+    const std::uint64_t too_large = remainder_ >> 63;
+    remainder_ += too_large * divisor_;
+    return digit - too_large;
+  }
+
+ private:
+  std::uint64_t divisor_, remainder_ = 0;
+  double inverse_;
+};
+
+// divisor < 2^31.
 template <int F>
-AISEC_HD_COLD Fixed<F> divide_by_integer(const Fixed<F>& a, std::uint64_t divisor) {
-  constexpr std::uint64_t shift_bits = 0x4330000000000000u;  // of 2^52, which leaves a double no fraction
-  const double inverse = 1.0 / static_cast<double>(divisor), shift = 0x1p52;
-  std::uint64_t remainder = 0;
-  const auto next_half = [&](std::uint64_t half) {
-    const std::uint64_t dividend = remainder << 32 | half, with_shift = dividend | shift_bits;
-    double number;
-    memcpy(&number, &with_shift, sizeof number);
-    const double rounded = (number - shift) * inverse + shift;
-    std::uint64_t quotient;
-    memcpy(&quotient, &rounded, sizeof quotient);
-    quotient -= shift_bits;
-    remainder = dividend - quotient * divisor;
-    const std::uint64_t too_large = remainder >> 63;
-    remainder += too_large * divisor;
-    return quotient - too_large;
-  };
+AISEC_HD Fixed<F> quotient_of(const Fixed<F>& a, std::uint64_t divisor) {
+  LongDivision division(divisor);
   Fixed<F> quotient;
   for (int i = F; i >= 0; --i) {
-    const std::uint64_t high = next_half(a.limb[i] >> 32);
-    quotient.limb[i] = high << 32 | next_half(a.limb[i] & 0xffffffffu);
+    const std::uint64_t high = division.digit(32, a.limb[i] >> 32);
+    quotient.limb[i] = high << 32 | division.digit(32, a.limb[i] & 0xffffffffu);
   }
   return quotient;
 }
+template <int F>
+AISEC_HD_COLD Fixed<F> called_quotient_of(const Fixed<F>& a, std::uint64_t divisor) {
+  return quotient_of(a, divisor);
+}
+template <int F>
+AISEC_HD Fixed<F> divide_by_integer(const Fixed<F>& a, std::uint64_t divisor) {
+  if constexpr (F <= inlined_limbs)
+    return quotient_of(a, divisor);
+  else
+    return called_quotient_of(a, divisor);
+}
 
-// numerator / divisor, below 2^64.
+// numerator / divisor, below 2^64; divisor < 2^53.
 template <int F>
 AISEC_HD_COLD Fixed<F> ratio(Wide numerator, std::uint64_t divisor) {
+  constexpr unsigned digit = 8;
+  LongDivision division(divisor);
+  const auto next_limb = [&](std::uint64_t limb) {
+    std::uint64_t quotient = 0;
+    for (unsigned left = 64; left > 0; left -= digit)
+      quotient = quotient << digit | division.digit(digit, limb >> (left - digit) & 0xff);
+    return quotient;
+  };
   Fixed<F> quotient;
-  quotient.limb[F] = static_cast<std::uint64_t>(numerator / divisor);
-  Wide remainder = numerator % divisor;
-  for (int i = F - 1; i >= 0; --i) {
-    const Wide dividend = remainder << 64;
-    quotient.limb[i] = static_cast<std::uint64_t>(dividend / divisor);
-    remainder = dividend % divisor;
-  }
+  next_limb(static_cast<std::uint64_t>(numerator >> 64));  // 0
+  quotient.limb[F] = next_limb(static_cast<std::uint64_t>(numerator));
+  for (int i = F - 1; i >= 0; --i) quotient.limb[i] = next_limb(0);
   return quotient;
 }
 
