@@ -72,6 +72,18 @@ def test_aes_takes_a_new_subkey_after_2_to_the_25_words(threads) -> None:
     assert not set(out[2**25 :].tolist()) & set(out[:300].tolist())
 
 
+@pytest.mark.skipif(WITHOUT_JIT, reason="native kernels only; 33 million samples")
+def test_noise_takes_a_new_subkey_in_the_middle_of_a_span(kernels: Kernels, threads) -> None:
+    """A span of the second array ends 256 samples after its first 2^25 words: kernels go on from one subkey to the next."""
+    if "aes" not in generators(kernels):
+        pytest.skip("no AES here")
+    threads(1)
+    sums = [np.zeros(256, np.float32), np.zeros(2**25 + 300, np.float32)]
+    kernels.update.noisy_mean(sums, 1.0, 2.0**20, 1.0, [KEY, KEY], "aes")
+    start = 2**25 - 200
+    assert sums[1][start:].tolist() == reference.gaussian_integers(KEY, 2.0**20, start, start + 500, "aes")
+
+
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_float_mode_gives_the_reference(kernels: Kernels, law: str, dtype: str) -> None:

@@ -3,91 +3,18 @@
 #include "aisec_fast/kernels.hpp"
 #include "aisec_fast/noise_float.hpp"
 #include "aisec_fast/noise_math.hpp"
-#include "kernels/aes.hpp"
 #include "kernels/families.hpp"
-#include "kernels/lanes.hpp"
 #include "kernels/standard_arithmetic.hpp"
+#include "kernels/stream.hpp"
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+#include "kernels/noise_avx512.hpp"
+#elif defined(__AVX2__)
 #include "kernels/noise_avx2.hpp"
 #endif
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
-
-struct alignas(64) GroupBlocks {
-  std::uint32_t word[16][group_blocks];  // word[w][b]: word w of the group's block b
-};
-
-// Words stand in the order of lanes, 0 1 4 5 2 3 6 7 of each eight: interleaving vectors of eight 32-bit halves gives
-// it, and narrowing vectors of four 64-bit values undoes it.
-constexpr unsigned lane_of(unsigned j) { return (j & ~6u) | (j & 2u) << 1 | (j & 4u) >> 1; }
-
-#if !defined(__AVX2__)
-void join_words(std::uint64_t* out, const std::uint32_t* low, const std::uint32_t* high) {
-  for (unsigned b = 0; b < group_blocks; ++b) out[lane_of(b)] = join(low[b], high[b]);
-}
-#endif
-
-// The words of one call, a group of 128 at a time, in the order of lanes.
-class Stream {
- public:
-  Stream(const NoiseCall& call, Domain domain) : domain_(domain), generator_(call.generator) {
-    for (int i = 0; i < 8; ++i) key_.word[i] = call.key[i];
-  }
-
-  const Key& key() const { return key_; }
-
-  void read(std::uint64_t* out, std::uint64_t group) {
-#if defined(AISEC_X86)
-    if (generator_ != Generator::chacha) return read_aes(out, group);
-#endif
-    read_chacha(out, group);
-  }
-
- private:
-  void read_chacha(std::uint64_t* out, std::uint64_t group) const {
-    GroupBlocks x;
-    const std::uint64_t first = group * group_blocks;
-    for (unsigned b = 0; b < group_blocks; b += lanes) {
-      Lanes low, high, block[16];
-      for (unsigned lane = 0; lane < lanes; ++lane) {
-        low[lane] = static_cast<std::uint32_t>(first + b + lane);
-        high[lane] = static_cast<std::uint32_t>((first + b + lane) >> 32);
-      }
-      chacha_block<Rotation>(block, key_, low, high, domain_, Level::main);
-      for (int w = 0; w < 16; ++w) memcpy(&x.word[w][b], &block[w], sizeof block[w]);
-    }
-    for (unsigned k = 0; k < 8; ++k) join_words(out + k * group_blocks, x.word[2 * k], x.word[2 * k + 1]);
-  }
-
-#if defined(AISEC_X86)
-  static constexpr unsigned subkey_group_bits = 18;  // 2^18 groups of 64 blocks: 2^24 blocks
-
-  void read_aes(std::uint64_t* out, std::uint64_t group) {
-    const std::uint64_t number = group >> subkey_group_bits;
-    if (number != subkey_number_) {
-      std::uint32_t x[16];
-      chacha_block(x, key_, static_cast<std::uint32_t>(number), static_cast<std::uint32_t>(number >> 32), domain_,
-                   Level::subkey);
-      aes_subkey(subkey_, x, join(x[4], x[5]));
-      subkey_number_ = number;
-    }
-    const std::uint64_t first = (group & ((1u << subkey_group_bits) - 1)) * (group_samples / 2);
-#if defined(__AVX2__)
-    if (generator_ == Generator::vaes) return vaes_words(out, subkey_, first);
-#endif
-    aes_words(out, subkey_, first);
-  }
-
-  AesSubkey subkey_{};
-  std::uint64_t subkey_number_ = ~std::uint64_t{0};
-#endif
-
-  Key key_;
-  Domain domain_;
-  Generator generator_;
-};
 
 constexpr double narrow_scale = 0x1p22;  // up to here the farthest sample, 222 s, is below 2^30
 
@@ -109,22 +36,6 @@ void sample_group(Z* z, std::size_t count, Stream& stream, std::uint64_t group, 
   const auto resolve = [&](unsigned j, std::uint64_t word) {
     z[j] = static_cast<Z>(resolve_sample(law, table, word, stream.key(), group * group_samples + j, s));
   };
-#if defined(__AVX2__)
-  if constexpr (sizeof(Z) == 4) {
-    if (quantile_group(z, w, table, s, limit)) return;
-    for (unsigned j = 0; j < count; ++j) {
-      const std::uint64_t word = w[lane_of(j)];
-      std::int64_t integer;
-      std::uint64_t flagged;
-      quantile_sample(table, word, s, limit, integer, flagged);
-      if (flagged)
-        resolve(j, word);
-      else
-        z[j] = static_cast<Z>(integer);
-    }
-    return;
-  }
-#endif
   alignas(64) std::uint64_t flagged[group_samples];
   std::uint64_t any = 0;
   for (unsigned j = 0; j < group_samples; ++j) {
@@ -183,17 +94,60 @@ void add_noise_as(const X* x, Out* out, std::size_t first, std::size_t last, con
     for (const void* const* array = soon; *array != nullptr; ++array)
       prefetch(static_cast<const X*>(*array), i, i + count);
     sample_group<law>(z, count, stream, i / group_samples, call.scale);
-#if defined(__AVX2__)
-    if constexpr (is_float<X> && sizeof(X) == 4 && sizeof(Z) == 4) {
-      const bool normal = call.granularity >= 0x1p-126 && call.granularity <= 0x1p96;  // of g (q + Z) too
-      if (normal && count == group_samples &&
-          add_narrow(x + i, out + i, z, static_cast<float>(call.granularity), static_cast<float>(inverse)))
-        continue;
-    }
-#endif
     add_group(x + i, out + i, count, z, call.granularity, inverse);
   }
 }
+
+#if defined(__AVX2__)
+// The same for scales up to narrow_scale.
+template <class X, class Out, Law law>
+void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last, const NoiseCall& call,
+                      const void* const* soon) {
+  const double s = call.scale, granularity = call.granularity, inverse = 1.0 / granularity;
+  const QuantileRow* const table = quantile_tables[static_cast<unsigned>(law)];
+  const Quantiles by(table, s, quantile_bound(law) * s);
+  Stream stream(call, domain_of(law));
+  Pipeline line;
+  stream.read(line.words, first / group_samples);
+  start(line, by);
+  alignas(64) std::int32_t z[group_samples];
+
+  // Samples of the group at i from `decided` on; those from `added` on are still to be added.
+  const auto settle = [&](std::size_t i, unsigned decided, unsigned added) __attribute__((noinline)) {
+    const std::size_t count = last - i < group_samples ? last - i : group_samples;
+    for (std::size_t j = decided; j < count; ++j) {
+      const std::uint64_t word = line.words[i % two_groups + lane_of(static_cast<unsigned>(j))];
+      std::int64_t integer;
+      std::uint64_t flagged;
+      quantile_sample(table, word, s, largest_distance(law, s), integer, flagged);
+      if (flagged) integer = resolve_sample(law, table, word, stream.key(), i + j, s);
+      z[j] = static_cast<std::int32_t>(integer);
+    }
+    add_group(x + i + added, out + i + added, count - added, z + added, granularity, inverse);
+  };
+  const auto later = [&](std::size_t i) {
+    for (const void* const* array = soon; *array != nullptr; ++array)
+      prefetch(static_cast<const X*>(*array), i, i + group_samples);
+    return x + (last - i > prefetched + group_samples ? i + prefetched : i);
+  };
+  const std::size_t whole = last - last % group_samples;
+  const auto add_groups = [&](const auto& more) {
+    if constexpr (is_float<X> && sizeof(X) == 4)
+      if (granularity >= 0x1p-126 && granularity <= 0x1p96) {  // of g (q + Z) too these are normal
+        const AddIntegers integers{x, out, static_cast<float>(granularity), static_cast<float>(inverse),
+                                   static_cast<float>(granularity * 0x1p30)};
+        return decide_groups(line, first, whole, by, more, z, integers, later, settle);
+      }
+    decide_groups(line, first, whole, by, more, z, NeverAdd{}, later, settle);
+  };
+  const WholeGroups any{stream, (last + group_samples - 1) / group_samples};
+  if (stream.has_vaes() && whole - first > group_samples)
+    add_groups(VaesGroups(stream, first / group_samples + 1));
+  else
+    add_groups(any);
+  if (whole < last) decide_groups(line, whole, last, by, any, z, NeverAdd{}, later, settle);
+}
+#endif
 
 template <class X, class Out, Law law>
 void add_noise(const void* x_, void* out_, std::size_t first, std::size_t last, const NoiseCall& call,
@@ -203,7 +157,11 @@ void add_noise(const void* x_, void* out_, std::size_t first, std::size_t last, 
   Out* out = static_cast<Out*>(out_);
   warm_table(quantile_tables[static_cast<unsigned>(law)]);
   if (call.scale <= narrow_scale)
+#if defined(__AVX2__)
+    add_narrow_noise<X, Out, law>(x, out, first, last, call, soon);
+#else
     add_noise_as<X, Out, law, std::int32_t>(x, out, first, last, call, soon);
+#endif
   else
     add_noise_as<X, Out, law, std::int64_t>(x, out, first, last, call, soon);
 }
@@ -219,15 +177,38 @@ void add_float(const double* x, double* out, std::size_t count, const std::uint6
 template <Law law>
 void add_float(const float* x, float* out, std::size_t count, const std::uint64_t* w, double scale) {
   const FloatRow* const table = float_tables[static_cast<unsigned>(law)];
-  std::size_t j = 0;
-#if defined(__AVX2__)
-  j = add_float_eights(x, out, count, w, table, static_cast<float>(scale));
-#endif
-  for (; j < count; ++j) {
+  for (std::size_t j = 0; j < count; ++j) {
     const std::uint64_t word = w[lane_of(static_cast<unsigned>(j / 2))] >> (32 * (j % 2));
     out[j] = x[j] + static_cast<float>(scale) * float_sample(table, static_cast<std::uint32_t>(word));
   }
 }
+
+#if defined(__AVX2__)
+template <Law law>
+void add_float32_noise(const float* x, float* out, std::size_t first, std::size_t last, const NoiseCall& call) {
+  const std::uintptr_t rows =
+      reinterpret_cast<std::uintptr_t>(float_tables[static_cast<unsigned>(law)]) - first_float_offset;
+  Stream stream(call, domain_of(law));
+  FloatPipeline line;
+  stream.read(line.words, first / float_group);
+  start(line, rows);
+  const std::size_t whole = last - last % float_group, rest = last - whole;
+  const auto later = [&](std::size_t i) { return x + (last - i > prefetched + float_group ? i + prefetched : i); };
+  const float scale = static_cast<float>(call.scale);
+  const WholeGroups any{stream, (last + float_group - 1) / float_group};
+  if (stream.has_vaes() && whole - first > float_group)
+    add_float_groups(x + first, out + first, line, first, whole, rows, scale,
+                     VaesGroups(stream, first / float_group + 1), later);
+  else
+    add_float_groups(x + first, out + first, line, first, whole, rows, scale, any, later);
+  if (rest <= 32)  // a few are made faster one by one
+    return add_float<law>(x + whole, out + whole, rest, line.words + whole / 2 % two_groups, call.scale);
+  alignas(64) float padded[float_group] = {};
+  memcpy(padded, x + whole, rest * sizeof *x);
+  add_float_groups(padded, padded, line, whole, last, rows, scale, any, later);
+  memcpy(out + whole, padded, rest * sizeof *x);
+}
+#endif
 
 template <class T, Law law>
 void add_float_noise(const void* x_, void* out_, std::size_t first, std::size_t last, const NoiseCall& call,
@@ -235,6 +216,9 @@ void add_float_noise(const void* x_, void* out_, std::size_t first, std::size_t 
   const StandardArithmetic arithmetic;
   const T* x = static_cast<const T*>(x_);
   T* out = static_cast<T*>(out_);
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == sizeof(float)) return add_float32_noise<law>(x, out, first, last, call);
+#endif
   Stream stream(call, domain_of(law));
   constexpr std::size_t group = sizeof(T) == sizeof(float) ? 2 * group_samples : group_samples;
   alignas(64) std::uint64_t w[group_samples];
@@ -244,18 +228,27 @@ void add_float_noise(const void* x_, void* out_, std::size_t first, std::size_t 
   }
 }
 
-void random_words(std::uint64_t* out, std::size_t first, std::size_t last, const NoiseCall& call,
-                  std::uint32_t domain) {
-  Stream stream(call, static_cast<Domain>(domain));
+template <class More>
+AISEC_VAES void copy_words(std::uint64_t* out, std::size_t first, std::size_t last, More more) {
   alignas(64) std::uint64_t group[group_samples];
   for (std::size_t i = first; i < last; i += group_samples, out += group_samples) {
-    stream.read(group, i / group_samples);
+    more.begin(group, i / group_samples);
+    for (unsigned j = 0; j < group_samples; j += 8) more.make(group + j);
     const std::size_t count = last - i < group_samples ? last - i : group_samples;
     if (count == group_samples)
       for (unsigned j = 0; j < group_samples; j += 2) memcpy(out + j, group + lane_of(j), 2 * sizeof group[0]);
     else
       for (unsigned j = 0; j < count; ++j) out[j] = group[lane_of(j)];
   }
+}
+
+void random_words(std::uint64_t* out, std::size_t first, std::size_t last, const NoiseCall& call,
+                  std::uint32_t domain) {
+  Stream stream(call, static_cast<Domain>(domain));
+#if defined(__AVX2__)
+  if (stream.has_vaes()) return copy_words(out, first, last, VaesGroups(stream, first / group_samples));
+#endif
+  copy_words(out, first, last, WholeGroups{stream, last});
 }
 
 template <class X>

@@ -1,0 +1,208 @@
+#pragma once
+// The noise kernels' inner loops with AVX-512; the plain loops in noise.cpp do the same. A sample waits for most of its
+// time, for memory and for the step before, and a core does not look far enough ahead to fill that time: each turn of a
+// loop makes words of the next group, finds the rows of later samples and evaluates some before it ends with these.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/noise_rows.hpp"
+#include "kernels/stream.hpp"
+
+namespace aisec_fast::AISEC_ISA {
+namespace {
+
+// Two groups of words, one of them being used, and what they need of the table: where their rows start, in bytes, and
+// their places in them. `t` is T of the next eight samples.
+struct Eight {
+  __m256d low, high;
+};
+struct Pipeline {
+  alignas(64) std::uint64_t words[two_groups] = {};
+  alignas(64) std::uint64_t offset[two_groups];
+  alignas(64) double delta[two_groups];
+  Eight t;
+};
+
+inline void find_cells(Pipeline& line, unsigned at) {
+  const __m512i least = _mm512_set1_epi64(first_offset + (deep_rows - 1) * 32);
+  const __m512i place = _mm512_set1_epi64(0x3fffffffffff), one = _mm512_set1_epi64(0x3ff0000000000000);
+  const __m512i bits = _mm512_castpd_si512(_mm512_maskz_cvtepu64_pd(0xff, _mm512_load_si512(line.words + at)));
+  const __m512i cell = _mm512_and_si512(_mm512_maskz_srli_epi64(0xff, bits, 41), _mm512_set1_epi64(~31));
+  _mm512_store_si512(line.offset + at, _mm512_maskz_max_epi32(0xffff, cell, least));  // they fit in 32 bits
+  const __m512i m = _mm512_ternarylogic_epi64(bits, place, one, 0xea);                // (bits & place) | one
+  _mm512_store_pd(line.delta + at, _mm512_castsi512_pd(m) - _mm512_set1_pd(1.0 + 0x1p-7));
+}
+
+inline Eight next_eight(const Quantiles& by, const Pipeline& line, unsigned at) {
+  return {quantiles(by.rows, line.offset + at, line.delta + at),
+          quantiles(by.rows, line.offset + at + 4, line.delta + at + 4)};
+}
+
+constexpr unsigned cells_ahead = 32;  // what a store has put into memory is slow to read for a while
+
+// Before the first turn; the first group's words are there.
+inline void start(Pipeline& line, const Quantiles& by) {
+  for (unsigned j = 0; j < cells_ahead; j += 8) find_cells(line, j);
+  line.t = next_eight(by, line, 0);
+}
+
+struct Decision {
+  __m256i magnitude;
+  __mmask8 minus, undecided;
+};
+
+inline Decision decide(const Quantiles& by, Eight t, const std::uint64_t* words) {
+  const auto low_halves = [](__m256d a, __m256d b) {
+    return _mm256_permutex2var_epi32(_mm256_castpd_si256(a), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14),
+                                     _mm256_castpd_si256(b));
+  };
+  const __m256d shift = _mm256_set1_pd(integer_shift);
+  const __m256i n = low_halves(_mm256_fmadd_pd(t.low, by.scale, shift), _mm256_fmadd_pd(t.high, by.scale, shift));
+  const __m256i f = low_halves(_mm256_fmadd_pd(t.low, by.scale, by.up), _mm256_fmadd_pd(t.high, by.scale, by.up));
+  return {n, _mm512_test_epi64_mask(_mm512_load_si512(words), _mm512_set1_epi64(1)),
+          _mm256_testn_epi32_mask(f, by.fraction)};
+}
+
+// What becomes of integers: they are kept, a group at a time.
+struct KeepIntegers {
+  std::int32_t* z;
+
+  void take(std::size_t i, const Decision& d) const {
+    const __m256i n = _mm256_mask_sub_epi32(d.magnitude, d.minus, _mm256_setzero_si256(), d.magnitude);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(z + i % group_samples), n);
+  }
+};
+
+// Or out = g (rint(x / g) + z) in groups with |x / g| < 2^30; `bound` is g 2^30.
+struct AddIntegers {
+  const float* x;
+  float* out;
+  float granularity, inverse, bound;
+
+  bool begin(std::size_t i) const {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i largest = _mm512_setzero_si512();
+    for (unsigned j = 0; j < group_samples; j += 16)
+      largest = _mm512_maskz_max_epi32(0xffff, largest, _mm512_and_si512(_mm512_loadu_si512(x + i + j), magnitude));
+    return _mm512_cmplt_epi32_mask(largest, _mm512_castps_si512(_mm512_set1_ps(bound))) == 0xffff;
+  }
+  void take(std::size_t i, const Decision& d) const {
+    const __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse)));
+    const __m256i sum = _mm256_mask_sub_epi32(_mm256_add_epi32(q, d.magnitude), d.minus, q, d.magnitude);
+    _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(granularity)));
+  }
+};
+
+// Decides the samples of the group at i, eight after eight, until some are undecided; use.take(first, decision) for
+// those before; how many they are. The words of the next group are made meanwhile, whose values `soon` stands for.
+template <class More, class Use, class X>
+AISEC_VAES __attribute__((always_inline)) inline unsigned decide_group(Pipeline& line, std::size_t i, Eight& t,
+                                                                       const Quantiles& by, More& more, const Use& use,
+                                                                       const X* soon) {
+  unsigned decided = 0;
+  bool all = true;
+  for (unsigned j = 0; j < group_samples; j += 8) {
+    const unsigned at = i % two_groups + j;
+    __builtin_prefetch(soon + j, 1, 2);  // to write, second level
+    more.make(line.words + (at ^ group_samples));
+    find_cells(line, (at + cells_ahead) % two_groups);
+    const Eight next = next_eight(by, line, (at + 8) % two_groups);
+    const Decision decision = decide(by, t, line.words + at);
+    t = next;
+    all = all && !decision.undecided;
+    if (all) {
+      use.take(i + j, decision);
+      decided = j + 8;
+    }
+  }
+  return decided;
+}
+
+// Makes the integers of groups first, ..., and adds them where `integers` does, or else puts them in z; calls
+// end(i, decided, added) for groups of which something is left, i being its first sample. soon(i) is where values of a
+// later group stand.
+template <class More, class Add, class Soon, class End>
+AISEC_VAES inline void decide_groups(Pipeline& line, std::size_t first, std::size_t last, const Quantiles& by_,
+                                     More more, std::int32_t* z, const Add integers, const Soon& soon, const End& end) {
+  const Quantiles by = by_;  // in registers, as nothing can write to it there
+  Eight t = line.t;
+  for (std::size_t i = first; i < last; i += group_samples) {
+    more.begin(line.words + (i % two_groups ^ group_samples), i / group_samples + 1);
+    const auto* const later = soon(i);
+    if (integers.begin(i)) {
+      const unsigned decided = decide_group(line, i, t, by, more, integers, later);
+      if (decided < group_samples) [[unlikely]]
+        end(i, decided, decided);
+    } else {
+      end(i, decide_group(line, i, t, by, more, KeepIntegers{z}, later), 0);
+    }
+  }
+  line.t = t;
+}
+
+struct Sixteen {
+  __m256 low, high;
+};
+struct FloatPipeline {
+  alignas(64) std::uint64_t words[two_groups] = {};
+  alignas(64) std::uint32_t offset[two_float_groups];
+  alignas(64) float delta[two_float_groups];
+  Sixteen t;
+};
+
+inline void find_float_cells(FloatPipeline& line, unsigned at) {
+  const __m512i place = _mm512_set1_epi32(0x1ffff), one = _mm512_set1_epi32(0x3f800000);
+  const __m512i half = _mm512_maskz_srli_epi32(0xffff, _mm512_load_si512(line.words + at / 2), 1);
+  const __m512 v = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_or_si512(half, _mm512_set1_epi32(1)));
+  const __m512i bits = _mm512_castps_si512(v), upper = _mm512_maskz_srli_epi32(0xffff, bits, 13);
+  _mm512_store_si512(line.offset + at, _mm512_and_si512(upper, _mm512_set1_epi32(~15)));
+  const __m512i m = _mm512_ternarylogic_epi32(bits, place, one, 0xea);  // (bits & place) | one
+  _mm512_store_ps(line.delta + at, _mm512_castsi512_ps(m) - _mm512_set1_ps(1.0f + 0x1p-7f));
+}
+
+inline Sixteen next_sixteen(std::uintptr_t rows, const FloatPipeline& line, unsigned at) {
+  return {float_quantiles(rows, line.offset + at, line.delta + at),
+          float_quantiles(rows, line.offset + at + 8, line.delta + at + 8)};
+}
+
+constexpr unsigned float_cells_ahead = 2 * cells_ahead;
+
+inline void start(FloatPipeline& line, std::uintptr_t rows) {
+  for (unsigned j = 0; j < float_cells_ahead; j += 16) find_float_cells(line, j);
+  line.t = next_sixteen(rows, line, 0);
+}
+
+// out = x + scale T for whole groups; x and out are where sample `first` stands.
+template <class More, class Soon>
+AISEC_VAES inline void add_float_groups(const float* x, float* out, FloatPipeline& line, std::size_t first,
+                                        std::size_t last, std::uintptr_t rows, float scale_, More more,
+                                        const Soon& soon) {
+  const __m256 scale = _mm256_set1_ps(scale_);
+  Sixteen t = line.t;
+  for (std::size_t i = first; i < last; i += float_group) {
+    const unsigned group = i % two_float_groups;
+    more.begin(line.words + (group / 2 ^ group_samples), i / float_group + 1);
+    const float* const later = soon(i);
+    for (unsigned j = 0; j < float_group; j += 16) {
+      const unsigned at = group + j;
+      __builtin_prefetch(later + j, 1, 2);
+      more.make(line.words + (at / 2 ^ group_samples));
+      find_float_cells(line, (at + float_cells_ahead) % two_float_groups);
+      const Sixteen next = next_sixteen(rows, line, (at + 16) % two_float_groups);
+      const auto add = [&](unsigned k, __m256 value) {
+        const __m256i word = _mm256_load_si256(reinterpret_cast<const __m256i*>(line.words + (at + k) / 2));
+        const __m256 noise = _mm256_xor_ps(value, _mm256_castsi256_ps(_mm256_slli_epi32(word, 31)));
+        _mm256_storeu_ps(out + i - first + j + k, _mm256_loadu_ps(x + i - first + j + k) + scale * noise);
+      };
+      add(0, t.low);
+      add(8, t.high);
+      t = next;
+    }
+  }
+  line.t = t;
+}
+
+}  // namespace
+}  // namespace aisec_fast::AISEC_ISA
