@@ -81,15 +81,19 @@ struct Tree {
 
 // What a worker works on: memory to read into, and windows (none: it reads everything).
 struct Desk {
-  explicit Desk(std::size_t count)
-      : memory(std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack)),
+  Desk(FileDigest kind, std::size_t count)
+      : digest(kind),
+        memory(std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack)),
         windows(count) {}
 
-  // Null: it has to be read.
+  // Null: it has to be read. SHA-256 has its pages mapped as it touches them, which takes least time. BLAKE3 reads many
+  // places ahead, which does nothing where no page is mapped: it has all of them mapped at once.
   const unsigned char* show(std::size_t window, const OpenFile& file, std::uint64_t offset, std::size_t size) {
-    return window < windows.size() ? windows[window].show(file.descriptor, offset, size) : nullptr;
+    const bool at_once = digest == FileDigest::blake3;
+    return window < windows.size() ? windows[window].show(file.descriptor, offset, size, at_once) : nullptr;
   }
 
+  const FileDigest digest;
   const std::unique_ptr<unsigned char[]> memory;
   std::deque<MappedWindow> windows;  // these cannot move
 };
@@ -199,7 +203,7 @@ class FileHashing::Run {
   }
 
   void work(std::size_t windows) {
-    Desk desk(windows);
+    Desk desk(digest_, windows);
     while (!reader_.stopped()) {
       if (digest_ == FileDigest::sha256 ? turn_at_streams(desk) : turn_at_a_tree(desk)) continue;
       if (some_small(desk.memory.get())) continue;
