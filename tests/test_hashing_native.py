@@ -36,7 +36,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(params=[True, False], ids=["sha", "plain"])
 def sha_isa(isa: str, request: pytest.FixtureRequest) -> str:
-    """Each instruction set with the CPU's SHA instructions, if it has them, and without."""
+    """Each instruction set with what this CPU has beside it (SHA instructions, halves of vectors), and without."""
     _core.use_instruction_set(isa, request.param)
     return isa
 
@@ -121,13 +121,13 @@ def slow_stream(data: bytes, size: int, seek: int = 0, flags: int = 0) -> bytes:
 @pytest.mark.parametrize(
     "size", [0, 1, 64, 65, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 64, 17 * CHUNK - 1, 21 * CHUNK]
 )
-def test_against_the_definition(isa: str, size: int) -> None:
+def test_against_the_definition(sha_isa: str, size: int) -> None:
     state = absorbed(DATA[:size], flags=KEYED_HASH)
     assert stream(state, 80, 50) == slow_stream(DATA[:size].tobytes(), 80, 50, KEYED_HASH)
 
 
 @pytest.mark.parametrize("chunks", [*range(2, 36), 63, 64, 65, 127, 129])
-def test_any_number_of_chunks_from_any_place(isa: str, chunks: int) -> None:
+def test_any_number_of_chunks_from_any_place(sha_isa: str, chunks: int) -> None:
     """Full vectors and rests, begun at a chunk number that is a multiple of nothing or of much: as chunk by chunk."""
     for before in (0, 1, 4, 7, 32, 63):
         data = DATA[: (before + chunks) * CHUNK + 5]
@@ -136,7 +136,7 @@ def test_any_number_of_chunks_from_any_place(isa: str, chunks: int) -> None:
         assert bits(absorbed(data, [before * CHUNK + 1])) == bits(one_by_one)
 
 
-def test_instruction_sets_agree(isa: str) -> None:
+def test_instruction_sets_agree(sha_isa: str) -> None:
     state = absorbed(DATA, [777])
     output = stream(state, 5000, 3)
     sha = sha256_state()

@@ -55,9 +55,9 @@ struct ChainingValue {
   bool known = false;
 };
 
-// The root of a full subtree takes the first place.
-void merge(std::uint32_t* values, std::size_t count, const HashingKernels& kernels) {
-  for (; count > 1; count /= 2) kernels.blake3_parents(values, count / 2, initial_words, 0, values);
+// The roots of `roots` full subtrees side by side take the first places.
+void merge(std::uint32_t* values, std::size_t count, std::size_t roots, const HashingKernels& kernels) {
+  for (; count > roots; count /= 2) kernels.blake3_parents(values, count / 2, initial_words, 0, values);
 }
 
 // A file whose SHA-256 is under way; what was read of it ends at a block's border.
@@ -81,15 +81,19 @@ struct Tree {
 
 // What a worker works on: memory to read into, and windows (none: it reads everything).
 struct Desk {
-  explicit Desk(std::size_t count)
-      : memory(std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack)),
+  Desk(FileDigest kind, std::size_t count)
+      : digest(kind),
+        memory(std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack)),
         windows(count) {}
 
-  // Null: it has to be read.
+  // Null: it has to be read. SHA-256 has its pages mapped as it touches them, which takes least time. BLAKE3 reads many
+  // places ahead, which does nothing where no page is mapped: it has all of them mapped at once.
   const unsigned char* show(std::size_t window, const OpenFile& file, std::uint64_t offset, std::size_t size) {
-    return window < windows.size() ? windows[window].show(file.descriptor, offset, size) : nullptr;
+    const bool at_once = digest == FileDigest::blake3;
+    return window < windows.size() ? windows[window].show(file.descriptor, offset, size, at_once) : nullptr;
   }
 
+  const FileDigest digest;
   const std::unique_ptr<unsigned char[]> memory;
   std::deque<MappedWindow> windows;  // these cannot move
 };
@@ -199,7 +203,7 @@ class FileHashing::Run {
   }
 
   void work(std::size_t windows) {
-    Desk desk(windows);
+    Desk desk(digest_, windows);
     while (!reader_.stopped()) {
       if (digest_ == FileDigest::sha256 ? turn_at_streams(desk) : turn_at_a_tree(desk)) continue;
       if (some_small(desk.memory.get())) continue;
@@ -463,18 +467,18 @@ class FileHashing::Run {
   // `shown`: its bytes; null if they have to be read.
   bool hash_piece(const OpenFile& file, std::uint64_t piece, const unsigned char* shown, Desk& desk,
                   ChainingValue& value) {
-    constexpr std::size_t blocks = piece_bytes / block_bytes;
-    std::uint32_t roots[8 * blocks], values[8 * block_chunks];
+    constexpr std::size_t blocks = piece_bytes / block_bytes, block_roots = 16;  // those fill the lanes of vectors
+    std::uint32_t roots[8 * blocks * block_roots], values[8 * block_chunks];
     for (std::size_t block = 0; block < blocks; ++block) {
       if (reader_.stopped()) return false;
       const std::uint64_t offset = piece * piece_bytes + block * block_bytes;
       if (!shown && !reader_.read_exactly(file, desk.memory.get(), block_bytes, offset)) return false;
       const unsigned char* const data = shown ? shown + block * block_bytes : desk.memory.get();
       kernels_.blake3_chunks(data, block_chunks, initial_words, 0, offset / blake3_chunk_bytes, values);
-      merge(values, block_chunks, kernels_);
-      std::memcpy(roots + 8 * block, values, sizeof value.words);
+      merge(values, block_chunks, block_roots, kernels_);
+      std::memcpy(roots + 8 * block_roots * block, values, 32 * block_roots);
     }
-    merge(roots, blocks, kernels_);
+    merge(roots, blocks * block_roots, 1, kernels_);
     std::memcpy(value.words, roots, sizeof value.words);
     value.known = true;
     return true;

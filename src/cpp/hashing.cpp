@@ -51,24 +51,26 @@ class Tree {
     const std::size_t most = max_threads == 0 ? thread_count() : std::min(max_threads, thread_count());
     // Threads take pieces as they come: one that shares its core with other work holds up nobody.
     const std::size_t threads = std::clamp<std::size_t>(pieces / least_pieces, 1, most);
-    const std::size_t turn = std::clamp<std::size_t>(pieces / threads / 8, 1, most_of_a_turn);
+    const std::size_t turn = std::clamp<std::size_t>(threads == 1 ? pieces : pieces / threads / 8, 1, most_of_a_turn);
     std::atomic<std::size_t> taken{0};
     parallel_for(threads, 1, [&](std::size_t, std::size_t) {
-      for (std::size_t begin; (begin = taken.fetch_add(turn, std::memory_order_relaxed)) < pieces;)
-        for (std::size_t piece = begin; piece < std::min(begin + turn, pieces); ++piece) {
-          std::uint32_t leaves[8 * piece_chunks];
-          kernels_.blake3_chunks(data + piece * piece_chunks * blake3_chunk_bytes, piece_chunks, state_.key(),
-                                 state_.mode(), first + piece * piece_chunks, leaves);
-          merge(leaves, piece_chunks);
-          std::memcpy(values + 8 * piece, leaves, 32);
-        }
+      for (std::size_t begin; (begin = taken.fetch_add(turn, std::memory_order_relaxed)) < pieces;) {
+        std::uint32_t leaves[8 * piece_chunks * most_of_a_turn];
+        const std::size_t count = std::min(turn, pieces - begin);
+        for (std::size_t piece = 0; piece < count; ++piece)
+          kernels_.blake3_chunks(data + (begin + piece) * piece_chunks * blake3_chunk_bytes, piece_chunks, state_.key(),
+                                 state_.mode(), first + (begin + piece) * piece_chunks,
+                                 leaves + 8 * piece_chunks * piece);
+        merge(leaves, piece_chunks * count, count);
+        std::memcpy(values + 8 * begin, leaves, 32 * count);
+      }
     });
     push(values, pieces, piece_chunks, nullptr);
   }
 
-  // The root of a full subtree takes the first place.
-  void merge(std::uint32_t* values, std::size_t count) const {
-    for (; count > 1; count /= 2) kernels_.blake3_parents(values, count / 2, state_.key(), state_.mode(), values);
+  // The roots of `roots` full subtrees side by side take the first places.
+  void merge(std::uint32_t* values, std::size_t count, std::size_t roots) const {
+    for (; count > roots; count /= 2) kernels_.blake3_parents(values, count / 2, state_.key(), state_.mode(), values);
   }
 
   // Adds the roots of `count` neighbouring subtrees of `size` chunks, and after them the leaf's value. A level at a

@@ -124,14 +124,13 @@ MappedWindow::~MappedWindow() {
   take_handler_away();
 }
 
-const unsigned char* MappedWindow::show(int descriptor, std::uint64_t offset, std::size_t size) {
+const unsigned char* MappedWindow::show(int descriptor, std::uint64_t offset, std::size_t size, bool at_once) {
   if (slot_ == none || size == 0) return nullptr;
   clear();
   if (!in_page_cache(descriptor, offset) || !in_page_cache(descriptor, offset + size - 1)) return nullptr;
-  // Pages are mapped as they are touched, sixteen at a time: MAP_POPULATE takes longer.
   const auto ahead = static_cast<std::size_t>(offset % largest_page);
-  void* const shown =
-      mmap(nullptr, ahead + size, PROT_READ, MAP_SHARED, descriptor, static_cast<off_t>(offset - ahead));
+  void* const shown = mmap(nullptr, ahead + size, PROT_READ, MAP_SHARED | (at_once ? MAP_POPULATE : 0), descriptor,
+                           static_cast<off_t>(offset - ahead));
   if (shown == MAP_FAILED) return nullptr;
   Slot& slot = table[slot_];
   slot.lost.store(false);
@@ -155,7 +154,7 @@ bool MappedWindow::lost() const { return slot_ != none && table[slot_].lost.load
 
 MappedWindow::MappedWindow() = default;
 MappedWindow::~MappedWindow() = default;
-const unsigned char* MappedWindow::show(int, std::uint64_t, std::size_t) { return nullptr; }
+const unsigned char* MappedWindow::show(int, std::uint64_t, std::size_t, bool) { return nullptr; }
 void MappedWindow::clear() {}
 bool MappedWindow::lost() const { return false; }
 

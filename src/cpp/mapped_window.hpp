@@ -17,8 +17,9 @@ class MappedWindow {
   MappedWindow& operator=(const MappedWindow&) = delete;
 
   // These bytes of a file, until the next call. Null where nothing but reading will do: they are not in the page cache,
-  // or the system cannot say so or cannot map them.
-  const unsigned char* show(int descriptor, std::uint64_t offset, std::size_t size);
+  // or the system cannot say so or cannot map them. Pages are mapped as they are touched, some neighbours at a time, or
+  // all at once.
+  const unsigned char* show(int descriptor, std::uint64_t offset, std::size_t size, bool at_once);
   // Whether some of what is shown went away while it was looked at: zeros may have been seen in its place.
   bool lost() const;
 

@@ -15,6 +15,12 @@
 #else
 #define AISEC_BLAKE3_AVX2 0
 #endif
+#if defined(__AVX512F__)
+#define AISEC_BLAKE3_AVX512 1
+#include "kernels/blake3_avx512.hpp"
+#else
+#define AISEC_BLAKE3_AVX512 0
+#endif
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
@@ -42,13 +48,23 @@ inline Rows words_of(Rows x, Rows y) {
   }(std::make_integer_sequence<int, count>{});
 }
 
+// Compilers would put b, which is known last, into the first of two additions.
+template <class Rows>
+inline Rows sum_first(Rows a, Rows words) {
+  Rows sum = a + words;
+#if defined(AISEC_X86)
+  asm("" : "+x"(sum));
+#endif
+  return sum;
+}
+
 template <class Rows>
 inline void mix_columns(Rows& a, Rows& b, Rows& c, Rows& d, Rows even_words, Rows odd_words) {
-  a = a + even_words + b;
+  a = sum_first(a, even_words) + b;
   d = Rotation::right<16>(d ^ a);
   c += d;
   b = Rotation::right<12>(b ^ c);
-  a = a + odd_words + b;
+  a = sum_first(a, odd_words) + b;
   d = Rotation::right<8>(d ^ a);
   c += d;
   b = Rotation::right<7>(b ^ c);
@@ -136,22 +152,61 @@ struct Group {
 };
 
 // Counters of the lanes: first, first + step, ...
-inline void count_lanes(Lanes& low, Lanes& high, std::uint64_t first, std::uint64_t step) {
-  for (int lane = 0; lane < lanes; ++lane) {
-    const std::uint64_t counter = first + static_cast<std::uint64_t>(lane) * step;
-    low[lane] = static_cast<std::uint32_t>(counter);
-    high[lane] = static_cast<std::uint32_t>(counter >> 32);
+inline void count_lanes(Lanes& low, Lanes& high, std::uint64_t first, std::uint32_t step) {
+  constexpr auto index = []<int... lane>(std::integer_sequence<int, lane...>) { return Lanes{std::uint32_t{lane}...}; };
+  const std::uint32_t low_first = static_cast<std::uint32_t>(first);
+  low = index(std::make_integer_sequence<int, lanes>{}) * step + low_first;
+  high = static_cast<std::uint32_t>(first >> 32) - reinterpret_cast<Lanes>(low < low_first);  // true is -1
+}
+
+// 16 bytes of every `step`-th of a vector's inputs. Put together in registers: a vector loaded from memory that was
+// stored in parts has to wait for it.
+template <std::size_t count, std::size_t step = 1>
+inline auto rows_at(const unsigned char* const* inputs, std::size_t place) {
+  if constexpr (count == 1) {
+    return row_at(inputs[0] + place);
+  } else {
+    const auto low = rows_at<count / 2, step>(inputs, place);
+    const auto high = rows_at<count / 2, step>(inputs + count / 2 * step, place);
+    return [&]<int... lane>(std::integer_sequence<int, lane...>) {
+      return __builtin_shufflevector(low, high, lane...);
+    }(std::make_integer_sequence<int, int{4 * count}>{});
   }
 }
 
-// The same block of `lanes` inputs, `stride` bytes apart, in columns.
-inline void load_columns(Lanes (&message)[16], const unsigned char* block, std::size_t stride) {
-  for (int word = 0; word < 16; word += lanes) {
-    Lanes row[lanes];
-    for (int lane = 0; lane < lanes; ++lane)
-      std::memcpy(&row[lane], block + static_cast<std::size_t>(lane) * stride + 4 * word, sizeof row[lane]);
-    transpose(row);
-    for (int i = 0; i < lanes; ++i) message[word + i] = row[i];
+// Where each lane's input begins, `stride` bytes after the one before; the last of `count` stands in for those that are
+// missing.
+struct Inputs {
+  const unsigned char* at[lanes];
+
+  Inputs(const unsigned char* first, std::size_t stride, std::size_t count) {
+    for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane)
+      at[lane] = first + (lane < count ? lane : count - 1) * stride;
+  }
+};
+
+// The block at `place` of the first `count` inputs, in columns.
+template <std::size_t count = lanes>
+inline void load_columns(Lanes (&message)[16], const Inputs& inputs, std::size_t place = 0) {
+  for (std::size_t word = 0; word < 16; word += 4) {
+    const auto rows = [&](std::size_t i) { return rows_at<count / 4, 4>(inputs.at + i, place + 4 * word); };
+    auto row0 = rows(0), row1 = rows(1), row2 = rows(2), row3 = rows(3);
+    transpose_fours(row0, row1, row2, row3);
+    std::memcpy(&message[word], &row0, sizeof row0);
+    std::memcpy(&message[word + 1], &row1, sizeof row1);
+    std::memcpy(&message[word + 2], &row2, sizeof row2);
+    std::memcpy(&message[word + 3], &row3, sizeof row3);
+  }
+}
+
+// The first `count` lanes' chaining values, one after the other.
+inline void write_values(const Lanes (&chaining)[8], std::size_t count, std::uint32_t* out) {
+  for (int word = 0; word < 8; word += 4) {
+    Lanes row[4] = {chaining[word], chaining[word + 1], chaining[word + 2], chaining[word + 3]};
+    transpose_fours(row[0], row[1], row[2], row[3]);
+    for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane)
+      if (lane < count)
+        std::memcpy(out + 8 * lane + word, reinterpret_cast<const char*>(&row[lane % 4]) + lane / 4 * 16, 16);
   }
 }
 
@@ -163,11 +218,50 @@ inline void prefetch_block(const unsigned char* block, std::size_t stride) {
   for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane) __builtin_prefetch(block + lane * stride);
 }
 
+#if AISEC_BLAKE3_AVX512
+// Chaining values of `count` inputs of `blocks` blocks each, sixteen at a time, and at the end sixteen or eight, where
+// the last one stands in for those that are missing. `out` may be the inputs' own memory: a group's is written when its
+// inputs, and the next group's first blocks, are read. halves: the processor does 512 bits in two halves.
+template <std::size_t blocks, bool halves>
+void hash_many(const unsigned char* data, std::size_t count, const Group& group, std::uint64_t counter,
+               std::uint32_t step, std::uint32_t* out) {
+  constexpr std::size_t stride = blocks * blake3_block_bytes;
+  GroupConstants constants = {};
+  const std::uint32_t iv[4] = {0x6a09e667u, 0xbb67ae85u, 0x3c6ef372u, 0xa54ff53au};
+  std::memcpy(constants.iv, iv, sizeof iv);
+  constants.length = std::uint32_t{blake3_block_bytes};
+  for (std::size_t block = 0; block < blocks; ++block)
+    constants.flags[block] = group.mode | (block == 0 ? group.first : 0u) | (block + 1 == blocks ? group.last : 0u);
+  constants.blocks = blocks;
+  constants.ahead = blocks > 1 ? groups_ahead * lanes * stride : 0;
+  Inputs inputs(data, stride, count);
+  Lanes messages[2][16];
+  if (count > lanes / 2)
+    load_columns(messages[0], inputs);
+  else
+    load_columns<lanes / 2>(messages[0], inputs);
+  for (std::size_t now = 0; count > 0; now = (now + blocks) % 2) {
+    const std::size_t taken = count < std::size_t{lanes} ? count : std::size_t{lanes}, left = count - taken;
+    if (left > 0) data += taken * stride;  // else what comes behind are its own inputs once more, for nothing
+    const Inputs behind(data, stride, left > 0 ? left : taken);
+    Lanes chaining[8];
+    for (int i = 0; i < 8; ++i) chaining[i] = Lanes{} + group.key[i];
+    count_lanes(constants.low, constants.high, counter, step);
+    const auto hash = taken <= std::size_t{lanes / 2} ? hash_eight : halves ? hash_twice_eight : hash_sixteen;
+    hash(chaining, constants, &messages[now], &messages[now ^ 1], inputs.at, behind.at);
+    write_values(chaining, taken, out);
+    inputs = behind;
+    counter += taken * step;
+    out += 8 * taken;
+    count = left;
+  }
+}
+#else
 // Chaining values of `groups` times `lanes` inputs of `blocks` blocks each. `out` may be the inputs' own memory: a
 // group's is written when its inputs, and a vector's worth of the next group's, are read.
 template <std::size_t blocks>
 void hash_groups(const unsigned char* data, std::size_t groups, const Group& group, std::uint64_t counter,
-                 std::uint64_t step, std::uint32_t* out) {
+                 std::uint32_t step, std::uint32_t* out) {
   constexpr std::size_t stride = blocks * blake3_block_bytes;
 #if AISEC_BLAKE3_AVX2
   const Lanes flags[3] = {Lanes{} + (group.mode | group.first), Lanes{} + group.mode,
@@ -176,7 +270,7 @@ void hash_groups(const unsigned char* data, std::size_t groups, const Group& gro
                                Lanes{} + 0xa54ff53au, Lanes{}, Lanes{}, Lanes{} + std::uint32_t{blake3_block_bytes}}};
   Lanes message[2][16];
   std::size_t at = 0;  // which message
-  load_columns(message[at], data, stride);
+  load_columns(message[at], Inputs(data, stride, lanes));
 #endif
   for (; groups > 0; --groups, counter += lanes * step, out += 8 * lanes) {
     // Behind the last group come its own inputs once more, for nothing.
@@ -201,92 +295,84 @@ void hash_groups(const unsigned char* data, std::size_t groups, const Group& gro
       at ^= 1;
 #else
       Lanes message[16], v[16];
-      load_columns(message, data + place, stride);
+      load_columns(message, Inputs(data, stride, lanes), place);
       blake3_compress<Rotation>(v, chaining, message, low, high, std::uint32_t{blake3_block_bytes},
                                 group.mode | (block == 0 ? group.first : 0u) | (last ? group.last : 0u));
       blake3_fold(chaining, v);
 #endif
     }
     data = behind;
-    std::uint32_t words[8][lanes];
-    std::memcpy(words, chaining, sizeof words);
-    for (std::size_t lane = 0; lane < std::size_t{lanes}; ++lane)
-      for (std::size_t i = 0; i < 8; ++i) out[8 * lane + i] = words[i][lane];
+    write_values(chaining, lanes, out);
   }
 }
+
+#endif
 
 // As many inputs as hide each other's latency: one vector of rows, or two side by side.
-constexpr std::size_t row_inputs = sizeof(Lanes) / sizeof(Row), most_row_vectors = lanes < 16 ? 2 : 1;
+// Vectors of 64 bytes are slower than two of 32.
+#if AISEC_BLAKE3_AVX512
+typedef std::uint32_t Rows __attribute__((vector_size(32)));
+#else
+typedef Lanes Rows;
+#endif
+constexpr std::size_t row_inputs = sizeof(Rows) / sizeof(Row);
 
-// 16 bytes of each of a vector's inputs. Put together in registers: a vector loaded from memory that was stored in
-// parts has to wait for it.
-template <std::size_t count = row_inputs>
-inline auto rows_at(const unsigned char* const* inputs, std::size_t place) {
-  if constexpr (count == 1) {
-    return row_at(inputs[0] + place);
-  } else {
-    const auto low = rows_at<count / 2>(inputs, place), high = rows_at<count / 2>(inputs + count / 2, place);
-    return [&]<int... lane>(std::integer_sequence<int, lane...>) {
-      return __builtin_shufflevector(low, high, lane...);
-    }(std::make_integer_sequence<int, int{4 * count}>{});
-  }
+// A row of each of a vector's inputs.
+inline Rows repeated(Row row) {
+  return [&]<int... lane>(std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(row, row, (lane % 4)...);
+  }(std::make_integer_sequence<int, int{sizeof(Rows)} / 4>{});
 }
 
-// Chaining values of 1 to `vectors` * row_inputs inputs; the last one stands in for those that are missing.
+// The last row of a vector's inputs: their counters, the block's length and mode.
+inline Rows last_rows(std::uint64_t counter, std::uint32_t step, std::uint32_t mode) {
+  typedef std::uint64_t Halves __attribute__((vector_size(sizeof(Rows))));
+  const std::uint64_t rest = std::uint64_t{mode} << 32 | blake3_block_bytes;
+  return [&]<int... half>(std::integer_sequence<int, half...>) {
+    return reinterpret_cast<Rows>(Halves{(half % 2 == 0 ? counter + half / 2 * step : rest)...});
+  }(std::make_integer_sequence<int, int{sizeof(Rows)} / 8>{});
+}
+
+// Chaining values of 1 to `vectors` * row_inputs inputs; the last one stands in for those that are missing. Nothing is
+// put together in memory: what is stored in parts cannot be loaded whole for a while.
 template <std::size_t blocks, std::size_t vectors>
 void hash_few(const unsigned char* data, std::size_t count, const Group& group, std::uint64_t counter,
-              std::uint64_t step, std::uint32_t* out) {
+              std::uint32_t step, std::uint32_t* out) {
   constexpr std::size_t most = vectors * row_inputs;
   const unsigned char* inputs[most];
-  std::uint32_t rows[4][most][4], bits[3][row_inputs][4] = {};  // the states'; flags of a first, middle, last block
-  for (std::size_t i = 0; i < most; ++i) {
-    const std::size_t input = i < count ? i : count - 1;
-    const std::uint64_t number = counter + input * step;
-    const std::uint32_t constants[8] = {0x6a09e667u,
-                                        0xbb67ae85u,
-                                        0x3c6ef372u,
-                                        0xa54ff53au,
-                                        static_cast<std::uint32_t>(number),
-                                        static_cast<std::uint32_t>(number >> 32),
-                                        std::uint32_t{blake3_block_bytes},
-                                        group.mode};
-    inputs[i] = data + input * blocks * blake3_block_bytes;
-    std::memcpy(rows[0][i], group.key, 16);
-    std::memcpy(rows[1][i], group.key + 4, 16);
-    std::memcpy(rows[2][i], constants, 16);
-    std::memcpy(rows[3][i], constants + 4, 16);
+  for (std::size_t i = 0; i < most; ++i) inputs[i] = data + (i < count ? i : count - 1) * blocks * blake3_block_bytes;
+  Rows upper[vectors], lower[vectors], last[vectors];
+  for (std::size_t k = 0; k < vectors; ++k) {
+    upper[k] = repeated(row_at(group.key));
+    lower[k] = repeated(row_at(group.key + 4));
+    last[k] = last_rows(counter + k * row_inputs * step, step, group.mode);
   }
-  for (std::size_t i = 0; i < row_inputs; ++i) {
-    bits[0][i][3] = group.first;
-    bits[2][i][3] = group.last;
-  }
-  Lanes start[4][vectors], flags[3];
-  std::memcpy(start, rows, sizeof start);
-  std::memcpy(flags, bits, sizeof flags);
   for (std::size_t block = 0; block < blocks; ++block) {
-    const Lanes& more = flags[block == 0 ? 0 : block + 1 == blocks ? 2 : 1];
+    const Rows more = repeated(Row{0, 0, 0, (block == 0 ? group.first : 0u) | (block + 1 == blocks ? group.last : 0u)});
     const auto begun = [&](std::size_t k) {
-      return RowState<Lanes>{start[0][k], start[1][k], start[2][k], start[3][k] | more};
+      const Rows iv = repeated(Row{0x6a09e667u, 0xbb67ae85u, 0x3c6ef372u, 0xa54ff53au});
+      return RowState<Rows>{upper[k], lower[k], iv, last[k] | more};
     };
     const auto loaded = [&](std::size_t k) {
-      const unsigned char* const* from = inputs + k * row_inputs;
-      const std::size_t place = block * blake3_block_bytes;
-      RoundWords<Lanes> words;
-      words.load(rows_at(from, place), rows_at(from, place + 16), rows_at(from, place + 32), rows_at(from, place + 48));
+      const auto row = [&](std::size_t place) {
+        return rows_at<row_inputs>(inputs + k * row_inputs, block * blake3_block_bytes + place);
+      };
+      RoundWords<Rows> words;
+      words.load(row(0), row(16), row(32), row(48));
       return words;
     };
-    const auto end = [&](const RowState<Lanes>& state, std::size_t k) {
-      start[0][k] = state.a ^ state.c;
-      start[1][k] = state.b ^ state.d;
+    const auto end = [&](const RowState<Rows>& state, std::size_t k) {
+      upper[k] = state.a ^ state.c;
+      lower[k] = state.b ^ state.d;
     };
     if constexpr (vectors == 1) {
-      RowState<Lanes> state = begun(0);
-      RoundWords<Lanes> words = loaded(0);
+      RowState<Rows> state = begun(0);
+      RoundWords<Rows> words = loaded(0);
       for (int round = 0; round < 7; ++round) state.round(words);
       end(state, 0);
     } else {
-      RowState<Lanes> one = begun(0), two = begun(1);  // no arrays: those would lie in memory
-      RoundWords<Lanes> words_of_one = loaded(0), words_of_two = loaded(1);
+      RowState<Rows> one = begun(0), two = begun(1);  // no arrays: those would lie in memory
+      RoundWords<Rows> words_of_one = loaded(0), words_of_two = loaded(1);
 #if AISEC_BLAKE3_AVX2
       rounds_of_two(one, words_of_one, two, words_of_two);
 #else
@@ -299,53 +385,53 @@ void hash_few(const unsigned char* data, std::size_t count, const Group& group, 
       end(two, 1);
     }
   }
-  std::memcpy(rows, start, sizeof rows[0] + sizeof rows[1]);
   for (std::size_t i = 0; i < count; ++i) {
-    std::memcpy(out + 8 * i, rows[0][i], 16);
-    std::memcpy(out + 8 * i + 4, rows[1][i], 16);
+    const std::size_t k = i / row_inputs, place = i % row_inputs * sizeof(Row);
+    std::memcpy(out + 8 * i, reinterpret_cast<const char*>(&upper[k]) + place, sizeof(Row));
+    std::memcpy(out + 8 * i + 4, reinterpret_cast<const char*>(&lower[k]) + place, sizeof(Row));
   }
 }
 
 // Chaining values of `count` inputs, whose counters are counter, counter + step, ... `out` may be the inputs' own
 // memory.
-template <std::size_t blocks>
+template <std::size_t blocks, bool halves>
 void hash_all(const unsigned char* data, std::size_t count, const Group& group, std::uint64_t counter,
-              std::uint64_t step, std::uint32_t* out) {
+              std::uint32_t step, std::uint32_t* out) {
   constexpr std::size_t stride = blocks * blake3_block_bytes;
-  const std::size_t whole = count / lanes * lanes, rest = count % lanes;
+#if AISEC_BLAKE3_AVX512
+  const std::size_t rest = count % lanes <= 2 * row_inputs ? count % lanes : 0, whole = count - rest;
+  if (whole > 0) hash_many<blocks, halves>(data, whole, group, counter, step, out);
+#else
+  const std::size_t rest = count % lanes, whole = count - rest;
   if (whole > 0) hash_groups<blocks>(data, whole / lanes, group, counter, step, out);
+#endif
   data += whole * stride;
   counter += whole * step;
   out += 8 * whole;
   if (rest == 0) return;
-  if (rest == 1) {
-    std::uint32_t chaining[8];  // `out` may be the input
-    std::memcpy(chaining, group.key, sizeof chaining);
-    blake3_chain(chaining,
-                 {data, blocks, counter, std::uint32_t{blake3_block_bytes}, group.mode, group.first, group.last});
-    std::memcpy(out, chaining, sizeof chaining);
-    return;
-  }
   if (rest <= row_inputs) return hash_few<blocks, 1>(data, rest, group, counter, step, out);
-  if constexpr (most_row_vectors == 2)
-    if (rest <= 2 * row_inputs) return hash_few<blocks, 2>(data, rest, group, counter, step, out);
+  if (rest <= 2 * row_inputs) return hash_few<blocks, 2>(data, rest, group, counter, step, out);
+#if !AISEC_BLAKE3_AVX512
   unsigned char inputs[lanes * stride];  // filled up with zeros
   std::uint32_t values[8 * lanes];
   std::memcpy(inputs, data, rest * stride);
   std::memset(inputs + rest * stride, 0, (lanes - rest) * stride);
   hash_groups<blocks>(inputs, 1, group, counter, step, values);
   std::memcpy(out, values, rest * 32);
+#endif
 }
 
+template <bool halves>
 void blake3_chunks(const unsigned char* data, std::size_t count, const std::uint32_t* key, std::uint32_t mode,
                    std::uint64_t counter, std::uint32_t* out) {
-  hash_all<blake3_chunk_blocks>(data, count, {key, mode, chunk_start, chunk_end}, counter, 1, out);
+  hash_all<blake3_chunk_blocks, halves>(data, count, {key, mode, chunk_start, chunk_end}, counter, 1, out);
 }
 
+template <bool halves>
 void blake3_parents(const std::uint32_t* children, std::size_t count, const std::uint32_t* key, std::uint32_t mode,
                     std::uint32_t* out) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(children);
-  hash_all<1>(bytes, count, {key, mode | parent_node, 0, 0}, 0, 0, out);
+  hash_all<1, halves>(bytes, count, {key, mode | parent_node, 0, 0}, 0, 0, out);
 }
 
 void blake3_stream(const Blake3Node& root, std::uint64_t index, std::size_t count, unsigned char* out) {
@@ -372,8 +458,15 @@ void blake3_stream(const Blake3Node& root, std::uint64_t index, std::size_t coun
 }  // namespace
 
 HashingKernels hashing_kernels(bool sha_instructions) {
-  HashingKernels kernels = {blake3_chain,           blake3_chunks,        blake3_parents,    blake3_stream,
+  HashingKernels kernels = {blake3_chain,           blake3_chunks<false>, blake3_parents<false>, blake3_stream,
                             sha256_blocks_portable, sha256_streams_lanes, std::size_t{lanes}};
+#if AISEC_BLAKE3_AVX512
+  // Zen 4. Without SHA instructions, which it has, the kernels are those of other processors: that is for tests.
+  if (sha_instructions && __builtin_cpu_is("amdfam19h")) {
+    kernels.blake3_chunks = blake3_chunks<true>;
+    kernels.blake3_parents = blake3_parents<true>;
+  }
+#endif
 #if defined(AISEC_HAS_SHA)
   if (sha_instructions) {
     kernels.sha256_blocks = sha256_blocks_x86;
