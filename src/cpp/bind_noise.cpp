@@ -9,14 +9,17 @@
 namespace aisec_fast {
 namespace {
 
-constexpr std::size_t chunk_groups = 64;  // 16384 samples: a chunk's start costs a hundredth of it
+// A chunk's start costs as much as some 1500 samples: of large arrays a thread takes more than 16384 at a time, but not
+// so many that others wait for the last of them.
+constexpr std::size_t least_chunk = 64, most_chunk = 1024, chunks_of_a_thread = 16;
 constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread: about 4096 samples
 
 // Samples of one array in whole groups, over the threads.
 template <class Use>
 void for_groups(std::size_t size, const Use& use) {
   const std::size_t groups = size / noise_group + (size % noise_group != 0);
-  parallel_chunks(groups, least_groups, chunk_groups, [&](std::size_t begin, std::size_t end) {
+  const std::size_t chunk = std::clamp(groups / (chunks_of_a_thread * thread_count()), least_chunk, most_chunk);
+  parallel_chunks(groups, least_groups, chunk, [&](std::size_t begin, std::size_t end) {
     use(begin * noise_group, std::min(size, end * noise_group));
   });
 }
