@@ -112,26 +112,38 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
 def _describe_torch(value: Any, name: str, torch: Any) -> Array:
     if value.layout is not torch.strided:
         raise TypeError(f"{name} has layout {value.layout}, expected a dense tensor")
-    if value.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{name} lives on {value.device}, expected the CPU or a CUDA device")
+    place = value.device
+    kind = place.type
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"{name} lives on {place}, expected the CPU or a CUDA device")
     if value.requires_grad:
         raise ValueError(f"{name} requires grad; pass {name}.detach()")
     if value.is_neg() or value.is_conj():
         raise ValueError(f"{name} is a lazily negated or conjugated tensor; pass {name}.resolve_neg()")
     if value.numel() > 0 and value.untyped_storage().nbytes() == 0:  # what FSDP does to parameters that are elsewhere
         raise ValueError(f"{name} has no memory: its storage was freed")
+    return _torch_array(value, name, kind, place)
+
+
+def _torch_array(value: Any, name: str, kind: str, place: Any) -> Array:
+    # By position: this runs some times for each layer of a training step.
     return Array(
-        value=value,
-        name=name,
-        library="torch",
-        shape=tuple(value.shape),
-        strides=tuple(value.stride()),
-        dtype=str(value.dtype).removeprefix("torch."),
-        device="cpu" if value.device.type == "cpu" else f"cuda:{value.device.index}",
-        address=value.data_ptr(),
-        itemsize=value.element_size(),
-        writable=True,
+        value,
+        name,
+        "torch",
+        tuple(value.shape),
+        value.stride(),
+        _torch_name(value.dtype),
+        "cpu" if kind == "cpu" else f"cuda:{place.index}",
+        value.data_ptr(),
+        value.element_size(),
+        True,
     )
+
+
+@lru_cache(maxsize=64)
+def _torch_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _describe_cupy(value: Any, name: str) -> Array:
@@ -258,9 +270,10 @@ def require_all_apart(outs: Sequence[Array], inputs: Sequence[Array] = (), *, in
 def empty_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """A new array of the same library on the same device, described; its values are not set."""
     if array.library == "torch":
-        torch = sys.modules["torch"]
-        value = torch.empty(shape, dtype=getattr(torch, dtype), device=array.value.device)
-    elif array.library == "cupy":
+        torch, place = sys.modules["torch"], array.value.device
+        value = torch.empty(shape, dtype=getattr(torch, dtype), device=place)
+        return _torch_array(value, "result", place.type, place)
+    if array.library == "cupy":
         cupy = sys.modules["cupy"]
         with array.value.device:
             value = cupy.empty(shape, dtype=dtype)

@@ -176,7 +176,7 @@ class LinearGradients(LayerGradients):
         native = self.dtype == torch.float32 and max(d, p) <= ghost.LARGEST_WIDTH and not _on_gpu(self.gradient)
         if native and not self._dear_gram():
             squares, lengths = ghost.gram_squares(self.inputs.contiguous(), self.outputs)
-            return _within(squares, ghost.gram_roundoff(self.length, d, p) * lengths.square(), lengths)
+            return _within(squares, ghost.gram_roundoff(self.length, d, p), lengths)
         a, g = _vector_norms(self.inputs), _vector_norms(self.outputs)
         lengths = (a * g).sum(1)
         if self._dear_gram():
@@ -185,7 +185,7 @@ class LinearGradients(LayerGradients):
         squares = _in_chunks(self.batch, 2 * self.length**2, self._gram_squares, self.gradient)
         # p (sum a)^2 + d (sum g)^2 + T^2 products and sums below the normal range, in fewer operations than that
         few = (p + d + self.length**2) * least(self.dtype) * ((a + g).sum(1) + 1.0).square()
-        return _within(squares, gamma(d + p + 4, self.dtype) * lengths.square() + few, lengths)
+        return _within(squares, gamma(d + p + 4, self.dtype), lengths, few)
 
     def _gram_squares(self, start: int, stop: int) -> Tensor:
         """|sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t), from the T x T Gram matrices."""
@@ -268,7 +268,7 @@ class ConvGradients(LayerGradients):
             squares, lengths = ghost.conv_gram_squares(*self._arguments(0, self.batch), **self._geometry())
             channels, positions = (layer.in_channels, layer.out_channels), self._terms()
             loss = ghost.conv_roundoff(positions, *channels, places, layer.groups)
-            return _within(squares, loss * lengths.square(), lengths)
+            return _within(squares, loss, lengths)
         squares = _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
         # sum_t |g_t||a_t| by Cauchy and Schwarz; a pixel is in at most as many patches as the kernel has places.
         lengths = (row_squares(self.activation) * row_squares(self.gradient) * places).sqrt()
@@ -469,9 +469,12 @@ class GroupNormGradients(LayerGradients):
             normalised = functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
             return _over_space(self.gradient * normalised)
         # sum of g (x - mean) / deviation, as torch's own backward has it: without the normalised activation
-        each = self.layer.num_channels // self.layer.num_groups
-        mean, scale = (s.repeat_interleave(each, 1) for s in self.statistics)
-        return (_over_space(self.gradient * self.activation) - mean * sums) * scale
+        groups, each = self.layer.num_groups, self.layer.num_channels // self.layer.num_groups
+        mean, scale = (one.reshape(self.batch, groups, 1) for one in self.statistics)
+        products, sums = (
+            values.reshape(self.batch, groups, each) for values in (_over_space(self.gradient * self.activation), sums)
+        )
+        return ((products - mean * sums) * scale).flatten(1)
 
 
 def _sums_at(places: Tensor, values: Tensor, count: int) -> Tensor:
@@ -557,8 +560,10 @@ def kept_squares(kept: list[Tensor]) -> Tensor:
 
 def weighted_sums(kept: list[Tensor], weights: Weights) -> list[Tensor]:
     """Of each [B, ...] the sum over samples [...]: rows of weight 0 are selected away; accumulated in float64."""
-    sums = [one.new_zeros(one.shape[1:]) for one in kept] if not kept[0].shape[0] else [one[0] for one in kept]
-    for group in _by_dtype(kept) if kept[0].shape[0] else ():
+    if not kept[0].shape[0]:
+        return [one.new_zeros(one.shape[1:]) for one in kept]
+    sums = list(kept)
+    for group in _by_dtype(kept):
         found = clipping._weighted_sums([_matrix(kept[i]) for i in group], weights.values)
         for i, total in zip(group, found, strict=True):
             sums[i] = torch.as_tensor(total, device=kept[i].device).view(kept[i].shape[1:])
@@ -588,13 +593,16 @@ def _worth_keeping(rule: LayerGradients, factor: int | None = None) -> bool:
     return bool(rule.layer.weight.numel() <= (KEEP_FACTOR if factor is None else factor) * made_of)
 
 
-def _within(squares: Tensor, error: Tensor, lengths: Tensor) -> Norms:
-    """Norms from squares that are within ``error`` of the truth; ``lengths`` is A.
+def _within(squares: Tensor, loss: float, lengths: Tensor, few: Tensor | None = None) -> Norms:
+    """Norms from squares, written to, that are within ``loss A^2 + few`` of the truth; ``lengths`` is A.
 
-    A sum that lost all its digits may be negative; the truth is within the error all the same.
+    A sum that lost all its digits may be negative; the truth is within the error all the same. One that is not finite
+    counts as infinite.
     """
-    upper = torch.where(squares.isfinite(), squares.clamp(min=0.0) + error, torch.inf)
-    return Norms(upper, torch.maximum(lengths.square(), upper))
+    spreads = lengths.square()
+    error = spreads * loss if few is None else (spreads * loss).add_(few)
+    upper = squares.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf).clamp_(min=0.0).add_(error)
+    return Norms(upper, torch.maximum(spreads, upper))
 
 
 def _with_error(squares: Tensor, lengths: Tensor, terms: int, size: int, dtype: torch.dtype) -> Norms:
@@ -607,6 +615,8 @@ def _in_chunks(batch: int, elements: int, part: Callable[[int, int], Tensor], li
     """Concatenate ``part(start, stop)`` over chunks of samples, ``elements`` temporary elements each; [0] float64 if
     empty."""
     parts = [part(start, stop) for start, stop in chunks(batch, elements)]
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=like.device)
 
 

@@ -81,8 +81,7 @@ class Recorder:
         self._pass = number
         if gradient.is_cuda:  # autograd runs a layer's backward on the stream of its forward
             self._streams.add(torch.cuda.current_stream(gradient.device))
-        with torch.no_grad(), full_precision():
-            use = Use(layer, self._rule(layer, activation, gradient, statistics))
+        use = Use(layer, self._rule(layer, activation, gradient, statistics))
         self._uses.append(use)
         return use
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -217,8 +216,7 @@ class Sums:
             parts.append(Norms(squares, squares))
         if not parts:
             return
-        norms = Norms(*(functools.reduce(operator.add, column) for column in zip(*parts, strict=True)))
-        weights = Weights(weights_of(norms.scaled(scale), max_norm, self.mechanism.clipping) * scale)
+        weights = Weights(weights_of(Norms.added(parts).scaled(scale), max_norm, self.mechanism.clipping) * scale)
         # Sums let go of what they were made of as they come: the gradients that were kept, then layer by layer.
         products = sorted((key for key in uses if key not in kept), key=lambda key: self._place(key, uses[key]))
         if kept:
