@@ -328,7 +328,7 @@ def test_a_wrong_step_is_found(weight: float, offset: float) -> None:
     from aisec_fast.cli.bench import _training
 
     def wrong(bench: Any, multiplier: float) -> Any:
-        step = _training._private(bench, multiplier)
+        step = _training.private(bench, multiplier)
 
         def call() -> None:
             step()
@@ -341,3 +341,17 @@ def test_a_wrong_step_is_found(weight: float, offset: float) -> None:
 
     with pytest.raises(DifferenceError):
         _training._check("cnn", "cpu", wrong)
+
+
+def test_memory_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from aisec_fast.cli.bench import _training
+
+    monkeypatch.setattr(_training, "BATCHES", {"mlp": 16})
+    file = tmp_path / "memory.json"
+    assert main(["bench", "--memory", "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    peaks = row["peak_bytes"]
+    weights = 4 * (784 * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 10 + 10)
+    assert weights <= peaks["plain"] < peaks["low"] < peaks["fast"] < 1.1 * weights
+    assert "low / plain" in " ".join(capsys.readouterr().out.split())
+    assert main(["bench", "--compare", str(file), str(file)]) == 2  # no times are in it

@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("dp_accounting")
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from aisec_fast import BudgetError, PrivacyError, accounting, noise
@@ -633,3 +634,64 @@ def test_gradients_that_somebody_holds_are_not_overwritten() -> None:
             assert (torch.as_tensor(held) == torch.as_tensor(before)).all()
             assert weight.grad.data_ptr() != address
         del held
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations that compute something: on a GPU each is a launch or more."""
+
+    VIEWS = ("view", "t", "transpose", "permute", "unsqueeze", "slice", "select", "expand", "detach", "empty", "as_strided",
+             "_unsafe_view", "_reshape_alias")  # fmt: skip
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.name().removeprefix("aten::").partition(".")[0] not in self.VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "most"),
+    [
+        (lambda: nn.Linear(8, 8), (4, 8), 4),
+        (lambda: nn.Linear(8, 8), (4, 3, 8), 9),
+        (lambda: nn.Conv2d(2, 2, 3, padding=1), (4, 2, 5, 5), 1),
+        (lambda: nn.GroupNorm(2, 8), (4, 8, 5), 6),
+        (lambda: nn.LayerNorm(8), (4, 3, 8), 4),
+    ],
+    ids=["linear", "linear on sequences", "conv", "group norm", "layer norm"],
+)
+def test_operations_of_a_layer(layer: Any, shape: tuple[int, ...], most: int) -> None:
+    """How many of torch's a private step needs for one layer more, beside a plain one: what small models wait for."""
+
+    def count(layers: int, is_private: bool) -> int:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(layer() for _ in range(layers)))
+        x = torch.randn(shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            if is_private:
+                loader = DataLoader(TensorDataset(torch.arange(16)), batch_size=16)
+                PrivacyEngine().make_private(
+                    module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0
+                )
+            for _ in range(2):  # the second has no more to set up
+                with Operations() as operations:
+                    optimizer.zero_grad()
+                    model(x).square().mean().backward()
+                    optimizer.step()
+        return operations.count
+
+    more = {kind: count(6, kind) - count(5, kind) for kind in (False, True)}
+    assert more[True] - more[False] <= most
+
+
+def test_the_check_waits_without_running_the_model() -> None:
+    """A part of two samples cannot show mixing, and must not cost a second pass each time."""
+    engine, model, _, _ = private(loader=small_loader(size=8, batch=8))
+    runs: list[int] = []
+    model[0].register_forward_hook(lambda *_: runs.append(1))
+    model(torch.randn(2, 1, 6, 6))
+    assert len(runs) == 1
+    model(torch.randn(3, 1, 6, 6))
+    assert len(runs) == 4  # two more to check
+    assert engine.info()[0]["check_rows"] == "passed"

@@ -128,6 +128,10 @@ def _describe_torch(value: Any, name: str, torch: Any) -> Array:
     shape = tuple(value.shape)
     if 0 not in shape and value.untyped_storage().nbytes() == 0:  # what FSDP does to parameters that are elsewhere
         raise ValueError(f"{name} has no memory: its storage was freed")
+    return _torch_array(value, name, shape, device)
+
+
+def _torch_array(value: Any, name: str, shape: tuple[int, ...], device: str) -> Array:
     dtype, itemsize = _torch_dtype(value.dtype)
     contiguous = value.is_contiguous()
     return Array(
@@ -267,7 +271,8 @@ def empty_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
     if array.library == "torch":
         torch = sys.modules["torch"]
         value = torch.empty(shape, dtype=getattr(torch, dtype), device=array.value.device)
-    elif array.library == "cupy":
+        return _torch_array(value, "result", shape, array.device)
+    if array.library == "cupy":
         cupy = sys.modules["cupy"]
         with array.value.device:
             value = cupy.empty(shape, dtype=dtype)

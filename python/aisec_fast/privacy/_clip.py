@@ -6,6 +6,8 @@ terms' norms (which bounds the rounding of float sums), ``C`` the clipping norm,
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import NamedTuple
 
 import torch
@@ -26,7 +28,22 @@ class Norms(NamedTuple):
 
     def scaled(self, scale: float) -> Norms:
         """The norms of gradients multiplied by ``scale``."""
-        return Norms(self.squares * scale**2, self.spreads * scale**2)
+        squares = self.squares * scale**2
+        return Norms(squares, squares if self.spreads is self.squares else self.spreads * scale**2)
+
+    @classmethod
+    def added(cls, parts: list[Norms]) -> Norms:
+        """The norms over the parameters of all parts, which are added in their order."""
+        squares = _added([part.squares for part in parts])
+        exact = all(part.spreads is part.squares for part in parts)
+        return cls(squares, squares if exact else _added([part.spreads for part in parts]))
+
+
+def _added(vectors: list[Tensor]) -> Tensor:
+    """Their sum: on the CPU one after the other, on a GPU, where operations are what costs, in two of them."""
+    if len(vectors) > 2 and vectors[0].is_cuda:
+        return torch.stack(vectors).sum(0)
+    return functools.reduce(operator.add, vectors)
 
 
 def weights_of(norms: Norms, max_norm: float, clipping: str) -> Tensor:
@@ -35,12 +52,14 @@ def weights_of(norms: Norms, max_norm: float, clipping: str) -> Tensor:
     Automatic clipping normalises: ``min(C / (n + STABILITY), KAPPA C / A)``.
     """
     bound = max_norm * (1.0 - MARGIN)
-    norm, spread = norms.squares.sqrt(), norms.spreads.sqrt()
-    weights = torch.minimum(bound / (norm + STABILITY), KAPPA * bound / spread)
-    if clipping != "automatic":
-        weights = torch.minimum(bound / norm, KAPPA * bound / spread).clamp(max=1.0)
-    usable = norm.isfinite() & spread.isfinite() & (weights >= LEAST_WEIGHT)
-    return torch.where(usable, weights, 0.0)
+    norm = norms.squares.sqrt()
+    spread = norm if norms.spreads is norms.squares else norms.spreads.sqrt()
+    if clipping == "automatic":
+        weights = torch.minimum(bound / (norm + STABILITY), KAPPA * bound / spread)
+    else:
+        weights = torch.minimum(bound / norm, KAPPA * bound / spread).clamp_(max=1.0)
+    # An infinite norm or spread has weight 0, NaN is no number at all: neither is as large as that.
+    return torch.where(weights >= LEAST_WEIGHT, weights, 0.0)
 
 
 class Weights:

@@ -24,6 +24,7 @@ from ._probe import RowProbe
 from ._step import Mechanism, PrivateStep, trainable
 
 _REDUCTIONS = ("mean", "sum")
+MEMORY = ("fast", "low")
 
 
 class PrivacyEngine:
@@ -38,6 +39,10 @@ class PrivacyEngine:
         secure_mode: accepted as in Opacus; noise is always exact and from a cryptographic generator.
         budget: an :class:`aisec_fast.accounting.Budget` to keep. The returned loaders then end when the next step would
             exceed it, and a step beyond it raises. Engines that share a budget share its account.
+        memory: "fast", or "low" for the same results from less memory, a little slower (docs/privacy.md, section 8).
+
+    Raises:
+        TypeError, ValueError: an argument, with its name.
     """
 
     def __init__(
@@ -46,11 +51,14 @@ class PrivacyEngine:
         accountant: str = "pld",
         secure_mode: bool = True,  # noqa: ARG002
         budget: accounting.Budget | None = None,
+        memory: str = "fast",
     ) -> None:
         self.accountant = accounting.accountant_name(accountant)
         if budget is not None and not isinstance(budget, accounting.Budget):
             raise TypeError(f"budget must be an aisec_fast.accounting.Budget, got {type(budget).__name__}")
-        self.budget = budget
+        if memory not in MEMORY:
+            raise ValueError(f"memory must be one of {', '.join(map(repr, MEMORY))}, got {memory!r}")
+        self.budget, self.memory = budget, memory
         self.noise_multiplier: float | None = None  # of the latest make_private
         self._ledger = accounting.Ledger() if budget is None else budget.ledger
         self._steps: list[PrivateStep] = []
@@ -140,7 +148,7 @@ class PrivacyEngine:
         _backends.share_torch_threads()
         mean = loss_reduction == "mean"
         mechanism = Mechanism(multiplier, clip, shares, clipping, expected if mean else 1.0, most, mean)
-        recorder = _recording.Recorder(batch_first)
+        recorder = _recording.Recorder(batch_first, lasting=self.memory == "fast")
         account = _Account(self._ledger, self.budget, mechanism, loader.tally, rate)
         loader.may_go_on = account.affords
         step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)

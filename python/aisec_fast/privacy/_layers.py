@@ -35,6 +35,9 @@ CHUNK_ELEMENTS = 2**24
 # they are made of. This must not depend on the size of the batch: the charge for rounding does depend on it, and a
 # batch's size is as secret as its members.
 KEEP_FACTOR = 4
+# To save memory gradients that are larger than what they are made of are made twice in place of being kept, so many
+# elements at a time (2 MiB of float32).
+PART_ELEMENTS = 2**19
 
 
 # Memory for the gradients that a rule keeps: called with a shape and dtype and device as torch.empty is.
@@ -57,9 +60,11 @@ class LayerGradients:
         gradient: Tensor,
         statistics: Statistics | None = None,
         memory: Memory | None = None,
+        sparing: bool = False,
     ) -> None:
+        """``sparing``: gradients that are larger than what they are made of may be made twice in place of being kept."""
         self.layer, self.activation, self.gradient, self.statistics = layer, activation, gradient, statistics
-        self.memory = memory or torch.empty
+        self.memory, self.sparing = memory or torch.empty, sparing
         self.batch, self.dtype = gradient.shape[0], gradient.dtype
         self._kept: dict[str, Tensor] = {}
         self.kept_squares: dict[str, Tensor] = {}
@@ -68,15 +73,23 @@ class LayerGradients:
         """True if the samples' gradients of parameter ``name`` are small enough to be made and kept."""
         return True
 
+    def makes_twice(self, name: str) -> bool:  # noqa: ARG002
+        """True if ``keeps`` is, but they are made again for the sum, to the same bits."""
+        return False
+
     def kept(self, name: str) -> Tensor | None:
         """[B, *shape]: the samples' gradients of parameter ``name``, or None."""
-        if name not in self._kept and self.keeps(name):
+        if name not in self._kept and self.keeps(name) and not self.makes_twice(name):
             self._kept[name] = self._rows(name, 0, self.batch)
         return self._kept.get(name)
 
     def forget(self) -> None:
         """Drop what all kept gradients were made from."""
         del self.activation, self.gradient
+
+    def held(self) -> int:
+        """How many values are let go once the sums are made."""
+        return self.activation.numel() + self.gradient.numel()
 
     def norms(self, name: str) -> Norms:
         """The norms of the samples' gradients of parameter ``name``."""
@@ -163,7 +176,7 @@ class LinearGradients(LayerGradients):
         native = self.dtype == torch.float32 and max(d, p) <= ghost.LARGEST_WIDTH and not _on_gpu(self.gradient)
         if native and not self._dear_gram():
             squares, lengths = ghost.gram_squares(self.inputs.contiguous(), self.outputs)
-            return _within(squares, ghost.gram_roundoff(self.length, d, p) * lengths.square(), lengths)
+            return _within(squares, ghost.gram_roundoff(self.length, d, p), lengths)
         a, g = _vector_norms(self.inputs), _vector_norms(self.outputs)
         lengths = (a * g).sum(1)
         if self._dear_gram():
@@ -172,7 +185,7 @@ class LinearGradients(LayerGradients):
         squares = _in_chunks(self.batch, 2 * self.length**2, self._gram_squares, self.gradient)
         # p (sum a)^2 + d (sum g)^2 + T^2 products and sums below the normal range, in fewer operations than that
         few = (p + d + self.length**2) * least(self.dtype) * ((a + g).sum(1) + 1.0).square()
-        return _within(squares, gamma(d + p + 4, self.dtype) * lengths.square() + few, lengths)
+        return _within(squares, gamma(d + p + 4, self.dtype), lengths, few)
 
     def _gram_squares(self, start: int, stop: int) -> Tensor:
         """|sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t), from the T x T Gram matrices."""
@@ -218,13 +231,17 @@ class ConvGradients(LayerGradients):
     there is neither by one convolution_backward with the batch folded into the groups."""
 
     def __init__(
-        self, layer: Any, activation: Tensor, gradient: Tensor, statistics: None = None, memory: Memory | None = None
-    ) -> None:
-        super().__init__(layer, activation, gradient, statistics, memory)
+        self, layer: Any, activation: Tensor, gradient: Tensor, statistics: None = None, memory: Memory | None = None,
+        sparing: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(layer, activation, gradient, statistics, memory, sparing)
         self.activation, self.padding = _padded(layer, activation)
 
     def keeps(self, name: str) -> bool:
         return name == "bias" or (self._dear_gram() and _worth_keeping(self))
+
+    def makes_twice(self, name: str) -> bool:
+        return self.sparing and name == "weight" and self.keeps(name) and self._native() and not _worth_keeping(self, 1)
 
     def _native(self) -> bool:
         """Whether there is a kernel for this convolution."""
@@ -244,11 +261,14 @@ class ConvGradients(LayerGradients):
 
     def _norms(self, name: str) -> Norms:
         layer, size, places = self.layer, self.layer.weight.numel(), math.prod(self.layer.kernel_size)
+        if self.makes_twice(name):
+            squares = torch.cat([self._native_rows(start, stop)[1] for start, stop in self._small_parts()])
+            return Norms(squares, squares)
         if not self._dear_gram():
             squares, lengths = ghost.conv_gram_squares(*self._arguments(0, self.batch), **self._geometry())
             channels, positions = (layer.in_channels, layer.out_channels), self._terms()
             loss = ghost.conv_roundoff(positions, *channels, places, layer.groups)
-            return _within(squares, loss * lengths.square(), lengths)
+            return _within(squares, loss, lengths)
         squares = _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
         # sum_t |g_t||a_t| by Cauchy and Schwarz; a pixel is in at most as many patches as the kernel has places.
         lengths = (row_squares(self.activation) * row_squares(self.gradient) * places).sqrt()
@@ -270,10 +290,9 @@ class ConvGradients(LayerGradients):
         if batch == 0:
             return weight.new_empty((0, *weight.shape))
         if self._native():
-            kept = self.keeps(name)
+            kept = self.keeps(name) and not self.makes_twice(name)
             out = self.memory((batch, *weight.shape), dtype=self.dtype, device=gradient.device) if kept else None
-            rows: Tensor
-            rows, squares, _ = ghost.conv_rows(*self._arguments(start, stop), **self._geometry(), out=out)
+            rows, squares = self._native_rows(start, stop, out)
             if kept:
                 self.kept_squares[name] = squares
             return rows
@@ -284,6 +303,28 @@ class ConvGradients(LayerGradients):
         one_image = self.activation[start:stop].flatten(0, 1).unsqueeze(0)
         gradients = self._backward(gradient.flatten(0, 1).unsqueeze(0), one_image, stacked, batch * self.layer.groups)
         return gradients.view(batch, *weight.shape)
+
+    def _native_rows(self, start: int, stop: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The gradients of some samples, and their squared norms: a sample's bits do not depend on the others."""
+        rows, squares, _ = ghost.conv_rows(*self._arguments(start, stop), **self._geometry(), out=out)
+        return rows, squares
+
+    def _small_parts(self) -> Iterator[tuple[int, int]]:
+        return chunks(self.batch, self.layer.weight.numel(), PART_ELEMENTS)
+
+    def add_total(self, name: str, weights: Weights, total: Total) -> None:
+        if not self.makes_twice(name):
+            super().add_total(name, weights, total)
+            return
+        # As one sum over all rows: what there is so far goes first, in float64, with weight 1.
+        summed, one = None, weights.values.new_ones(1)
+        for start, stop in self._small_parts():
+            rows, factors = self._native_rows(start, stop)[0].double(), weights.values[start:stop]
+            if summed is not None:
+                rows, factors = torch.cat([summed.unsqueeze(0), rows]), torch.cat([one, factors])
+            summed = weighted_sums([rows], Weights(factors, dropped=True))[0]
+        if summed is not None:
+            total.add(summed.to(self.dtype))
 
     def _rows_of_patches(self, start: int, stop: int) -> Tensor:
         """Sample by sample the product of its output gradient, [out, positions], and its patches, [taps, positions]."""
@@ -428,9 +469,12 @@ class GroupNormGradients(LayerGradients):
             normalised = functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
             return _over_space(self.gradient * normalised)
         # sum of g (x - mean) / deviation, as torch's own backward has it: without the normalised activation
-        each = self.layer.num_channels // self.layer.num_groups
-        mean, scale = (s.repeat_interleave(each, 1) for s in self.statistics)
-        return (_over_space(self.gradient * self.activation) - mean * sums) * scale
+        groups, each = self.layer.num_groups, self.layer.num_channels // self.layer.num_groups
+        mean, scale = (one.reshape(self.batch, groups, 1) for one in self.statistics)
+        products, sums = (
+            values.reshape(self.batch, groups, each) for values in (_over_space(self.gradient * self.activation), sums)
+        )
+        return ((products - mean * sums) * scale).flatten(1)
 
 
 def _sums_at(places: Tensor, values: Tensor, count: int) -> Tensor:
@@ -516,8 +560,10 @@ def kept_squares(kept: list[Tensor]) -> Tensor:
 
 def weighted_sums(kept: list[Tensor], weights: Weights) -> list[Tensor]:
     """Of each [B, ...] the sum over samples [...]: rows of weight 0 are selected away; accumulated in float64."""
-    sums = [one.new_zeros(one.shape[1:]) for one in kept] if not kept[0].shape[0] else [one[0] for one in kept]
-    for group in _by_dtype(kept) if kept[0].shape[0] else ():
+    if not kept[0].shape[0]:
+        return [one.new_zeros(one.shape[1:]) for one in kept]
+    sums = list(kept)
+    for group in _by_dtype(kept):
         found = clipping._weighted_sums([_matrix(kept[i]) for i in group], weights.values)
         for i, total in zip(group, found, strict=True):
             sums[i] = torch.as_tensor(total, device=kept[i].device).view(kept[i].shape[1:])
@@ -542,18 +588,21 @@ def _vector_norms(vectors: Tensor) -> Tensor:
     return norms.view(vectors.shape[:2])
 
 
-def _worth_keeping(rule: LayerGradients) -> bool:
+def _worth_keeping(rule: LayerGradients, factor: int | None = None) -> bool:
     made_of = rule.activation.shape[1:].numel() + rule.gradient.shape[1:].numel()
-    return bool(rule.layer.weight.numel() <= KEEP_FACTOR * made_of)
+    return bool(rule.layer.weight.numel() <= (KEEP_FACTOR if factor is None else factor) * made_of)
 
 
-def _within(squares: Tensor, error: Tensor, lengths: Tensor) -> Norms:
-    """Norms from squares that are within ``error`` of the truth; ``lengths`` is A.
+def _within(squares: Tensor, loss: float, lengths: Tensor, few: Tensor | None = None) -> Norms:
+    """Norms from squares, written to, that are within ``loss A^2 + few`` of the truth; ``lengths`` is A.
 
-    A sum that lost all its digits may be negative; the truth is within the error all the same.
+    A sum that lost all its digits may be negative; the truth is within the error all the same. One that is not finite
+    counts as infinite.
     """
-    upper = torch.where(squares.isfinite(), squares.clamp(min=0.0) + error, torch.inf)
-    return Norms(upper, torch.maximum(lengths.square(), upper))
+    spreads = lengths.square()
+    error = spreads * loss if few is None else (spreads * loss).add_(few)
+    upper = squares.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf).clamp_(min=0.0).add_(error)
+    return Norms(upper, torch.maximum(spreads, upper))
 
 
 def _with_error(squares: Tensor, lengths: Tensor, terms: int, size: int, dtype: torch.dtype) -> Norms:
@@ -566,13 +615,15 @@ def _in_chunks(batch: int, elements: int, part: Callable[[int, int], Tensor], li
     """Concatenate ``part(start, stop)`` over chunks of samples, ``elements`` temporary elements each; [0] float64 if
     empty."""
     parts = [part(start, stop) for start, stop in chunks(batch, elements)]
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=like.device)
 
 
-def chunks(batch: int, elements: int) -> Iterator[tuple[int, int]]:
-    """Split samples 0..batch into ranges whose temporaries of ``elements`` elements a sample stay within
-    CHUNK_ELEMENTS."""
-    size = max(1, CHUNK_ELEMENTS // max(1, elements))
+def chunks(batch: int, elements: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+    """Split samples 0..batch into ranges whose temporaries of ``elements`` elements a sample stay within ``most``,
+    CHUNK_ELEMENTS if it is None."""
+    size = max(1, (CHUNK_ELEMENTS if most is None else most) // max(1, elements))
     for start in range(0, batch, size):
         yield start, min(batch, start + size)
 

@@ -40,11 +40,22 @@ class RowProbe:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._running or not module.training or not torch.is_grad_enabled() or saved_tensors_are_hooked():
             return
+        if not self._may_be_enough((args, kwargs)):
+            return
         self._running = True
         try:
             self._probe(module, args, kwargs)
         finally:
             self._running = False
+
+    def _may_be_enough(self, arguments: Any) -> bool:
+        """False if the arguments show less than three samples: then the model need not run to find that out."""
+        sizes = [
+            tensor.shape[0 if self.recorder.batch_first else min(1, tensor.dim() - 1)]
+            for tensor in _tensors(arguments)
+            if tensor.dim()
+        ]
+        return not sizes or max(sizes) >= 3
 
     def _probe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first, state = self._run(module, args, kwargs)

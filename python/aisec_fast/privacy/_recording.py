@@ -29,6 +29,13 @@ class Use:
     def __init__(self, layer: CoveredLayer, rule: LayerGradients) -> None:
         self.layer, self.rule = layer, rule
         self.norms: dict[str, Norms] = {}  # those that are known before all gradients are
+        self._open = set(layer.parameters)  # those whose sums are still to be made
+
+    def added(self, name: str) -> None:
+        """The sum of parameter ``name`` is made. After the last one, what the layer saw and what came back is let go."""
+        self._open.discard(name)
+        if not self._open:
+            del self.rule
 
     def measure(self) -> None:
         """Take norms, and keep small gradients in place of what they are made of."""
@@ -42,10 +49,13 @@ class Use:
 
 
 class Recorder:
-    """The uses in one backward pass. A second pass before they are taken is an error that stays until ``drop``."""
+    """The uses in one backward pass. A second pass before they are taken is an error that stays until ``drop``.
 
-    def __init__(self, batch_first: bool = True) -> None:
-        self.batch_first = batch_first
+    ``lasting``: whether memory may be held from one pass to the next, to be used again.
+    """
+
+    def __init__(self, batch_first: bool = True, lasting: bool = True) -> None:
+        self.batch_first, self.lasting = batch_first, lasting
         self._uses: list[Use] = []
         self._forwards: Counter[int] = Counter()  # calls of each layer since the last ``drop``
         self._pass: int | None = None
@@ -59,8 +69,8 @@ class Recorder:
         """A training forward of ``layer`` happened."""
         self._forwards[id(layer)] += 1
 
-    def add(self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None) -> None:
-        """Keep one use, during a backward pass. What only this use needs is measured while it is in cache."""
+    def add(self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None) -> Use:
+        """Keep one use, during a backward pass; it is for the caller to have it measured."""
         number = torch._C._current_graph_task_id()
         if self._pass is not None and number != self._pass:
             self.fail(
@@ -71,11 +81,15 @@ class Recorder:
         self._pass = number
         if gradient.is_cuda:  # autograd runs a layer's backward on the stream of its forward
             self._streams.add(torch.cuda.current_stream(gradient.device))
-        with torch.no_grad(), full_precision():
-            use = Use(layer, self._rule(layer, activation, gradient, statistics))
-            if not layer.shares and self._forwards[id(layer)] == 1:
-                use.measure()
+        use = Use(layer, self._rule(layer, activation, gradient, statistics))
         self._uses.append(use)
+        return use
+
+    def measure(self, use: Use) -> None:
+        """Measure what only this use needs, while it is in cache."""
+        if not use.layer.shares and self._forwards[id(use.layer)] == 1:
+            with torch.no_grad(), full_precision():
+                use.measure()
 
     def _rule(
         self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None
@@ -90,7 +104,8 @@ class Recorder:
         dtype = next(iter(layer.parameters.values())).dtype
         if activation.is_floating_point() and activation.dtype != dtype:
             activation, statistics = activation.to(dtype), None
-        return layer.rule(layer.module, activation, gradient.to(dtype), statistics, partial(self._memory.take, layer))
+        memory = partial(self._memory.take, layer) if self.lasting else None
+        return layer.rule(layer.module, activation, gradient.to(dtype), statistics, memory, not self.lasting)
 
     def fail(self, message: str) -> NoReturn:
         """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""
@@ -151,6 +166,7 @@ class _Watch:
         self.recorder, self.layer, self.statistics, self.number = recorder, layer, statistics, number
         self.activation: Tensor | None = activation
         self.version = activation._version
+        self.use: Use | None = None  # to be measured after the node's work
 
     def __call__(self, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
         gradient = gradients[self.number]
@@ -158,7 +174,9 @@ class _Watch:
             return None
         if torch.is_grad_enabled():
             self.recorder.fail("create_graph=True differentiates twice, and the second order would bypass the records")
-        activation, self.activation = self.activation, None  # the graph may live longer than the step
+        # The graph may live longer than the step.
+        activation, self.activation = self.activation, None
+        statistics, self.statistics = self.statistics, None
         if activation is None:
             self.recorder.fail("a second backward pass through the same graph (retain_graph=True)")
         if activation._version != self.version:
@@ -168,10 +186,20 @@ class _Watch:
             )
         # A gradient that came through a transposition is laid out anew once, for the node and for the record.
         laid_out = gradient.contiguous()
-        self.recorder.add(self.layer, activation, laid_out, self.statistics)
+        use = self.recorder.add(self.layer, activation, laid_out, statistics)
+        if self.recorder.lasting or statistics is not None:
+            self.recorder.measure(use)
+        else:
+            self.use = use
         if laid_out is gradient:
             return None
         return (*gradients[: self.number], laid_out, *gradients[self.number + 1 :])
+
+    def after(self, *_gradients: Any) -> None:
+        """Post-hook, to save memory: what the node itself needs for its work is gone before gradients are kept."""
+        use, self.use = self.use, None
+        if use is not None:
+            self.recorder.measure(use)
 
 
 class _Tap(torch.autograd.Function):
@@ -194,7 +222,7 @@ class _Tap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (activation,) = ctx.saved_tensors
-        ctx.recorder.add(ctx.layer, activation, gradient, None)
+        ctx.recorder.measure(ctx.recorder.add(ctx.layer, activation, gradient, None))
         return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
@@ -238,6 +266,8 @@ class _Thaw:
         if output.grad_fn is not None and not saved_tensors_are_hooked():
             watch = _Watch(recorder, layer, activation.detach(), _statistics(output), output.output_nr)
             output.grad_fn.register_prehook(watch)
+            if not recorder.lasting:
+                output.grad_fn.register_hook(watch.after)
             return None
         if output.grad_fn is None and output._is_view():  # marking a view dirty would copy gradients back and forth
             output = output.detach()

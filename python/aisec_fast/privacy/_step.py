@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,10 +138,14 @@ class PrivateStep:
         """Post-hook: show the noisy means that a fused step has used."""
         for parameter, mean in self._means.items():
             parameter.grad = mean
+        if not self.recorder.lasting:
+            self._means = {}
 
     def _spare(self) -> dict[nn.Parameter, Tensor]:
         """Memory of the last step's means that nobody else holds any more."""
         spare: dict[nn.Parameter, Tensor] = {}
+        if not self.recorder.lasting:
+            return spare
         for parameter in list(self._means):
             mean = self._means.pop(parameter)
             ours = 2  # references to the object: the name here and the argument of getrefcount
@@ -197,31 +200,42 @@ class Sums:
     def _add_clipped(self, uses: dict[int, list[tuple[str, Use]]], batch: int, max_norm: float, scale: float) -> None:
         """Clip over the parameters of ``uses`` together."""
         kept: dict[int, Tensor] = {}
-        unmeasured: list[Tensor] = []
+        unmeasured: list[int] = []
         parts: list[Norms] = []
         for key, of_parameter in uses.items():
             name, use = of_parameter[0] if of_parameter else ("", None)
-            rows = use.rule.kept(name) if use is not None and len(of_parameter) == 1 else None
-            if rows is not None:
+            if use is not None and len(of_parameter) == 1 and (rows := use.rule.kept(name)) is not None:
                 kept[key] = rows
-            if rows is not None and use is not None and name not in use.norms:
-                unmeasured.append(rows)
+                del rows
+            if key in kept and use is not None and name not in use.norms:
+                unmeasured.append(key)
             elif of_parameter:
                 parts.append(measured(of_parameter, batch, self.totals[key].parameter))
         if unmeasured:
-            squares = kept_squares(unmeasured)
+            squares = kept_squares([kept[key] for key in unmeasured])
             parts.append(Norms(squares, squares))
         if not parts:
             return
-        norms = Norms(*(functools.reduce(operator.add, column) for column in zip(*parts, strict=True)))
-        weights = Weights(weights_of(norms.scaled(scale), max_norm, self.mechanism.clipping) * scale)
+        weights = Weights(weights_of(Norms.added(parts).scaled(scale), max_norm, self.mechanism.clipping) * scale)
+        # Sums let go of what they were made of as they come: the gradients that were kept, then layer by layer.
+        products = sorted((key for key in uses if key not in kept), key=lambda key: self._place(key, uses[key]))
         if kept:
             for key, total in zip(kept, weighted_sums(list(kept.values()), weights), strict=True):
                 self.totals[key].add(total)
-        for key, of_parameter in uses.items():
-            if key not in kept:
-                for name, use in of_parameter:
-                    use.rule.add_total(name, weights, self.totals[key])
+            for key in kept:
+                name, use = uses[key][0]
+                use.added(name)
+            kept.clear()
+        for key in products:
+            for name, use in uses[key]:
+                use.rule.add_total(name, weights, self.totals[key])
+                use.added(name)
+
+    def _place(self, key: int, uses: list[tuple[str, Use]]) -> tuple[bool, int]:
+        """For sorting, to need little memory: first sums that let go of more than they are, small ones first, then those that
+        let go of most."""
+        held, size = sum(use.rule.held() for _, use in uses), self.totals[key].parameter.numel()
+        return held < size, size if held >= size else -held
 
     def float_charge(self) -> float:
         """How far rounding can move the sum when one sample does, as a part of max_grad_norm (docs/privacy.md)."""

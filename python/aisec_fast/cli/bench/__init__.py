@@ -32,6 +32,7 @@ examples:
   aisec-fast bench --quick                          a table in some minutes
   aisec-fast bench --json after.json --html page.html
   aisec-fast bench --family noise --size 1048576 --threads 1
+  aisec-fast bench --memory                         peak memory of private and plain training steps
   aisec-fast bench --compare before.json after.json exit code 1 if something became slower
 """
 FAMILIES = ("noise", "clipping", "ghost", "hashing", "adversarial", "update", "privacy")
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", action="append", type=int, metavar="N", help="(can be repeated) default: 1 and all"
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="interleaved rounds, at least 3 (default 15, quick 7)")
+    parser.add_argument("--memory", action="store_true", help="peak memory of training steps, and nothing else")
     parser.add_argument("--html", metavar="FILE", help="write a page with plots (needs the extra 'report')")
     parser.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="measure nothing: B against A")
 
@@ -69,13 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
     for name in (arguments.json, arguments.html):
         if name and name != "-":
             check_destination(Path(name))
+    if arguments.memory:
+        return _peaks(console, arguments)
     if arguments.html:
         require(("plotly", "jinja2"), "report", "--html")
     if arguments.backend:
         with aisec_fast.use_backend(arguments.backend):
             pass  # raises if it is missing
-    if "cuda" in (arguments.backend, arguments.device) and aisec_fast.info()["cuda"]["devices"] == 0:
-        raise BackendError("backend or device is 'cuda', but no CUDA device is there")
+    _check_device(arguments)
     from . import _cases
 
     chosen = [
@@ -147,6 +150,27 @@ def _measured(
                 except DifferenceError as error:
                     yield [], [Skipped(case, "all", f"wrong: {error}", wrong=True)]
             progress.advance(bar)
+
+
+def _peaks(console: Console, arguments: argparse.Namespace) -> int:
+    require(("torch", "dp_accounting"), "privacy", "--memory")
+    _check_device(arguments)
+    from . import _memory, _results
+
+    start = time.perf_counter()
+    found = list(_memory.rows(arguments.device or "cpu"))
+    _memory.show(console, found)
+    if arguments.json:
+        options = f"--memory{f' --device {arguments.device}' if arguments.device else ''}"
+        seconds = time.perf_counter() - start
+        whole = _results.document(found, [], options=options, interrupted=False, seconds=seconds)
+        write_json({**whole, "format": "memory"}, arguments.json)
+    return _FINE
+
+
+def _check_device(arguments: argparse.Namespace) -> None:
+    if "cuda" in (arguments.backend, arguments.device) and aisec_fast.info()["cuda"]["devices"] == 0:
+        raise BackendError("backend or device is 'cuda', but no CUDA device is there")
 
 
 def _options(arguments: argparse.Namespace) -> str:

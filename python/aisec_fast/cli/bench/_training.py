@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 _MULTIPLIER, _BOUND, _RATE = 1.0, 1.0, 0.01
 _CHECKED = 4  # samples of the check against a float64 loop
-_BATCHES = {"mlp": 256, "cnn": 256, "resnet": 64, "transformer": 32}
+BATCHES = {"mlp": 256, "cnn": 256, "resnet": 64, "transformer": 32}
 
 
 def cases(threads: list[int]) -> Iterator[Case]:
     """One optimizer step of each model; none without torch and dp-accounting."""
     if not (has("torch") and has("dp_accounting")):
         return
-    for model, batch in _BATCHES.items():
+    for model, batch in BATCHES.items():
         for count in threads:
             yield Case("privacy", f"step_{model}", (batch,), "float32", count, 1, 0, partial(_prepare, model))
 
@@ -40,10 +40,14 @@ def _steps(name: str, device: str) -> Whole:
 
     peers: dict[str, Any] = {}
     if has("opacus"):
-        peers["opacus"] = (_opacus(bench()), partial(_check, name, device, _opacus), False)
-    plain = bench()
-    ours = (_private(bench()), partial(_check, name, device, _private), True)
-    return Whole(ours, peers, _step(plain, _optimizer(plain)))
+        peers["opacus"] = (opacus(bench()), partial(_check, name, device, opacus), False)
+    ours = (private(bench()), partial(_check, name, device, private), True)
+    return Whole(ours, peers, plain(bench()))
+
+
+def plain(bench: Bench) -> Callable[[], object]:
+    """A step without privacy."""
+    return _step(bench, _optimizer(bench))
 
 
 def _optimizer(bench: Bench) -> Any:
@@ -73,12 +77,13 @@ def _arguments(bench: Bench, multiplier: float) -> dict[str, Any]:
     }
 
 
-def _private(bench: Bench, multiplier: float = _MULTIPLIER) -> Callable[[], object]:
+def private(bench: Bench, multiplier: float = _MULTIPLIER, memory: str = "fast") -> Callable[[], object]:
+    """A step of ours."""
     from aisec_fast.privacy import PrivacyEngine
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # noise 0 in the check
-        _, optimizer, _ = PrivacyEngine().make_private(**_arguments(bench, multiplier))
+        _, optimizer, _ = PrivacyEngine(memory=memory).make_private(**_arguments(bench, multiplier))
     return _quiet(_step(bench, optimizer))
 
 
@@ -128,7 +133,8 @@ def _check(name: str, device: str, stepper: Callable[[Bench, float], Callable[[]
     return "1e-6"
 
 
-def _opacus(bench: Bench, multiplier: float = _MULTIPLIER) -> Callable[[], object]:
+def opacus(bench: Bench, multiplier: float = _MULTIPLIER) -> Callable[[], object]:
+    """A step of Opacus's."""
     from opacus import PrivacyEngine
 
     with warnings.catch_warnings():
