@@ -1,5 +1,5 @@
 #pragma once
-// Vectors of float64 as wide as the instruction set has them, and loads that widen to them.
+// Vectors of float64, and loads that widen to them.
 #include <cstddef>
 #include <cstdint>
 
@@ -12,9 +12,11 @@
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
-typedef double Doubles __attribute__((vector_size(AISEC_WIDTH)));
-typedef std::int64_t Integers __attribute__((vector_size(AISEC_WIDTH)));
-constexpr std::size_t doubles = AISEC_WIDTH / 8;
+// Of 32 bytes with AVX-512 too: its conversions of 64 bytes take longer than two of 32 (Zen 4).
+constexpr std::size_t vector_bytes = AISEC_WIDTH < 32 ? AISEC_WIDTH : 32;
+typedef double Doubles __attribute__((vector_size(vector_bytes)));
+typedef std::int64_t Integers __attribute__((vector_size(vector_bytes)));
+constexpr std::size_t doubles = vector_bytes / 8;
 
 template <class Vector>
 inline Vector load(const void* from) {
@@ -32,23 +34,18 @@ inline Doubles widened(const double* from) { return load<Doubles>(from); }
 
 // __builtin_convertvector would widen each half of a vector on its own and put them together.
 inline Doubles widened(const float* from) {
-#if defined(__AVX512F__)
-  return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(from));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   return _mm256_cvtps_pd(_mm_loadu_ps(from));
 #elif defined(__SSE2__)
   return _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
 #else
-  typedef float Floats __attribute__((vector_size(AISEC_WIDTH / 2)));
+  typedef float Floats __attribute__((vector_size(vector_bytes / 2)));
   return __builtin_convertvector(load<Floats>(from), Doubles);
 #endif
 }
 
 inline Doubles widened(const Bfloat16* from) {
-#if defined(__AVX512F__)
-  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  return _mm512_maskz_cvtps_pd(0xff, _mm256_castsi256_ps(_mm256_slli_epi32(words, 16)));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   const __m128i halves = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
   return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), halves)));
 #else
@@ -60,12 +57,10 @@ inline Doubles widened(const Bfloat16* from) {
 
 // Toward zero, for values that fit into 32 bits: x86-64 without AVX has no rounding, but has the conversion.
 inline Doubles truncated(Doubles values) {
-#if defined(__AVX512F__)
-  return _mm512_maskz_roundscale_pd(0xff, values, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   return _mm256_round_pd(values, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
 #else
-  typedef std::int32_t Words __attribute__((vector_size(AISEC_WIDTH / 2)));
+  typedef std::int32_t Words __attribute__((vector_size(vector_bytes / 2)));
   return __builtin_convertvector(__builtin_convertvector(values, Words), Doubles);
 #endif
 }

@@ -12,18 +12,18 @@
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
-typedef float Floats __attribute__((vector_size(AISEC_WIDTH)));
-typedef float UnalignedFloats __attribute__((vector_size(AISEC_WIDTH), aligned(4), may_alias));
-constexpr std::size_t float_lanes = AISEC_WIDTH / 4;
+// Of 32 bytes with AVX-512 too: with 64, most of a convolution's short rows would be padding.
+constexpr std::size_t tile_bytes = AISEC_WIDTH < 32 ? AISEC_WIDTH : 32;
+typedef float Floats __attribute__((vector_size(tile_bytes)));
+typedef float UnalignedFloats __attribute__((vector_size(tile_bytes), aligned(4), may_alias));
+constexpr std::size_t float_lanes = tile_bytes / 4;
 
 AISEC_HD std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
 AISEC_HD Floats load(const float* from) { return *reinterpret_cast<const UnalignedFloats*>(from); }
 AISEC_HD void store(float* to, Floats value) { *reinterpret_cast<UnalignedFloats*>(to) = value; }
 
 AISEC_HD Floats multiply_add(Floats a, Floats b, Floats sum) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_ps(a, b, sum);
-#elif defined(__FMA__)
+#if defined(__FMA__)
   return _mm256_fmadd_ps(a, b, sum);
 #else
   return a * b + sum;
@@ -53,8 +53,7 @@ AISEC_HD FourFloats quarter(Floats values) {
 AISEC_HD FourFloats add_lanes(Floats a, Floats b, Floats c, Floats d) {
   const Floats sums = add_pairs(add_pairs(a, b), add_pairs(c, d));
   if constexpr (float_lanes == 4) return quarter<0>(sums);
-  const FourFloats half = quarter<0>(sums) + quarter<1>(sums);
-  return float_lanes == 8 ? half : half + (quarter<2>(sums) + quarter<3>(sums));
+  return quarter<0>(sums) + quarter<1>(sums);
 }
 
 AISEC_HD std::size_t round_up(std::size_t count) { return (count + float_lanes - 1) / float_lanes * float_lanes; }
@@ -80,7 +79,7 @@ AISEC_HD void add_dots(const float* rows, const float* columns, std::size_t pitc
   }
 }
 
-typedef double Doubles __attribute__((vector_size(AISEC_WIDTH)));
+typedef double Doubles __attribute__((vector_size(tile_bytes)));
 
 template <int begin, int... lane>
 AISEC_HD Doubles widened(Floats values, std::integer_sequence<int, lane...>) {
