@@ -19,7 +19,7 @@ alignas(64) __device__ const QuantileRow device_quantiles[2][quantile_rows] = {
 };
 
 // Blocks that a processor must hold at once. Left alone, the compiler gives every thread the registers of the one
-// sample in a million that is refined, and a processor then holds a single block. No more are started than all
+// sample in a million that is refined, and a processor then holds a single block. Few more are started than all
 // processors hold: each reads a table before anything else.
 constexpr unsigned noise_blocks = 4;
 
