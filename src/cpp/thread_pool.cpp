@@ -17,6 +17,19 @@
 namespace aisec_fast {
 namespace {
 
+// Tells the processor that a loop only waits.
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// For some microseconds, or until the condition holds: to fall asleep and be woken takes longer than a short loop.
+template <class Condition>
+void spin_until(const Condition& holds) {
+  for (int spins = 0; spins < 1000 && !holds(); ++spins) relax();
+}
+
 class Pool {
  public:
   // Makes sure that `workers` threads exist. If the system refuses a thread, the others do its work.
@@ -33,6 +46,7 @@ class Pool {
     {
       const std::lock_guard lock(mutex_);
       jobs_.push_back(std::move(job));
+      waiting_.store(jobs_.size(), std::memory_order_release);
     }
     ready_.notify_one();
   }
@@ -48,6 +62,7 @@ class Pool {
  private:
   void work() {
     for (;;) {
+      spin_until([this] { return waiting_.load(std::memory_order_acquire) > 0; });
       std::unique_lock lock(mutex_);
       ready_.wait(lock, [this] { return !jobs_.empty(); });
       run_first(lock);
@@ -57,6 +72,7 @@ class Pool {
   void run_first(std::unique_lock<std::mutex>& lock) {
     const std::function<void()> job = std::move(jobs_.front());
     jobs_.pop_front();
+    waiting_.store(jobs_.size(), std::memory_order_release);
     lock.unlock();
     job();
   }
@@ -64,6 +80,7 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable ready_;
   std::deque<std::function<void()>> jobs_;
+  std::atomic<std::size_t> waiting_{0};  // how many jobs there are, for a look without the lock
   std::vector<std::thread> workers_;
 };
 
@@ -99,6 +116,7 @@ struct Join {
   std::condition_variable done;
   std::size_t left;
   std::exception_ptr error;
+  std::atomic<bool> finished{false};  // for a look without the lock
 
   void run(const Range& range, std::size_t begin, std::size_t end) {
     std::exception_ptr thrown;
@@ -109,7 +127,9 @@ struct Join {
     }
     const std::lock_guard lock(mutex);
     if (thrown && !error) error = thrown;
-    if (--left == 0) done.notify_one();
+    if (--left > 0) return;
+    finished.store(true, std::memory_order_release);
+    done.notify_one();
   }
 };
 
@@ -146,19 +166,9 @@ bool run_on_openmp(std::size_t count, std::size_t parts, const Range& range) {
   return true;
 }
 
-// Tells the processor that a loop only waits.
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
 // Until `value` is no longer `old`: spins for some microseconds, as a step of others ends soon, then sleeps.
 void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
-  for (int spins = 0; spins < 1000; ++spins) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    relax();
-  }
+  spin_until([&] { return value.load(std::memory_order_acquire) != old; });
   value.wait(old, std::memory_order_acquire);
 }
 
@@ -191,7 +201,7 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   if (parts == 1) return range(0, count);
   if (run_on_openmp(count, parts, range)) return;
   const auto start = [&](std::size_t part) { return start_of(count, parts, part); };
-  Join join{{}, {}, parts, nullptr};
+  Join join{{}, {}, parts, nullptr, {}};
   Pool& workers = *pool.load();
   workers.grow(parts - 1);
   for (std::size_t part = 1; part < parts; ++part) {
@@ -205,7 +215,8 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   join.run(range, 0, start(1));
   while (workers.help()) {
   }
-  std::unique_lock lock(join.mutex);
+  spin_until([&] { return join.finished.load(std::memory_order_acquire); });
+  std::unique_lock lock(join.mutex);  // the last one may still hold it
   join.done.wait(lock, [&] { return join.left == 0; });
   if (join.error) std::rethrow_exception(join.error);
 }
