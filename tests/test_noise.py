@@ -312,6 +312,14 @@ def test_bits_do_not_depend_on_threads_or_size(kernels: Kernels, law: str, threa
     assert bits(part) == seen.pop()[:-4]
 
 
+def test_any_number_of_threads_may_be_allowed(threads) -> None:
+    x, expected, out = np.zeros(20_000, np.float32), *np.empty((2, 20_000), np.float32)
+    _core.add_gaussian(x, expected, 1.0, 2.0**-20, KEY)
+    threads(2**60)
+    _core.add_gaussian(x, out, 1.0, 2.0**-20, KEY)
+    assert bits(out) == bits(expected)
+
+
 @given(
     size=st.integers(0, 200),
     exponent=st.integers(-800, 800),

@@ -18,7 +18,7 @@ constexpr std::size_t least_groups = 32;  // smallest work that is worth a threa
 template <class Use>
 void for_groups(std::size_t size, const Use& use) {
   const std::size_t groups = size / noise_group + (size % noise_group != 0);
-  const std::size_t chunk = std::clamp(groups / (chunks_of_a_thread * thread_count()), least_chunk, most_chunk);
+  const std::size_t chunk = std::clamp(groups / chunks_of_a_thread / thread_count(), least_chunk, most_chunk);
   parallel_chunks(groups, least_groups, chunk, [&](std::size_t begin, std::size_t end) {
     use(begin * noise_group, std::min(size, end * noise_group));
   });
