@@ -37,8 +37,8 @@ _COMMANDS = (
     ("docs/", "what the kernels promise, and why it holds"),
 )
 EPSILON_COVERS = (
-    "What ε covers: the training run, by dp-accounting, for one record replaced by a zero contribution. It ignores the "
-    "float32 rounding of the sum over samples in this release. Rounding to the noise lattice is paid for. The learning rate "
+    "What ε covers: the training run, by dp-accounting, for one record replaced by a zero contribution. The "
+    "rounding of sums over samples and to the noise lattice is paid for with a little more noise. The learning rate "
     "and the like were picked beforehand on these digits; ε does not count that."
 )
 
