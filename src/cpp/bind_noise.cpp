@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 
 #include "aisec_fast/array_view.hpp"
 #include "aisec_fast/noise_call.hpp"
@@ -13,6 +14,8 @@ namespace {
 // so many that others wait for the last of them.
 constexpr std::size_t least_chunk = 64, most_chunk = 1024, chunks_of_a_thread = 16;
 constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread: about 4096 samples
+
+constexpr std::size_t least_checked = 1 << 18;  // values worth a thread where they are only read
 
 // Samples of one array in whole groups, over the threads.
 template <class Use>
@@ -100,8 +103,16 @@ py::ssize_t first_unfit(const py::object& x_, double granularity) {
   if (!wide) x.of_type(DType::float32);
   const FirstUnfit kernel = wide ? active_kernels().noise.unfit_float64 : active_kernels().noise.unfit_float32;
   const py::gil_scoped_release unlocked;
-  const std::size_t index = kernel(x.data<const void>(), x.size(), granularity);
-  return index == x.size() ? -1 : static_cast<py::ssize_t>(index);
+  const auto* const data = x.data<const unsigned char>();
+  const std::size_t width = wide ? sizeof(double) : sizeof(float);
+  std::atomic<std::size_t> first{x.size()};
+  parallel_for(x.size(), least_checked, [&](std::size_t begin, std::size_t end) {
+    const std::size_t index = begin + kernel(data + begin * width, end - begin, granularity);
+    if (index == end) return;
+    for (std::size_t least = first; index < least && !first.compare_exchange_weak(least, index);) {
+    }
+  });
+  return first == x.size() ? -1 : static_cast<py::ssize_t>(first);
 }
 
 }  // namespace
