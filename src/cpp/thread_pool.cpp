@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -30,16 +31,66 @@ void spin_until(const Condition& holds) {
   for (int spins = 0; spins < 1000 && !holds(); ++spins) relax();
 }
 
+// NOLINTNEXTLINE(bugprone-throwing-static-initialization)
+const std::size_t processors = std::max<std::size_t>(1, std::thread::hardware_concurrency());
+
+// Which processor a worker is on, and how it is kept off its caller's. Linux wakes a thread where it last ran, and that
+// may be where its caller is, who is not idle: then the worker waits until the caller has done all the work, while
+// another processor idles (docs/decisions/0007-workers-leave-the-callers-processor.md).
+class Place {
+ public:
+#if defined(__linux__)
+  static int here() { return sched_getcpu(); }
+
+  // By the worker.
+  void note() { processor_.store(here(), std::memory_order_relaxed); }
+
+  // By its caller, who is on `processor`: the worker may no longer run there, if it did last and may run elsewhere.
+  // What others allow it is kept: if they changed that since, the change holds.
+  void leave(int processor, pthread_t worker) {
+    if (processor < 0 || processor_.load(std::memory_order_relaxed) != processor) return;
+    cpu_set_t now;
+    if (pthread_getaffinity_np(worker, sizeof now, &now) != 0) return;  // a machine of more than CPU_SETSIZE processors
+    if (!left_ || !CPU_EQUAL(&now, &set_)) allowed_ = now;
+    set_ = allowed_;
+    CPU_CLR(static_cast<std::size_t>(processor), &set_);
+    left_ = CPU_COUNT(&set_) > 0 && pthread_setaffinity_np(worker, sizeof set_, &set_) == 0;
+    processor_.store(-1, std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<int> processor_{-1};  // -1: not known
+  bool left_ = false;
+  cpu_set_t allowed_{}, set_{};  // by others; by us
+#else
+  static int here() { return -1; }
+  void note() {}
+  void leave(int, pthread_t) {}
+#endif
+};
+
+struct Worker {
+  std::thread thread;
+  Place place;
+};
+
 class Pool {
  public:
-  // Makes sure that `workers` threads exist. If the system refuses a thread, the others do its work.
-  void grow(std::size_t workers) {
+  // Makes sure that `workers` threads exist, on other processors than the caller's where there are enough. If the
+  // system refuses a thread, the others do its work.
+  void prepare(std::size_t workers) {
     const std::lock_guard lock(mutex_);
     try {
-      while (workers_.size() < workers) workers_.emplace_back([this] { work(); });
+      while (workers_.size() < workers) {
+        Worker& worker = workers_.emplace_back();
+        worker.thread = std::thread([this, &place = worker.place] { work(place); });
+      }
     } catch (const std::system_error&) {
-      return;
+      workers_.pop_back();
     }
+    if (workers >= processors) return;
+    const int here = Place::here();
+    for (Worker& worker : workers_) worker.place.leave(here, worker.thread.native_handle());
   }
 
   void submit(std::function<void()> job) {
@@ -60,11 +111,14 @@ class Pool {
   }
 
  private:
-  void work() {
+  void work(Place& place) {
     for (;;) {
       spin_until([this] { return waiting_.load(std::memory_order_acquire) > 0; });
       std::unique_lock lock(mutex_);
-      ready_.wait(lock, [this] { return !jobs_.empty(); });
+      ready_.wait(lock, [&] {
+        place.note();  // also if it comes too late for a job
+        return !jobs_.empty();
+      });
       run_first(lock);
     }
   }
@@ -81,7 +135,7 @@ class Pool {
   std::condition_variable ready_;
   std::deque<std::function<void()>> jobs_;
   std::atomic<std::size_t> waiting_{0};  // how many jobs there are, for a look without the lock
-  std::vector<std::thread> workers_;
+  std::deque<Worker> workers_;           // stay where they are
 };
 
 // Entry points of a libgomp that somebody else has loaded; nothing is linked.
@@ -102,7 +156,7 @@ std::atomic<Pool*> pool{new Pool};
   openmp.store(nullptr);  // its threads do not survive either, and it does not notice
 });
 
-std::atomic<std::size_t> threads_wanted{std::max<std::size_t>(1, std::thread::hardware_concurrency())};
+std::atomic<std::size_t> threads_wanted{processors};
 // NOLINTEND(bugprone-throwing-static-initialization)
 
 // count * part / parts without overflow
@@ -203,7 +257,7 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   const auto start = [&](std::size_t part) { return start_of(count, parts, part); };
   Join join{{}, {}, parts, nullptr, {}};
   Pool& workers = *pool.load();
-  workers.grow(parts - 1);
+  workers.prepare(parts - 1);
   for (std::size_t part = 1; part < parts; ++part) {
     const auto job = [&join, &range, begin = start(part), end = start(part + 1)] { join.run(range, begin, end); };
     try {
