@@ -185,7 +185,7 @@ call()
 def calls():
     for _ in range(3):
         call()
-        time.sleep(0.005)  # for a worker that shares the processor
+        time.sleep(0.01)  # for a worker that shares the processor
 
 def worker_ran_on(processor, allowed):
     os.sched_setaffinity(worker, {processor})
@@ -195,20 +195,27 @@ def worker_ran_on(processor, allowed):
 def seen():
     return os.sched_getaffinity(worker)
 
-worker_ran_on(a, {a, b})
-call()
-left = seen()
-os.sched_setaffinity(0, {b})
-calls()
-followed = seen()
-os.sched_setaffinity(0, {a})
-worker_ran_on(b, {a, b})
-call()
-kept = seen()
-worker_ran_on(a, {a})
-call()
-alone = seen()
-print(left == {b}, kept == {a, b}, alone == {a}, followed == {a})
+def outcome():
+    worker_ran_on(a, {a, b})
+    call()
+    left = seen()
+    os.sched_setaffinity(0, {b})
+    calls()
+    followed = seen()
+    os.sched_setaffinity(0, {a})
+    worker_ran_on(b, {a, b})
+    call()
+    kept = seen()
+    worker_ran_on(a, {a})
+    call()
+    alone = seen()
+    return [left == {b}, kept == {a, b}, alone == {a}, followed == {a}]
+
+for _ in range(5):  # others may hold up the worker
+    seen_all = outcome()
+    if all(seen_all):
+        break
+print(*seen_all)
 """
 
 

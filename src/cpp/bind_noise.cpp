@@ -10,19 +10,18 @@
 namespace aisec_fast {
 namespace {
 
-// A chunk's start costs as much as some 1500 samples: of large arrays a thread takes more than 16384 at a time, but not
-// so many that others wait for the last of them.
-constexpr std::size_t least_chunk = 64, most_chunk = 1024, chunks_of_a_thread = 16;
-constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread: about 4096 samples
-
-constexpr std::size_t least_checked = 1 << 18;  // values worth a thread where they are only read
-
+// A chunk's start costs as much as some 1500 samples: a thread takes more than 16384 at a time, of large arrays far
+// more, but not so many that others wait for the last of them. One thread takes all there is.
+constexpr std::size_t least_chunk = 128, most_chunk = 1024, chunks_of_a_thread = 8;
+constexpr std::size_t least_groups = 128;  // smallest work that is worth a thread: some 20 microseconds
 // Samples of one array in whole groups, over the threads.
 template <class Use>
 void for_groups(std::size_t size, const Use& use) {
   const std::size_t groups = size / noise_group + (size % noise_group != 0);
-  const std::size_t chunk = std::clamp(groups / chunks_of_a_thread / thread_count(), least_chunk, most_chunk);
-  parallel_chunks(groups, least_groups, chunk, [&](std::size_t begin, std::size_t end) {
+  const std::size_t threads = std::min(thread_count(), groups / least_groups);
+  if (threads <= 1) return use(0, size);
+  const std::size_t chunk = std::clamp(groups / chunks_of_a_thread / threads, least_chunk, most_chunk);
+  parallel_chunks(groups, least_groups, chunk, threads, [&](std::size_t begin, std::size_t end) {
     use(begin * noise_group, std::min(size, end * noise_group));
   });
 }
@@ -106,7 +105,7 @@ py::ssize_t first_unfit(const py::object& x_, double granularity) {
   const auto* const data = x.data<const unsigned char>();
   const std::size_t width = wide ? sizeof(double) : sizeof(float);
   std::atomic<std::size_t> first{x.size()};
-  parallel_for(x.size(), least_checked, [&](std::size_t begin, std::size_t end) {
+  for_groups(x.size(), [&](std::size_t begin, std::size_t end) {  // by the threads that will write there
     const std::size_t index = begin + kernel(data + begin * width, end - begin, granularity);
     if (index == end) return;
     for (std::size_t least = first; index < least && !first.compare_exchange_weak(least, index);) {

@@ -28,7 +28,7 @@ void relax() {
 // For some microseconds, or until the condition holds: to fall asleep and be woken takes longer than a short loop.
 template <class Condition>
 void spin_until(const Condition& holds) {
-  for (int spins = 0; spins < 1000 && !holds(); ++spins) relax();
+  for (int spins = 0; spins < 4000 && !holds(); ++spins) relax();
 }
 
 // NOLINTNEXTLINE(bugprone-throwing-static-initialization)
@@ -164,6 +164,10 @@ std::size_t start_of(std::size_t count, std::size_t parts, std::size_t part) {
   return count / parts * part + std::min(part, count % parts);
 }
 
+std::size_t parts_of(std::size_t count, std::size_t least) {
+  return std::min(thread_count(), std::max<std::size_t>(1, count / std::max<std::size_t>(1, least)));
+}
+
 // What the ranges of one call share.
 struct Join {
   std::mutex mutex;
@@ -251,7 +255,7 @@ bool share_openmp(const char* path) {
 
 void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   if (count == 0) return;
-  const std::size_t parts = std::min(thread_count(), std::max<std::size_t>(1, count / std::max<std::size_t>(1, least)));
+  const std::size_t parts = parts_of(count, least);
   if (parts == 1) return range(0, count);
   if (run_on_openmp(count, parts, range)) return;
   const auto start = [&](std::size_t part) { return start_of(count, parts, part); };
@@ -275,13 +279,22 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   if (join.error) std::rethrow_exception(join.error);
 }
 
-void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, const Range& range) {
-  std::atomic<std::size_t> taken{0};
-  parallel_for(count, least, [&](std::size_t, std::size_t) {
-    for (;;) {
-      const std::size_t begin = taken.fetch_add(chunk, std::memory_order_relaxed);
-      if (begin >= count) return;
-      range(begin, std::min(count, begin + chunk));
+void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, std::size_t most, const Range& range) {
+  struct alignas(64) Share {  // each on a cache line of its own
+    std::atomic<std::size_t> taken;
+    std::size_t end;
+  };
+  const std::size_t parts = std::min(parts_of(count, least), most);
+  std::vector<Share> shares(parts);
+  for (std::size_t part = 0; part < parts; ++part) {
+    shares[part].taken.store(start_of(count, parts, part), std::memory_order_relaxed);
+    shares[part].end = start_of(count, parts, part + 1);
+  }
+  parallel_for(parts, 1, [&](std::size_t own, std::size_t) {
+    for (std::size_t i = 0; i < parts; ++i) {
+      Share& share = shares[(own + i) % parts];
+      for (std::size_t begin; (begin = share.taken.fetch_add(chunk, std::memory_order_relaxed)) < share.end;)
+        range(begin, std::min(share.end, begin + chunk));
     }
   });
 }
