@@ -233,7 +233,7 @@ AISEC_VAES void copy_words(std::uint64_t* out, std::size_t first, std::size_t la
   alignas(64) std::uint64_t group[group_samples];
   for (std::size_t i = first; i < last; i += group_samples, out += group_samples) {
     more.begin(group, i / group_samples);
-    for (unsigned j = 0; j < group_samples; j += 8) more.make(group + j);
+    for (unsigned j = 0; j < group_samples; j += More::at_once) more.make(group + j);
     const std::size_t count = last - i < group_samples ? last - i : group_samples;
     if (count == group_samples)
       for (unsigned j = 0; j < group_samples; j += 2) memcpy(out + j, group + lane_of(j), 2 * sizeof group[0]);

@@ -35,10 +35,11 @@ struct Quantiles {
   }
 };
 
-// T of four samples.
-inline __m256d quantiles(std::uintptr_t rows, const std::uint64_t* offset, const double* delta) {
+// T of four samples, whose rows start at offsets 0, 1, second and second + 1.
+template <int second, class Offset>
+inline __m256d quantiles(std::uintptr_t rows, const Offset* offset, const double* delta) {
   const auto row = [&](int i) { return _mm256_load_pd(reinterpret_cast<const double*>(rows + offset[i])); };
-  const __m256d a = row(0), b = row(1), c = row(2), d = row(3);
+  const __m256d a = row(0), b = row(1), c = row(second), d = row(second + 1);
   const __m256d ab_even = _mm256_unpacklo_pd(a, b), ab_odd = _mm256_unpackhi_pd(a, b);
   const __m256d cd_even = _mm256_unpacklo_pd(c, d), cd_odd = _mm256_unpackhi_pd(c, d);
   const __m256d c0 = _mm256_permute2f128_pd(ab_even, cd_even, 0x20), c1 = _mm256_permute2f128_pd(ab_odd, cd_odd, 0x20);
