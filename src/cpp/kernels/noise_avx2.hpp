@@ -22,8 +22,8 @@ struct alignas(32) Cells {
   double delta[8];
 };
 
-// Two groups of words, one of them being used; cells of this turn's next samples and of the next turn's; T of this
-// turn's samples.
+// Two groups of words, one of them being used; cells of the next turn and the one after that; T of this turn's
+// samples.
 struct Pipeline {
   alignas(32) std::uint64_t words[two_groups] = {};
   Cells cells[2][2];
@@ -67,13 +67,14 @@ AISEC_INLINE void evaluate(double* t, std::uintptr_t rows, const Cells& cells, i
   _mm256_store_pd(t, quantiles<4>(rows, cells.offset + 2 * half, cells.delta + 4 * half));
 }
 
-// Before the first turn; the first group's words are there.
-inline void start(Pipeline& line, const Quantiles& by) {
+// Before the first turn; the words of its group are there, from `group` on.
+inline void start(Pipeline& line, const Quantiles& by, std::size_t group = 0) {
+  const std::uint64_t* const words = line.words + group;
   for (unsigned half = 0; half < 2; ++half) {
-    find_cells(line.cells[0][half], line.words + 8 * half);
+    find_cells(line.cells[0][half], words + 8 * half);
     evaluate(line.t + 8 * half, by.rows, line.cells[0][half], 0);
     evaluate(line.t + 8 * half + 4, by.rows, line.cells[0][half], 1);
-    find_cells(line.cells[0][half], line.words + turn + 8 * half);
+    find_cells(line.cells[0][half], words + turn + 8 * half);
   }
 }
 
@@ -166,6 +167,122 @@ AISEC_VAES inline void decide_groups(Pipeline& line, std::size_t first, std::siz
   }
 }
 
+// Scales up to near_scale, in binary32 (docs/noise.md, section 4), which leaves more samples open.
+struct alignas(32) NearCells {
+  std::uint32_t offset[8];
+  float delta[8];
+};
+struct NearPipeline {
+  alignas(32) std::uint64_t words[two_groups] = {};
+  alignas(32) std::int32_t open[group_samples];  // -1 for samples that are undecided
+  NearCells cells[2][2];                         // of the next turn and the one after that
+  alignas(32) float t[turn];                     // T of this turn's samples
+};
+struct NearQuantiles {
+  std::uintptr_t rows;
+  __m256 scale, most;
+
+  NearQuantiles(const FloatRow* table, double s, double error)
+      : rows(reinterpret_cast<std::uintptr_t>(table) - first_float_offset),
+        scale(_mm256_set1_ps(static_cast<float>(s))),
+        most(_mm256_set1_ps(static_cast<float>(0.5 - 0x1p-20 - error * s))) {}
+};
+
+AISEC_INLINE void find_near_cells(NearCells& cells, const std::uint64_t* words) {
+  const __m256i place = _mm256_set1_epi32(0x1ffff), one = _mm256_set1_epi32(0x3f800000);
+  const __m256i least = _mm256_set1_epi32(first_float_offset - 16);  // the row of NaN
+  const auto half = [&](int i) {
+    return _mm256_castsi256_pd(_mm256_srli_epi64(_mm256_load_si256(reinterpret_cast<const __m256i*>(words) + i), 1));
+  };
+  const __m256d a = half(0), b = half(1);
+  const __m256 high = _mm256_cvtepi32_ps(high_halves(a, b));
+  const __m256 low = _mm256_cvtepi32_ps(_mm256_srli_epi32(low_halves(a, b), 1));
+  const __m256i bits = _mm256_castps_si256(_mm256_fmadd_ps(low, _mm256_set1_ps(0x1p-31f), high));
+  const __m256i cell = _mm256_and_si256(_mm256_srli_epi32(bits, 13), _mm256_set1_epi32(~15));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(cells.offset), _mm256_max_epi32(cell, least));
+  const __m256 m = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, place), one));
+  _mm256_store_ps(cells.delta, _mm256_sub_ps(m, _mm256_set1_ps(1.0f + 0x1p-7f)));
+}
+
+AISEC_INLINE __m256 near_quantiles(std::uintptr_t rows, const NearCells& cells) {
+  const FloatCoefficients c = float_coefficients(rows, cells.offset);
+  const __m256 x = _mm256_load_ps(cells.delta);
+  return _mm256_fmadd_ps(_mm256_fmadd_ps(_mm256_fmadd_ps(c.c3, x, c.c2), x, c.c1), x, c.c0);
+}
+
+inline void start(NearPipeline& line, const NearQuantiles& by) {
+  for (unsigned half = 0; half < 2; ++half) {
+    find_near_cells(line.cells[0][half], line.words + 8 * half);
+    _mm256_store_ps(line.t + 8 * half, near_quantiles(by.rows, line.cells[0][half]));
+    find_near_cells(line.cells[0][half], line.words + turn + 8 * half);
+  }
+}
+
+AISEC_INLINE void decide_near(std::int32_t* z, std::int32_t* open, __m256& any, __m256 t, const std::uint64_t* words,
+                              const NearQuantiles& by) {
+  const __m256 shift = _mm256_set1_ps(0x1.8p23f), shifted = _mm256_fmadd_ps(t, by.scale, shift);
+  const __m256 distance = _mm256_fmsub_ps(t, by.scale, _mm256_sub_ps(shifted, shift));
+  const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), distance);
+  const __m256 undecided = _mm256_cmp_ps(size, by.most, _CMP_NLE_UQ);
+  any = _mm256_or_ps(any, undecided);
+  _mm256_store_ps(reinterpret_cast<float*>(open), undecided);
+  const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(shift));
+  const __m256i low_words = low_halves(_mm256_load_pd(reinterpret_cast<const double*>(words)),
+                                       _mm256_load_pd(reinterpret_cast<const double*>(words + 4)));
+  const __m256i sign = _mm256_or_si256(_mm256_slli_epi32(low_words, 31), _mm256_set1_epi32(1));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(z), _mm256_sign_epi32(n, sign));
+}
+
+// As decide_group; line.open says which samples are undecided.
+template <class More>
+AISEC_VAES AISEC_INLINE bool decide_near_group(std::int32_t* z, NearPipeline& line, unsigned group,
+                                               const NearQuantiles& by, More& more) {
+  __m256 any = _mm256_setzero_ps();
+  std::size_t at = group;
+  for (unsigned j = 0; j < group_samples; j += turn, at += turn) {
+    const NearCells* const cells = line.cells[at / turn % 2];
+    NearCells* const later = line.cells[(at / turn + 1) % 2];
+    const std::uint64_t* const words = line.words + at;
+    const std::uint64_t* const later_words = line.words + (at + 2 * turn) % two_groups;
+    auto blocks = more.start();
+    more.template rounds<1, 2>(blocks);
+    decide_near(z + j, line.open + j, any, _mm256_load_ps(line.t), words, by);
+    more.template rounds<3, 3>(blocks);
+    find_near_cells(later[0], later_words);
+    more.template rounds<4, 5>(blocks);
+    _mm256_store_ps(line.t, near_quantiles(by.rows, cells[0]));
+    more.template rounds<6, 6>(blocks);
+    decide_near(z + j + 8, line.open + j + 8, any, _mm256_load_ps(line.t + 8), words + 8, by);
+    more.template rounds<7, 7>(blocks);
+    find_near_cells(later[1], later_words + 8);
+    more.template rounds<8, 9>(blocks);
+    _mm256_store_ps(line.t + 8, near_quantiles(by.rows, cells[1]));
+    more.end(line.words + (at ^ group_samples), blocks);
+  }
+  return _mm256_movemask_ps(any) == 0;
+}
+
+// As decide_groups, in binary32; one(i, j) decides sample j of the group at i.
+template <class More, class Add, class Soon, class One, class End>
+AISEC_VAES inline void decide_near_groups(NearPipeline& line, std::size_t first, std::size_t last,
+                                          const NearQuantiles& by_, More more, std::int32_t* z, const Add& integers,
+                                          const Soon& soon, const One& one, const End& end) {
+  const NearQuantiles by = by_;
+  for (std::size_t i = first; i < last; i += group_samples) {
+    const unsigned group = i % two_groups;
+    more.begin(line.words + (group ^ group_samples), i / group_samples + 1);
+    const auto* const later = soon(i);
+    for (unsigned j = 0; j < group_samples; j += 64 / sizeof *later) __builtin_prefetch(later + j, 1, 2);
+    if (!decide_near_group(z, line, group, by, more))
+      for (unsigned j = 0; j < group_samples; j += 8) {
+        unsigned open =
+            static_cast<unsigned>(_mm256_movemask_ps(_mm256_load_ps(reinterpret_cast<const float*>(line.open + j))));
+        for (; open; open &= open - 1) one(i, j + static_cast<unsigned>(__builtin_ctz(open)));
+      }
+    if (!integers.add(i, z)) end(i, group_samples, 0);
+  }
+}
+
 // Float mode of float32, in the same way. Of eight samples, in order:
 struct alignas(32) FloatCells {
   std::uint32_t offset[8];
@@ -174,7 +291,8 @@ struct alignas(32) FloatCells {
 };
 struct FloatPipeline {
   alignas(32) std::uint64_t words[two_groups] = {};
-  FloatCells cells[2][4];  // of this turn and the next
+  FloatCells cells[2][4];         // of the next turn and the one after that
+  alignas(32) float t[2 * turn];  // of this turn's samples, with their signs
 };
 
 // Samples of words 0 1 4 5, as they stand: 0 1, 2 3.
@@ -196,16 +314,21 @@ AISEC_INLINE void find_float_cells(FloatCells* cells, const std::uint64_t* words
   find_float_cells(cells[eight], words + eight / 2 * 8 + eight % 2 * 2);
 }
 
-inline void start(FloatPipeline& line, std::uintptr_t) {
-  for (unsigned eight = 0; eight < 4; ++eight) find_float_cells(line.cells[0], line.words, eight);
+AISEC_INLINE void evaluate(float* t, std::uintptr_t rows, const FloatCells& cells) {
+  const __m256i sign = _mm256_slli_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(cells.word)), 31);
+  _mm256_store_ps(t, _mm256_xor_ps(float_quantiles(rows, cells.offset, cells.delta), _mm256_castsi256_ps(sign)));
 }
 
-AISEC_INLINE void add_float_cells(float* out, const float* x, const FloatCells& cells, std::uintptr_t rows,
-                                  __m256 scale) {
-  const __m256 t = float_quantiles(rows, cells.offset, cells.delta);
-  const __m256i sign = _mm256_slli_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(cells.word)), 31);
-  const __m256 noise = _mm256_mul_ps(scale, _mm256_xor_ps(t, _mm256_castsi256_ps(sign)));
-  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(x), noise));
+inline void start(FloatPipeline& line, std::uintptr_t rows) {
+  for (unsigned eight = 0; eight < 4; ++eight) {
+    find_float_cells(line.cells[0], line.words, eight);
+    evaluate(line.t + 8 * eight, rows, line.cells[0][eight]);
+    find_float_cells(line.cells[0], line.words + turn, eight);
+  }
+}
+
+AISEC_INLINE void add_scaled(float* out, const float* x, const float* t, __m256 scale) {
+  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(x), _mm256_mul_ps(scale, _mm256_load_ps(t))));
 }
 
 // out = x + scale T for whole groups; x and out are where sample `first` stands.
@@ -223,24 +346,28 @@ AISEC_VAES inline void add_float_groups(const float* x, float* out, FloatPipelin
     for (unsigned j = 0; j < group_samples; j += turn, at += turn, x += 2 * turn, out += 2 * turn) {
       const FloatCells* const cells = line.cells[at / turn % 2];
       FloatCells* const later = line.cells[(at / turn + 1) % 2];
-      const std::uint64_t* const words = line.words + (at + turn) % two_groups;
+      const std::uint64_t* const words = line.words + (at + 2 * turn) % two_groups;
       auto blocks = more.start();
       more.template rounds<1, 1>(blocks);
       find_float_cells(later, words, 0);
       more.template rounds<2, 2>(blocks);
-      add_float_cells(out, x, cells[0], rows, scale);
+      add_scaled(out, x, line.t, scale);
+      evaluate(line.t, rows, cells[0]);
       more.template rounds<3, 3>(blocks);
       find_float_cells(later, words, 1);
       more.template rounds<4, 4>(blocks);
-      add_float_cells(out + 8, x + 8, cells[1], rows, scale);
+      add_scaled(out + 8, x + 8, line.t + 8, scale);
+      evaluate(line.t + 8, rows, cells[1]);
       more.template rounds<5, 5>(blocks);
       find_float_cells(later, words, 2);
       more.template rounds<6, 6>(blocks);
-      add_float_cells(out + 16, x + 16, cells[2], rows, scale);
+      add_scaled(out + 16, x + 16, line.t + 16, scale);
+      evaluate(line.t + 16, rows, cells[2]);
       more.template rounds<7, 7>(blocks);
       find_float_cells(later, words, 3);
       more.template rounds<8, 9>(blocks);
-      add_float_cells(out + 24, x + 24, cells[3], rows, scale);
+      add_scaled(out + 24, x + 24, line.t + 24, scale);
+      evaluate(line.t + 24, rows, cells[3]);
       more.end(line.words + (at ^ group_samples), blocks);
     }
   }
