@@ -93,6 +93,8 @@ SITE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"
 
 # ThreadSanitizer's own runtime does not survive threads started in a forked child ("dup thread with used id", now and then),
 # and its shadow of 8 GiB is four times as large.
+# Where Linux spreads addresses over more bits than it knows, it ends at once.
+FIXED_ADDRESSES := $(if $(shell command -v setarch),setarch -R)
 TSAN_LEAVES_OUT := --deselect tests/test_clipping.py::test_huge_row_needs_64_bit_addresses \
                    --deselect tests/test_noise.py::test_huge_array_needs_64_bit_addresses \
                    --deselect tests/test_privacy.py::test_loader_settings_are_kept_and_workers_work \
@@ -106,7 +108,7 @@ asan: $(READY)
 tsan: $(READY)
 	@$(call sanitized,tsan,thread)
 	AISEC_FAST_OWN_THREADS=1 LD_PRELOAD="$(call library,tsan) $(call library,stdc++)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:die_after_fork=0 \
-	PYTHONPATH=$(CURDIR)/build/tsan/site:$(SITE) $(BIN)/python -S $(SANITIZED_TESTS) $(TSAN_LEAVES_OUT) $(PYTEST)
+	PYTHONPATH=$(CURDIR)/build/tsan/site:$(SITE) $(FIXED_ADDRESSES) $(BIN)/python -S $(SANITIZED_TESTS) $(TSAN_LEAVES_OUT) $(PYTEST)
 
 tidy: $(READY)
 	@$(BIN)/clang-tidy -p $$(dirname $$(find build -name compile_commands.json | head -1)) --quiet $$(find src/cpp -name '*.cpp')

@@ -240,7 +240,10 @@ def outputs(out: Any, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], 
     values = list(out) if is_list else [out]
     if len(values) != len(like):
         raise ValueError(f"out has {len(values)} arrays, expected {len(like)} as the input")
-    described = [describe(value, f"out[{i}]" if is_list else "out") for i, value in enumerate(values)]
+    described = [
+        _again(source, value, f"out[{i}]" if is_list else "out")
+        for i, (source, value) in enumerate(zip(like, values, strict=True))
+    ]
     for output, source, shape, dtype in zip(described, like, shapes, dtypes, strict=True):
         require_output(output, shape, dtype)
         require_same_device([source, output])
@@ -248,11 +251,19 @@ def outputs(out: Any, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], 
     return described
 
 
+def _again(known: Array, value: Any, name: str) -> Array:
+    """``describe``, sooner where ``value`` is known: most work is done in place."""
+    return known._replace(name=name) if value is known.value else describe(value, name)
+
+
 def require_all_apart(outs: Sequence[Array], inputs: Sequence[Array] = (), *, in_place: bool = False) -> None:
     """ValueError if an output shares memory with another one or with an input, its own input aside if ``in_place``.
 
     Arrays are visited in the order of their addresses, beside those that reach beyond the address.
     """
+    if len(outs) == len(inputs) == 1:
+        require_apart(outs[0], inputs[0], same_is_fine=in_place)
+        return
     everything = [(array.extent(), i, array, True) for i, array in enumerate(outs)]
     everything += [(array.extent(), i, array, False) for i, array in enumerate(inputs)]
     near: list[tuple[int, int, Array, bool]] = []

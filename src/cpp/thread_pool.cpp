@@ -143,6 +143,7 @@ struct OpenMp {
   void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
   int (*max_threads)();
   int (*in_parallel)();
+  int (*thread_number)();
 };
 
 std::atomic<const OpenMp*> openmp{nullptr};
@@ -191,19 +192,24 @@ struct Join {
   }
 };
 
-// A loop on the threads of OpenMP: each takes parts until none is left, so it does not matter how many come.
+// A loop on the threads of OpenMP. Each takes the part of its own number first, as torch's loops do: what torch's last
+// loop wrote is in its cache. Then it takes what nobody has begun, so it does not matter how many come.
 struct Team {
+  const OpenMp& library;
   const Range& range;
-  std::size_t count, parts;
-  std::atomic<std::size_t> taken{0};
+  std::size_t count;
+  std::vector<std::atomic<bool>> begun;
   std::mutex mutex;
   std::exception_ptr error;
 
   static void run(void* team_) {
     auto& team = *static_cast<Team*>(team_);
-    for (std::size_t part = 0; (part = team.taken.fetch_add(1)) < team.parts;) {
+    const std::size_t parts = team.begun.size(), own = static_cast<std::size_t>(team.library.thread_number());
+    for (std::size_t i = 0; i < parts; ++i) {
+      const std::size_t part = (own + i) % parts;
+      if (team.begun[part].exchange(true, std::memory_order_relaxed)) continue;
       try {
-        team.range(start_of(team.count, team.parts, part), start_of(team.count, team.parts, part + 1));
+        team.range(start_of(team.count, parts, part), start_of(team.count, parts, part + 1));
       } catch (...) {
         const std::lock_guard lock(team.mutex);
         if (!team.error) team.error = std::current_exception();
@@ -218,7 +224,7 @@ bool run_on_openmp(std::size_t count, std::size_t parts, const Range& range) {
   if (!library || library->in_parallel()) return false;
   const int threads = library->max_threads();
   if (threads < 2) return false;
-  Team team{range, count, parts, {}, {}, {}};
+  Team team{*library, range, count, std::vector<std::atomic<bool>>(parts), {}, {}};
   library->parallel(&Team::run, &team, static_cast<unsigned>(threads), 0);
   if (team.error) std::rethrow_exception(team.error);
   return true;
@@ -247,7 +253,7 @@ bool share_openmp(const char* path) {
   };
   static OpenMp found{};
   if (!find(found.parallel, "GOMP_parallel") || !find(found.max_threads, "omp_get_max_threads") ||
-      !find(found.in_parallel, "omp_in_parallel"))
+      !find(found.in_parallel, "omp_in_parallel") || !find(found.thread_number, "omp_get_thread_num"))
     return false;
   openmp.store(&found, std::memory_order_release);
   return true;
