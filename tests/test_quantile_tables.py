@@ -160,3 +160,23 @@ def test_chebyshev_coefficients() -> None:
             delta = mpf(x) * tables.HALF_WIDTH
             direct = sum(c * delta**n for n, c in enumerate(power))
             assert abs(sum(c * mp.chebyt(n, mpf(x)) for n, c in enumerate(chebyshev)) - direct) < mpf(10) ** -45
+
+
+@pytest.mark.parametrize(("law", "error"), [("gaussian", 1.25 * 2.0**-20), ("laplace", 2.0**-18)])
+def test_bound_of_the_step_in_binary32(law: str, error: float) -> None:
+    """Section 4, small scales: the terms of E / s, over all rows of u >= 2^-31 (float64 counts them well enough)."""
+    table = quantiles(law)
+    rows = np.delete(table, [*range(64), 768], axis=0)
+    exact = np.array([tables.unpacked(row) for row in rows], np.float64)
+    h = (2.0**-7) ** np.arange(5)
+    row = np.abs(rows.astype(np.float32) - exact[:, :4]) @ h[:4] + np.abs(exact[:, 4]) * h[4] + 2.0**-41
+    c0, c1, c2, c3 = np.abs(rows).T
+    t2 = c2 + c3 * h[1]
+    t1 = c1 + t2 * h[1]
+    t0 = c0 + t1 * h[1]
+    evaluation = 2.0**-24 * (t0 + t1 * h[1] + t2 * h[2]) + 2.0**-24 * t0
+    word = (2.0**-23 + 2.0**-29) * (1.2534 if law == "gaussian" else 1.0)
+    worst = float(np.max(row + evaluation + word))
+    assert error * 0.9 < worst < error * 0.96
+    assert math.log2(worst) < (-19.76 if law == "gaussian" else -18.07)
+    assert (1024 if law == "gaussian" else 256) * np.max(t0) < 2**13

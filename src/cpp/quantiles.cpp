@@ -1,6 +1,7 @@
 #include "aisec_fast/quantiles.hpp"
 
 #include <bit>
+#include <limits>
 
 namespace aisec_fast {
 namespace {
@@ -10,11 +11,12 @@ constexpr QuantileRow rows[2][quantile_rows] = {
 };
 
 struct FloatTable {
-  FloatRow row[float_rows];
+  FloatRow nan, row[float_rows];
 };
 
 constexpr FloatTable narrowed(const QuantileRow (&wide)[quantile_rows]) {
   FloatTable table{};
+  for (float& c : table.nan.c) c = std::numeric_limits<float>::quiet_NaN();
   for (int i = 0; i < float_rows; ++i)  // the first octave and the row of NaN are left out
     for (int k = 0; k < 4; ++k)
       table.row[i].c[k] = static_cast<float>(std::bit_cast<double>(wide[i + 64 + (i + 64 >= deep_rows)].c[k]));

@@ -217,22 +217,30 @@ def _over_granularity(value: Any, inverse: F64) -> F64:
 
 @kernel
 def _add_chunk(x: NDArray[Any], z: NDArray[F64], inverse: F64, granularity: F64, out: NDArray[Any]) -> None:
-    """out = g (q + z). Near the origin all of it is float64 arithmetic: AVX2 cannot convert to and from int64."""
+    """out = g (q + z). Near the origin all of it is float64 arithmetic: AVX2 cannot convert to and from int64.
+
+    A strip is a slice, whose indices LLVM knows not to be negative, and x / g is put aside, because x may be out: else
+    the loops would not vectorise, and adding would take longer than drawing.
+    """
+    scaled = np.empty(STRIP, F64)
     for start in range(0, x.size, STRIP):
         stop = min(start + STRIP, x.size)
+        values, integers, results = x[start:stop], z[start:stop], out[start:stop]
         far = 0
-        for i in range(start, stop):  # without an exit, so that it vectorises
-            far += not (abs(_over_granularity(x[i], inverse)) <= NEAR)
+        for i in range(values.size):  # without an exit, so that it vectorises
+            over = _over_granularity(values[i], inverse)
+            far += not (abs(over) <= NEAR)
+            scaled[i] = over
         # The one rounding is to out's type; the product in float64 is exact, or it overflows or underflows in that type.
         if far == 0:
-            for i in range(start, stop):
-                q = (_over_granularity(x[i], inverse) + ROUNDER) - ROUNDER
-                value = out.dtype.type(F64(q + z[i]))
-                out[i] = out.dtype.type(F64(value) * granularity)
+            for i in range(values.size):
+                q = (scaled[i] + ROUNDER) - ROUNDER
+                value = out.dtype.type(F64(q + integers[i]))
+                results[i] = out.dtype.type(F64(value) * granularity)
         else:
-            for i in range(start, stop):
-                value = out.dtype.type(I64(_to_lattice(x[i], inverse) + I64(z[i])))
-                out[i] = out.dtype.type(F64(value) * granularity)
+            for i in range(values.size):
+                value = out.dtype.type(I64(_to_lattice(values[i], inverse) + I64(integers[i])))
+                results[i] = out.dtype.type(F64(value) * granularity)
 
 
 @kernel

@@ -25,6 +25,16 @@ void warm_table(const QuantileRow* table) {
     static_cast<void>(*static_cast<const volatile std::uint64_t*>(table[row].c));
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+void warm_float_table(const FloatRow* table) {
+  for (int row = 0; row < float_rows; row += 4) static_cast<void>(*static_cast<const volatile float*>(table[row].c));
+}
+
+// Up to where integers are decided in binary32 first, and by which E / s.
+double near_scale(Law law) { return law == Law::gaussian ? 0x1p10 : 0x1p8; }
+double near_bound(Law law) { return law == Law::gaussian ? 0x1.4p-20 : 0x1p-18; }
+#endif
+
 // The first `count` integers of a group; what follows is not resolved. Z is std::int32_t up to narrow_scale, else
 // std::int64_t.
 template <Law law, class Z>
@@ -109,20 +119,20 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
   Stream stream(call, domain_of(law));
   Pipeline line;
   stream.read(line.words, first / group_samples);
-  start(line, by);
   alignas(64) std::int32_t z[group_samples];
 
+  const auto decide_one = [&](const std::uint64_t* words, std::size_t i, unsigned j) __attribute__((noinline)) {
+    const std::uint64_t word = words[i % two_groups + lane_of(j)];
+    std::int64_t integer;
+    std::uint64_t flagged;
+    quantile_sample(table, word, s, largest_distance(law, s), integer, flagged);
+    if (flagged) integer = resolve_sample(law, table, word, stream.key(), i + j, s);
+    z[j] = static_cast<std::int32_t>(integer);
+  };
   // Samples of the group at i from `decided` on; those from `added` on are still to be added.
   const auto settle = [&](std::size_t i, unsigned decided, unsigned added) __attribute__((noinline)) {
     const std::size_t count = last - i < group_samples ? last - i : group_samples;
-    for (std::size_t j = decided; j < count; ++j) {
-      const std::uint64_t word = line.words[i % two_groups + lane_of(static_cast<unsigned>(j))];
-      std::int64_t integer;
-      std::uint64_t flagged;
-      quantile_sample(table, word, s, largest_distance(law, s), integer, flagged);
-      if (flagged) integer = resolve_sample(law, table, word, stream.key(), i + j, s);
-      z[j] = static_cast<std::int32_t>(integer);
-    }
+    for (std::size_t j = decided; j < count; ++j) decide_one(line.words, i, static_cast<unsigned>(j));
     add_group(x + i + added, out + i + added, count - added, z + added, granularity, inverse);
   };
   const auto later = [&](std::size_t i) {
@@ -131,17 +141,44 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
     return x + (last - i > prefetched + group_samples ? i + prefetched : i);
   };
   const std::size_t whole = last - last % group_samples;
+  const auto add_integers = [&] {
+    return AddIntegers{reinterpret_cast<const float*>(x), reinterpret_cast<float*>(out),
+                       static_cast<float>(granularity), static_cast<float>(inverse),
+                       static_cast<float>(granularity * 0x1p30)};
+  };
   const auto add_groups = [&](const auto& more) {
     if constexpr (is_float<X> && sizeof(X) == 4)
-      if (granularity >= 0x1p-126 && granularity <= 0x1p96) {  // of g (q + Z) too these are normal
-        const AddIntegers integers{x, out, static_cast<float>(granularity), static_cast<float>(inverse),
-                                   static_cast<float>(granularity * 0x1p30)};
-        return decide_groups(line, first, whole, by, more, z, integers, later, settle);
-      }
+      if (granularity >= 0x1p-126 && granularity <= 0x1p96)  // of g (q + Z) too these are normal
+        return decide_groups(line, first, whole, by, more, z, add_integers(), later, settle);
     decide_groups(line, first, whole, by, more, z, NeverAdd{}, later, settle);
   };
   const WholeGroups any{stream, (last + group_samples - 1) / group_samples};
-  if (stream.has_vaes() && whole - first > group_samples)
+  const bool many = whole - first > group_samples;
+#if !defined(__AVX512F__)
+  if constexpr (is_float<X> && sizeof(X) == 4)
+    if (many && s <= near_scale(law) && granularity >= 0x1p-126 && granularity <= 0x1p96) {
+      const FloatRow* const near_table = float_tables[static_cast<unsigned>(law)];
+      warm_float_table(near_table);
+      const NearQuantiles near_by(near_table, s, near_bound(law));
+      NearPipeline near;
+      memcpy(near.words, line.words, sizeof near.words);
+      start(near, near_by);
+      const auto one = [&](std::size_t i, unsigned j) { decide_one(near.words, i, j); };
+      const auto add_near = [&](const auto& more) {
+        decide_near_groups(near, first, whole, near_by, more, z, add_integers(), later, one, settle);
+      };
+      if (stream.has_vaes())
+        add_near(VaesGroups(stream, first / group_samples + 1));
+      else
+        add_near(any);
+      if (whole == last) return;
+      memcpy(line.words, near.words, sizeof line.words);
+      start(line, by, whole % two_groups);
+      return decide_groups(line, whole, last, by, any, z, NeverAdd{}, later, settle);
+    }
+#endif
+  start(line, by);
+  if (stream.has_vaes() && many)
     add_groups(VaesGroups(stream, first / group_samples + 1));
   else
     add_groups(any);
@@ -233,7 +270,7 @@ AISEC_VAES void copy_words(std::uint64_t* out, std::size_t first, std::size_t la
   alignas(64) std::uint64_t group[group_samples];
   for (std::size_t i = first; i < last; i += group_samples, out += group_samples) {
     more.begin(group, i / group_samples);
-    for (unsigned j = 0; j < group_samples; j += 8) more.make(group + j);
+    for (unsigned j = 0; j < group_samples; j += More::at_once) more.make(group + j);
     const std::size_t count = last - i < group_samples ? last - i : group_samples;
     if (count == group_samples)
       for (unsigned j = 0; j < group_samples; j += 2) memcpy(out + j, group + lane_of(j), 2 * sizeof group[0]);

@@ -1,6 +1,7 @@
 #pragma once
-// The noise kernels' inner loops with AVX2 and FMA; the plain loops in noise.cpp do the same. Words of the next group
-// are made while the rows of this one are found: that leaves the units of AES idle.
+// The noise kernels' inner loops with AVX2 and FMA; the plain loops in noise.cpp do the same. A sample waits for most
+// of its time, and there are few registers: each turn of a loop makes sixteen words of the next group, a few rounds of
+// AES at a time, and between them finds the cells of later samples, evaluates the next ones and decides these.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -12,61 +13,114 @@
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
-// Two groups of words, one of them being used, and what that one needs of the table: where rows start in it, in bytes,
-// and the words' places in them.
-struct Pipeline {
-  alignas(32) std::uint64_t words[two_groups] = {};
-  alignas(32) std::uint64_t offset[group_samples];
-  alignas(32) double delta[group_samples];
+constexpr unsigned turn = 16;  // words a turn
+
+// What eight samples need of the table, in the order of lanes: where their rows start, in bytes, and their places in
+// the cells.
+struct alignas(32) Cells {
+  std::uint32_t offset[8];
+  double delta[8];
 };
 
-inline void start(Pipeline&, const Quantiles&) {}
+// Two groups of words, one of them being used; cells of the next turn and the one after that; T of this turn's
+// samples.
+struct Pipeline {
+  alignas(32) std::uint64_t words[two_groups] = {};
+  Cells cells[2][2];
+  alignas(32) double t[turn];
+};
 
-template <class More>
-AISEC_VAES inline void find_cells(Pipeline& line, unsigned group, More& more) {
-  const __m256i high_exponent = _mm256_set1_epi64x(0x4530000000000000),
-                low_exponent = _mm256_set1_epi64x(0x4330000000000000);
-  const __m256i least = _mm256_set1_epi64x(first_offset + (deep_rows - 1) * 32);
+AISEC_INLINE __m256i low_halves(__m256d a, __m256d b) {
+  return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castpd_ps(a), _mm256_castpd_ps(b), 0x88));
+}
+AISEC_INLINE __m256i high_halves(__m256d a, __m256d b) {
+  return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castpd_ps(a), _mm256_castpd_ps(b), 0xdd));
+}
+
+AISEC_INLINE __m256d rounded_words(const std::uint64_t* words) {
+  const __m256i high_exponent = _mm256_set1_epi64x(0x4530000000000000);
+  const __m256i low_exponent = _mm256_set1_epi64x(0x4330000000000000);
+  const __m256i word = _mm256_load_si256(reinterpret_cast<const __m256i*>(words));
+  const __m256i high = _mm256_or_si256(_mm256_srli_epi64(word, 32), high_exponent);
+  const __m256i low = _mm256_blend_epi32(word, low_exponent, 0xaa);
+  return _mm256_add_pd(_mm256_sub_pd(_mm256_castsi256_pd(high), _mm256_set1_pd(0x1p84 + 0x1p52)),
+                       _mm256_castsi256_pd(low));
+}
+
+AISEC_INLINE __m256d places(__m256d v) {
   const __m256i place = _mm256_set1_epi64x(0x3fffffffffff), one = _mm256_set1_epi64x(0x3ff0000000000000);
-  for (unsigned j = 0; j < group_samples; j += 4) {
-    if (j % 8 == 0) more.make(line.words + (group ^ group_samples) + j);
-    const __m256i word = _mm256_load_si256(reinterpret_cast<const __m256i*>(line.words + group + j));
-    const __m256i high = _mm256_or_si256(_mm256_srli_epi64(word, 32), high_exponent);
-    const __m256i low = _mm256_blend_epi32(word, low_exponent, 0xaa);
-    const __m256d v = _mm256_add_pd(_mm256_sub_pd(_mm256_castsi256_pd(high), _mm256_set1_pd(0x1p84 + 0x1p52)),
-                                    _mm256_castsi256_pd(low));
-    const __m256i bits = _mm256_castpd_si256(v);
-    const __m256i cell = _mm256_and_si256(_mm256_srli_epi64(bits, 41), _mm256_set1_epi64x(~31));
-    const __m256i offset = _mm256_max_epi32(cell, least);  // they fit in 32 bits
-    _mm256_store_si256(reinterpret_cast<__m256i*>(line.offset + j), offset);
-    const __m256d m = _mm256_castsi256_pd(_mm256_or_si256(_mm256_and_si256(bits, place), one));
-    _mm256_store_pd(line.delta + j, _mm256_sub_pd(m, _mm256_set1_pd(1.0 + 0x1p-7)));
+  const __m256i m = _mm256_or_si256(_mm256_and_si256(_mm256_castpd_si256(v), place), one);
+  return _mm256_sub_pd(_mm256_castsi256_pd(m), _mm256_set1_pd(1.0 + 0x1p-7));
+}
+
+AISEC_INLINE void find_cells(Cells& cells, const std::uint64_t* words) {
+  const __m256i least = _mm256_set1_epi32(first_offset + (deep_rows - 1) * 32);
+  const __m256d a = rounded_words(words), b = rounded_words(words + 4);
+  const __m256i cell = _mm256_and_si256(_mm256_srli_epi32(high_halves(a, b), 9), _mm256_set1_epi32(~31));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(cells.offset), _mm256_max_epi32(cell, least));
+  _mm256_store_pd(cells.delta, places(a));
+  _mm256_store_pd(cells.delta + 4, places(b));
+}
+
+// T of the first four (half 0) or last four words of a cell's eight.
+AISEC_INLINE void evaluate(double* t, std::uintptr_t rows, const Cells& cells, int half) {
+  _mm256_store_pd(t, quantiles<4>(rows, cells.offset + 2 * half, cells.delta + 4 * half));
+}
+
+// Before the first turn; the words of its group are there, from `group` on.
+inline void start(Pipeline& line, const Quantiles& by, std::size_t group = 0) {
+  const std::uint64_t* const words = line.words + group;
+  for (unsigned half = 0; half < 2; ++half) {
+    find_cells(line.cells[0][half], words + 8 * half);
+    evaluate(line.t + 8 * half, by.rows, line.cells[0][half], 0);
+    evaluate(line.t + 8 * half + 4, by.rows, line.cells[0][half], 1);
+    find_cells(line.cells[0][half], words + turn + 8 * half);
   }
 }
 
-inline __m256i low_halves(__m256d a, __m256d b) {
-  return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castpd_ps(a), _mm256_castpd_ps(b), 0x88));
+// Integers of eight samples, in order, by the fast step; `least` becomes 0 where some sample is undecided. Narrowing
+// two vectors in the order of lanes to one puts the samples in order.
+AISEC_INLINE void decide(std::int32_t* z, __m256i& least, const double* t, const std::uint64_t* words,
+                         const Quantiles& by) {
+  const __m256d low = _mm256_load_pd(t), high = _mm256_load_pd(t + 4), shift = _mm256_set1_pd(integer_shift);
+  const __m256i n = low_halves(_mm256_fmadd_pd(low, by.scale, shift), _mm256_fmadd_pd(high, by.scale, shift));
+  const __m256i f = low_halves(_mm256_fmadd_pd(low, by.scale, by.up), _mm256_fmadd_pd(high, by.scale, by.up));
+  least = _mm256_min_epu32(least, _mm256_and_si256(f, by.fraction));
+  const __m256i low_words = low_halves(_mm256_load_pd(reinterpret_cast<const double*>(words)),
+                                       _mm256_load_pd(reinterpret_cast<const double*>(words + 4)));
+  const __m256i sign = _mm256_or_si256(_mm256_slli_epi32(low_words, 31), _mm256_set1_epi32(1));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(z), _mm256_sign_epi32(n, sign));
 }
 
-// The integers of a group, in order, by the fast step; false if some sample is undecided. Narrowing two vectors in the
-// order of lanes to one puts the samples in order.
-inline bool quantile_group(std::int32_t* z, const Pipeline& line, const std::uint64_t* words, const Quantiles& by) {
-  const __m256d shift = _mm256_set1_pd(integer_shift);
-  const auto four = [&](unsigned j) { return quantiles(by.rows, line.offset + j, line.delta + j); };
+// Decides the samples of the group that starts at `group` in line.words; false if some are undecided.
+template <class More>
+AISEC_VAES AISEC_INLINE bool decide_group(std::int32_t* z, Pipeline& line, unsigned group, const Quantiles& by,
+                                          More& more) {
   __m256i least = by.fraction;
-  __m256d next_low = four(0), next_high = four(4);
-  for (unsigned j = 0; j < group_samples; j += 8) {
-    const __m256d low = next_low, high = next_high;
-    const unsigned next = (j + 8) % group_samples;
-    next_low = four(next);  // before the last steps of these: a core does not look far enough ahead
-    next_high = four(next + 4);
-    const __m256i n = low_halves(_mm256_fmadd_pd(low, by.scale, shift), _mm256_fmadd_pd(high, by.scale, shift));
-    const __m256i f = low_halves(_mm256_fmadd_pd(low, by.scale, by.up), _mm256_fmadd_pd(high, by.scale, by.up));
-    least = _mm256_min_epu32(least, _mm256_and_si256(f, by.fraction));
-    const __m256i low_words = low_halves(_mm256_load_pd(reinterpret_cast<const double*>(words + j)),
-                                         _mm256_load_pd(reinterpret_cast<const double*>(words + j + 4)));
-    const __m256i sign = _mm256_or_si256(_mm256_slli_epi32(low_words, 31), _mm256_set1_epi32(1));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(z + j), _mm256_sign_epi32(n, sign));
+  std::size_t at = group;
+  for (unsigned j = 0; j < group_samples; j += turn, at += turn) {
+    const Cells* const cells = line.cells[at / turn % 2];
+    Cells* const later = line.cells[(at / turn + 1) % 2];
+    const std::uint64_t* const words = line.words + at;
+    const std::uint64_t* const later_words = line.words + (at + 2 * turn) % two_groups;
+    auto blocks = more.start();
+    more.template rounds<1, 2>(blocks);
+    decide(z + j, least, line.t, words, by);
+    more.template rounds<3, 3>(blocks);
+    find_cells(later[0], later_words);
+    more.template rounds<4, 4>(blocks);
+    evaluate(line.t, by.rows, cells[0], 0);
+    more.template rounds<5, 5>(blocks);
+    evaluate(line.t + 4, by.rows, cells[0], 1);
+    more.template rounds<6, 6>(blocks);
+    decide(z + j + 8, least, line.t + 8, words + 8, by);
+    more.template rounds<7, 7>(blocks);
+    find_cells(later[1], later_words + 8);
+    more.template rounds<8, 8>(blocks);
+    evaluate(line.t + 8, by.rows, cells[1], 0);
+    more.template rounds<9, 9>(blocks);
+    evaluate(line.t + 12, by.rows, cells[1], 1);
+    more.end(line.words + (at ^ group_samples), blocks);
   }
   return _mm256_movemask_epi8(_mm256_cmpeq_epi32(least, _mm256_setzero_si256())) == 0;
 }
@@ -96,49 +150,185 @@ struct AddIntegers {
   }
 };
 
-// Makes the integers of groups first, ..., in z and adds them where `integers` does; for the others end(i, decided, 0),
+// Makes the integers of groups first, ... in z and adds them where `integers` does; for the others end(i, decided, 0),
 // i being a group's first sample. soon(i) is where values of a later group stand.
 template <class More, class Add, class Soon, class End>
-AISEC_VAES inline void decide_groups(Pipeline& line, std::size_t first, std::size_t last, const Quantiles& by,
+AISEC_VAES inline void decide_groups(Pipeline& line, std::size_t first, std::size_t last, const Quantiles& by_,
                                      More more, std::int32_t* z, const Add& integers, const Soon& soon,
                                      const End& end) {
+  const Quantiles by = by_;  // in registers, as nothing can write to it there
   for (std::size_t i = first; i < last; i += group_samples) {
     const unsigned group = i % two_groups;
     more.begin(line.words + (group ^ group_samples), i / group_samples + 1);
     const auto* const later = soon(i);
     for (unsigned j = 0; j < group_samples; j += 64 / sizeof *later) __builtin_prefetch(later + j, 1, 2);
-    find_cells(line, group, more);
-    const bool decided = quantile_group(z, line, line.words + group, by);
+    const bool decided = decide_group(z, line, group, by, more);
     if (!decided || !integers.add(i, z)) end(i, decided ? group_samples : 0, 0);
   }
 }
 
-// Float mode of float32: T of a group's samples is made from these.
-struct FloatPipeline {
+// Scales up to near_scale, in binary32 (docs/noise.md, section 4), which leaves more samples open.
+struct alignas(32) NearCells {
+  std::uint32_t offset[8];
+  float delta[8];
+};
+struct NearPipeline {
   alignas(32) std::uint64_t words[two_groups] = {};
-  alignas(32) std::uint32_t word[float_group];  // of two_groups' half, in order
-  alignas(32) std::uint32_t offset[float_group];
-  alignas(32) float delta[float_group];
+  alignas(32) std::int32_t open[group_samples];  // -1 for samples that are undecided
+  NearCells cells[2][2];                         // of the next turn and the one after that
+  alignas(32) float t[turn];                     // T of this turn's samples
+};
+struct NearQuantiles {
+  std::uintptr_t rows;
+  __m256 scale, most;
+
+  NearQuantiles(const FloatRow* table, double s, double error)
+      : rows(reinterpret_cast<std::uintptr_t>(table) - first_float_offset),
+        scale(_mm256_set1_ps(static_cast<float>(s))),
+        most(_mm256_set1_ps(static_cast<float>(0.5 - 0x1p-20 - error * s))) {}
 };
 
-inline void start(FloatPipeline&, std::uintptr_t) {}
-
-template <class More>
-AISEC_VAES inline void find_float_cells(FloatPipeline& line, unsigned group, More& more) {
+AISEC_INLINE void find_near_cells(NearCells& cells, const std::uint64_t* words) {
   const __m256i place = _mm256_set1_epi32(0x1ffff), one = _mm256_set1_epi32(0x3f800000);
-  for (unsigned j = 0; j < float_group; j += 8) {
-    if (j % 16 == 0) more.make(line.words + (group ^ group_samples) + j / 2);
-    const std::uint64_t* const four = line.words + group + j / 16 * 8 + j / 8 % 2 * 2;  // words 0 1, 2 3 or 4 5, 6 7
-    const __m256i early = _mm256_castsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(four)));
-    const __m256i d = _mm256_inserti128_si256(early, _mm_load_si128(reinterpret_cast<const __m128i*>(four + 4)), 1);
-    const __m256 v = _mm256_cvtepi32_ps(_mm256_or_si256(_mm256_srli_epi32(d, 1), _mm256_set1_epi32(1)));
-    const __m256i bits = _mm256_castps_si256(v);
-    const __m256i cell = _mm256_and_si256(_mm256_srli_epi32(bits, 13), _mm256_set1_epi32(~15));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(line.word + j), d);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(line.offset + j), cell);
-    const __m256 m = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, place), one));
-    _mm256_store_ps(line.delta + j, _mm256_sub_ps(m, _mm256_set1_ps(1.0f + 0x1p-7f)));
+  const __m256i least = _mm256_set1_epi32(first_float_offset - 16);  // the row of NaN
+  const auto half = [&](int i) {
+    return _mm256_castsi256_pd(_mm256_srli_epi64(_mm256_load_si256(reinterpret_cast<const __m256i*>(words) + i), 1));
+  };
+  const __m256d a = half(0), b = half(1);
+  const __m256 high = _mm256_cvtepi32_ps(high_halves(a, b));
+  const __m256 low = _mm256_cvtepi32_ps(_mm256_srli_epi32(low_halves(a, b), 1));
+  const __m256i bits = _mm256_castps_si256(_mm256_fmadd_ps(low, _mm256_set1_ps(0x1p-31f), high));
+  const __m256i cell = _mm256_and_si256(_mm256_srli_epi32(bits, 13), _mm256_set1_epi32(~15));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(cells.offset), _mm256_max_epi32(cell, least));
+  const __m256 m = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, place), one));
+  _mm256_store_ps(cells.delta, _mm256_sub_ps(m, _mm256_set1_ps(1.0f + 0x1p-7f)));
+}
+
+AISEC_INLINE __m256 near_quantiles(std::uintptr_t rows, const NearCells& cells) {
+  const FloatCoefficients c = float_coefficients(rows, cells.offset);
+  const __m256 x = _mm256_load_ps(cells.delta);
+  return _mm256_fmadd_ps(_mm256_fmadd_ps(_mm256_fmadd_ps(c.c3, x, c.c2), x, c.c1), x, c.c0);
+}
+
+inline void start(NearPipeline& line, const NearQuantiles& by) {
+  for (unsigned half = 0; half < 2; ++half) {
+    find_near_cells(line.cells[0][half], line.words + 8 * half);
+    _mm256_store_ps(line.t + 8 * half, near_quantiles(by.rows, line.cells[0][half]));
+    find_near_cells(line.cells[0][half], line.words + turn + 8 * half);
   }
+}
+
+AISEC_INLINE void decide_near(std::int32_t* z, std::int32_t* open, __m256& any, __m256 t, const std::uint64_t* words,
+                              const NearQuantiles& by) {
+  const __m256 shift = _mm256_set1_ps(0x1.8p23f), shifted = _mm256_fmadd_ps(t, by.scale, shift);
+  const __m256 distance = _mm256_fmsub_ps(t, by.scale, _mm256_sub_ps(shifted, shift));
+  const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), distance);
+  const __m256 undecided = _mm256_cmp_ps(size, by.most, _CMP_NLE_UQ);
+  any = _mm256_or_ps(any, undecided);
+  _mm256_store_ps(reinterpret_cast<float*>(open), undecided);
+  const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(shift));
+  const __m256i low_words = low_halves(_mm256_load_pd(reinterpret_cast<const double*>(words)),
+                                       _mm256_load_pd(reinterpret_cast<const double*>(words + 4)));
+  const __m256i sign = _mm256_or_si256(_mm256_slli_epi32(low_words, 31), _mm256_set1_epi32(1));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(z), _mm256_sign_epi32(n, sign));
+}
+
+// As decide_group; line.open says which samples are undecided.
+template <class More>
+AISEC_VAES AISEC_INLINE bool decide_near_group(std::int32_t* z, NearPipeline& line, unsigned group,
+                                               const NearQuantiles& by, More& more) {
+  __m256 any = _mm256_setzero_ps();
+  std::size_t at = group;
+  for (unsigned j = 0; j < group_samples; j += turn, at += turn) {
+    const NearCells* const cells = line.cells[at / turn % 2];
+    NearCells* const later = line.cells[(at / turn + 1) % 2];
+    const std::uint64_t* const words = line.words + at;
+    const std::uint64_t* const later_words = line.words + (at + 2 * turn) % two_groups;
+    auto blocks = more.start();
+    more.template rounds<1, 2>(blocks);
+    decide_near(z + j, line.open + j, any, _mm256_load_ps(line.t), words, by);
+    more.template rounds<3, 3>(blocks);
+    find_near_cells(later[0], later_words);
+    more.template rounds<4, 5>(blocks);
+    _mm256_store_ps(line.t, near_quantiles(by.rows, cells[0]));
+    more.template rounds<6, 6>(blocks);
+    decide_near(z + j + 8, line.open + j + 8, any, _mm256_load_ps(line.t + 8), words + 8, by);
+    more.template rounds<7, 7>(blocks);
+    find_near_cells(later[1], later_words + 8);
+    more.template rounds<8, 9>(blocks);
+    _mm256_store_ps(line.t + 8, near_quantiles(by.rows, cells[1]));
+    more.end(line.words + (at ^ group_samples), blocks);
+  }
+  return _mm256_movemask_ps(any) == 0;
+}
+
+// As decide_groups, in binary32; one(i, j) decides sample j of the group at i.
+template <class More, class Add, class Soon, class One, class End>
+AISEC_VAES inline void decide_near_groups(NearPipeline& line, std::size_t first, std::size_t last,
+                                          const NearQuantiles& by_, More more, std::int32_t* z, const Add& integers,
+                                          const Soon& soon, const One& one, const End& end) {
+  const NearQuantiles by = by_;
+  for (std::size_t i = first; i < last; i += group_samples) {
+    const unsigned group = i % two_groups;
+    more.begin(line.words + (group ^ group_samples), i / group_samples + 1);
+    const auto* const later = soon(i);
+    for (unsigned j = 0; j < group_samples; j += 64 / sizeof *later) __builtin_prefetch(later + j, 1, 2);
+    if (!decide_near_group(z, line, group, by, more))
+      for (unsigned j = 0; j < group_samples; j += 8) {
+        unsigned open =
+            static_cast<unsigned>(_mm256_movemask_ps(_mm256_load_ps(reinterpret_cast<const float*>(line.open + j))));
+        for (; open; open &= open - 1) one(i, j + static_cast<unsigned>(__builtin_ctz(open)));
+      }
+    if (!integers.add(i, z)) end(i, group_samples, 0);
+  }
+}
+
+// Float mode of float32, in the same way. Of eight samples, in order:
+struct alignas(32) FloatCells {
+  std::uint32_t offset[8];
+  float delta[8];
+  std::uint32_t word[8];
+};
+struct FloatPipeline {
+  alignas(32) std::uint64_t words[two_groups] = {};
+  FloatCells cells[2][4];         // of the next turn and the one after that
+  alignas(32) float t[2 * turn];  // of this turn's samples, with their signs
+};
+
+// Samples of words 0 1 4 5, as they stand: 0 1, 2 3.
+AISEC_INLINE void find_float_cells(FloatCells& cells, const std::uint64_t* words) {
+  const __m256i place = _mm256_set1_epi32(0x1ffff), one = _mm256_set1_epi32(0x3f800000);
+  const __m256i early = _mm256_castsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(words)));
+  const __m256i d = _mm256_inserti128_si256(early, _mm_load_si128(reinterpret_cast<const __m128i*>(words + 4)), 1);
+  const __m256 v = _mm256_cvtepi32_ps(_mm256_or_si256(_mm256_srli_epi32(d, 1), _mm256_set1_epi32(1)));
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i cell = _mm256_and_si256(_mm256_srli_epi32(bits, 13), _mm256_set1_epi32(~15));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(cells.word), d);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(cells.offset), cell);
+  const __m256 m = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, place), one));
+  _mm256_store_ps(cells.delta, _mm256_sub_ps(m, _mm256_set1_ps(1.0f + 0x1p-7f)));
+}
+
+// Of the four eights of a turn's words.
+AISEC_INLINE void find_float_cells(FloatCells* cells, const std::uint64_t* words, unsigned eight) {
+  find_float_cells(cells[eight], words + eight / 2 * 8 + eight % 2 * 2);
+}
+
+AISEC_INLINE void evaluate(float* t, std::uintptr_t rows, const FloatCells& cells) {
+  const __m256i sign = _mm256_slli_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(cells.word)), 31);
+  _mm256_store_ps(t, _mm256_xor_ps(float_quantiles(rows, cells.offset, cells.delta), _mm256_castsi256_ps(sign)));
+}
+
+inline void start(FloatPipeline& line, std::uintptr_t rows) {
+  for (unsigned eight = 0; eight < 4; ++eight) {
+    find_float_cells(line.cells[0], line.words, eight);
+    evaluate(line.t + 8 * eight, rows, line.cells[0][eight]);
+    find_float_cells(line.cells[0], line.words + turn, eight);
+  }
+}
+
+AISEC_INLINE void add_scaled(float* out, const float* x, const float* t, __m256 scale) {
+  _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(x), _mm256_mul_ps(scale, _mm256_load_ps(t))));
 }
 
 // out = x + scale T for whole groups; x and out are where sample `first` stands.
@@ -150,17 +340,35 @@ AISEC_VAES inline void add_float_groups(const float* x, float* out, FloatPipelin
   for (std::size_t i = first; i < last; i += float_group) {
     const unsigned group = i / 2 % two_groups;
     more.begin(line.words + (group ^ group_samples), i / float_group + 1);
-    const float* const later = soon(i);
-    for (unsigned j = 0; j < float_group; j += 16) __builtin_prefetch(later + j, 1, 2);
-    find_float_cells(line, group, more);
-    __m256 next = float_quantiles(rows, line.offset, line.delta);
-    for (unsigned j = 0; j < float_group; j += 8) {
-      const __m256 t = next;
-      const unsigned at = (j + 8) % float_group;
-      next = float_quantiles(rows, line.offset + at, line.delta + at);
-      const __m256i sign = _mm256_slli_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(line.word + j)), 31);
-      const __m256 noise = _mm256_mul_ps(scale, _mm256_xor_ps(t, _mm256_castsi256_ps(sign)));
-      _mm256_storeu_ps(out + i - first + j, _mm256_add_ps(_mm256_loadu_ps(x + i - first + j), noise));
+    const float* const soon_x = soon(i);
+    for (unsigned j = 0; j < float_group; j += 16) __builtin_prefetch(soon_x + j, 1, 2);
+    std::size_t at = group;
+    for (unsigned j = 0; j < group_samples; j += turn, at += turn, x += 2 * turn, out += 2 * turn) {
+      const FloatCells* const cells = line.cells[at / turn % 2];
+      FloatCells* const later = line.cells[(at / turn + 1) % 2];
+      const std::uint64_t* const words = line.words + (at + 2 * turn) % two_groups;
+      auto blocks = more.start();
+      more.template rounds<1, 1>(blocks);
+      find_float_cells(later, words, 0);
+      more.template rounds<2, 2>(blocks);
+      add_scaled(out, x, line.t, scale);
+      evaluate(line.t, rows, cells[0]);
+      more.template rounds<3, 3>(blocks);
+      find_float_cells(later, words, 1);
+      more.template rounds<4, 4>(blocks);
+      add_scaled(out + 8, x + 8, line.t + 8, scale);
+      evaluate(line.t + 8, rows, cells[1]);
+      more.template rounds<5, 5>(blocks);
+      find_float_cells(later, words, 2);
+      more.template rounds<6, 6>(blocks);
+      add_scaled(out + 16, x + 16, line.t + 16, scale);
+      evaluate(line.t + 16, rows, cells[2]);
+      more.template rounds<7, 7>(blocks);
+      find_float_cells(later, words, 3);
+      more.template rounds<8, 9>(blocks);
+      add_scaled(out + 24, x + 24, line.t + 24, scale);
+      evaluate(line.t + 24, rows, cells[3]);
+      more.end(line.words + (at ^ group_samples), blocks);
     }
   }
 }

@@ -36,8 +36,8 @@ inline void find_cells(Pipeline& line, unsigned at) {
 }
 
 inline Eight next_eight(const Quantiles& by, const Pipeline& line, unsigned at) {
-  return {quantiles(by.rows, line.offset + at, line.delta + at),
-          quantiles(by.rows, line.offset + at + 4, line.delta + at + 4)};
+  return {quantiles<2>(by.rows, line.offset + at, line.delta + at),
+          quantiles<2>(by.rows, line.offset + at + 4, line.delta + at + 4)};
 }
 
 constexpr unsigned cells_ahead = 32;  // what a store has put into memory is slow to read for a while

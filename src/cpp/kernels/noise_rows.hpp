@@ -35,10 +35,11 @@ struct Quantiles {
   }
 };
 
-// T of four samples.
-inline __m256d quantiles(std::uintptr_t rows, const std::uint64_t* offset, const double* delta) {
+// T of four samples, whose rows start at offsets 0, 1, second and second + 1.
+template <int second, class Offset>
+inline __m256d quantiles(std::uintptr_t rows, const Offset* offset, const double* delta) {
   const auto row = [&](int i) { return _mm256_load_pd(reinterpret_cast<const double*>(rows + offset[i])); };
-  const __m256d a = row(0), b = row(1), c = row(2), d = row(3);
+  const __m256d a = row(0), b = row(1), c = row(second), d = row(second + 1);
   const __m256d ab_even = _mm256_unpacklo_pd(a, b), ab_odd = _mm256_unpackhi_pd(a, b);
   const __m256d cd_even = _mm256_unpacklo_pd(c, d), cd_odd = _mm256_unpackhi_pd(c, d);
   const __m256d c0 = _mm256_permute2f128_pd(ab_even, cd_even, 0x20), c1 = _mm256_permute2f128_pd(ab_odd, cd_odd, 0x20);
@@ -53,18 +54,28 @@ constexpr unsigned float_group = 2 * group_samples, two_float_groups = 2 * float
 
 constexpr std::uintptr_t first_float_offset = 127 << 10;  // 16 times the number of v's upper bits at v = 1
 
-// T of eight samples.
-inline __m256 float_quantiles(std::uintptr_t rows, const std::uint32_t* offset, const float* delta) {
+struct FloatCoefficients {
+  __m256 c0, c1, c2, c3;
+};
+
+// Of eight samples.
+inline FloatCoefficients float_coefficients(std::uintptr_t rows, const std::uint32_t* offset) {
   const auto two_rows = [&](int i) {  // i and i + 4
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(reinterpret_cast<const float*>(rows + offset[i]))),
                                 _mm_load_ps(reinterpret_cast<const float*>(rows + offset[i + 4])), 1);
   };
-  const __m256 a = two_rows(0), b = two_rows(1), c = two_rows(2), d = two_rows(3), x = _mm256_load_ps(delta);
+  const __m256 a = two_rows(0), b = two_rows(1), c = two_rows(2), d = two_rows(3);
   const __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
   const __m256 cd_low = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
-  const __m256 c0 = _mm256_shuffle_ps(ab_low, cd_low, 0x44), c1 = _mm256_shuffle_ps(ab_low, cd_low, 0xee);
-  const __m256 c2 = _mm256_shuffle_ps(ab_high, cd_high, 0x44), c3 = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
-  return ((c3 * x + c2) * x + c1) * x + c0;
+  return {_mm256_shuffle_ps(ab_low, cd_low, 0x44), _mm256_shuffle_ps(ab_low, cd_low, 0xee),
+          _mm256_shuffle_ps(ab_high, cd_high, 0x44), _mm256_shuffle_ps(ab_high, cd_high, 0xee)};
+}
+
+// T of eight samples.
+inline __m256 float_quantiles(std::uintptr_t rows, const std::uint32_t* offset, const float* delta) {
+  const FloatCoefficients c = float_coefficients(rows, offset);
+  const __m256 x = _mm256_load_ps(delta);
+  return ((c.c3 * x + c.c2) * x + c.c1) * x + c.c0;
 }
 
 // Stands for AddIntegers where integers are not added at once.

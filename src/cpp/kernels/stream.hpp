@@ -129,6 +129,9 @@ class Stream {
 
 // Words of one group after another: of any generator, a group at once;
 struct WholeGroups {
+  static constexpr unsigned at_once = group_samples;
+  struct Blocks {};
+
   Stream& stream;
   std::uint64_t groups;  // of the call
 
@@ -136,11 +139,17 @@ struct WholeGroups {
     if (group < groups) stream.read(out, group);
   }
   void make(std::uint64_t*) const {}
+  Blocks start() const { return {}; }
+  template <int first, int last>
+  void rounds(Blocks&) const {}
+  void end(std::uint64_t*, const Blocks&) const {}
 };
 
 #if defined(__AVX2__)
-// or of VAES, eight after eight.
+// or of VAES, a few at a time.
 struct VaesGroups {
+  static constexpr unsigned at_once = VaesWords::at_once;
+
   Stream& stream;
   VaesWords words;
 
@@ -150,6 +159,16 @@ struct VaesGroups {
       words = stream.vaes_words(group);
   }
   AISEC_VAES void make(std::uint64_t* out) { words.make(out); }
+#if !defined(__AVX512F__)
+  using Blocks = VaesWords::Blocks;
+
+  AISEC_VAES AISEC_INLINE Blocks start() { return words.start(); }
+  template <int first, int last>
+  AISEC_VAES AISEC_INLINE void rounds(Blocks& blocks) const {
+    words.rounds<first, last>(blocks);
+  }
+  AISEC_VAES AISEC_INLINE void end(std::uint64_t* out, const Blocks& blocks) const { words.end(out, blocks); }
+#endif
 };
 #endif
 

@@ -19,7 +19,7 @@ struct alignas(16) FloatRow {
 };
 constexpr int float_rows = quantile_rows - 1 - 64;
 
-// In memory of the CPU; the GPU has its own.
+// In memory of the CPU, a float row of NaN before each table; the GPU has its own.
 extern const QuantileRow quantile_tables[2][quantile_rows];
 extern const FloatRow* const float_tables[2];
 
