@@ -169,6 +169,24 @@ def test_integers_do_not_depend_on_the_type(kernels: Kernels, law: str, s: float
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
+@pytest.mark.parametrize("granularity", [2.0**-127, 2.0**-126, 0.5, 2.0**96, 2.0**97])
+def test_small_scales_at_every_seam(kernels: Kernels, law: str, granularity: float) -> None:
+    """Groups of 128, alone and in a row, what is left after them, in place; values beyond 2^30 g, with open samples."""
+    s = 900.0 if law == "gaussian" else 250.0
+    for generator in generators(kernels):
+        for size in [128, 129, 255, 256, 257, 300, 384, 511, 1300][:: 4 if WITHOUT_JIT else 1]:
+            for large in (None, size - 1, size // 2):
+                x = (np.random.default_rng(size).integers(-(2**20), 2**20, size) * granularity).astype(np.float32)
+                if large is not None:
+                    x[large] = np.float32(2.0**31 * granularity) if granularity < 2.0**96 else np.inf
+                out = np.empty_like(x)
+                getattr(kernels.noise, f"add_{law}")(x, out, s * granularity, granularity, KEY, generator)
+                assert bits(out) == bits(expected(law, x, s * granularity, granularity, generator))
+                getattr(kernels.noise, f"add_{law}")(x, x, s * granularity, granularity, KEY, generator)
+                assert bits(x) == bits(out)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
 def test_numba_records_what_decides_a_flagged_sample(law: str) -> None:
     """Number, word and refinement words; a wrong one of these would change an integer once in 2^40 samples only."""
     from aisec_fast._numba import noise as numba_noise
@@ -251,6 +269,22 @@ def test_words_outside_the_zone(kernels: Kernels, law: str, number: int, s: floa
         out = np.empty_like(x)
         getattr(kernels.noise, f"add_{law}")(x, out, s, 1.0, key)
         assert bits(out) == bits(getattr(reference, f"add_{law}")(x, s, 1.0, key))
+        more = np.zeros(257, dtype)  # several groups take another loop
+        getattr(kernels.noise, f"add_{law}")(more, more, s, 1.0, key)
+        assert bits(more[:128]) == bits(out)
+
+
+@pytest.mark.parametrize(("law", "number", "index"), [("gaussian", 2103, 1003597), ("laplace", 209, 601420)])
+@pytest.mark.parametrize("s", [1.0, 250.3])
+def test_words_below_every_row(kernels: Kernels, law: str, number: int, index: int, s: float) -> None:
+    """u < 2^-31, which the tables of binary32 leave out: one sample in 2^31."""
+    if not kernels.name.startswith("native"):
+        pytest.skip("a million samples; such words are nothing special there")
+    key, out = number.to_bytes(32, "little"), np.zeros(index + 200, np.float32)
+    domain = {"gaussian": 1, "laplace": 2}[law]
+    assert reference.random_words(key, 1, domain, index)[0] < 2**33
+    getattr(kernels.noise, f"add_{law}")(out, out, s, 1.0, key)
+    assert out[index - 2 : index + 3].tolist() == getattr(reference, f"{law}_integers")(key, s, index - 2, index + 3)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the rounding mode is set on x86 only")

@@ -25,7 +25,7 @@ void warm_table(const QuantileRow* table) {
     static_cast<void>(*static_cast<const volatile std::uint64_t*>(table[row].c));
 }
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
 void warm_float_table(const FloatRow* table) {
   for (int row = 0; row < float_rows; row += 4) static_cast<void>(*static_cast<const volatile float*>(table[row].c));
 }
@@ -154,7 +154,6 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
   };
   const WholeGroups any{stream, (last + group_samples - 1) / group_samples};
   const bool many = whole - first > group_samples;
-#if !defined(__AVX512F__)
   if constexpr (is_float<X> && sizeof(X) == 4)
     if (many && s <= near_scale(law) && granularity >= 0x1p-126 && granularity <= 0x1p96) {
       const FloatRow* const near_table = float_tables[static_cast<unsigned>(law)];
@@ -176,7 +175,6 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
       start(line, by, whole % two_groups);
       return decide_groups(line, whole, last, by, any, z, NeverAdd{}, later, settle);
     }
-#endif
   start(line, by);
   if (stream.has_vaes() && many)
     add_groups(VaesGroups(stream, first / group_samples + 1));

@@ -185,7 +185,7 @@ struct NearQuantiles {
   NearQuantiles(const FloatRow* table, double s, double error)
       : rows(reinterpret_cast<std::uintptr_t>(table) - first_float_offset),
         scale(_mm256_set1_ps(static_cast<float>(s))),
-        most(_mm256_set1_ps(static_cast<float>(0.5 - 0x1p-20 - error * s))) {}
+        most(_mm256_set1_ps(near_limit(s, error))) {}
 };
 
 AISEC_INLINE void find_near_cells(NearCells& cells, const std::uint64_t* words) {
@@ -205,9 +205,7 @@ AISEC_INLINE void find_near_cells(NearCells& cells, const std::uint64_t* words) 
 }
 
 AISEC_INLINE __m256 near_quantiles(std::uintptr_t rows, const NearCells& cells) {
-  const FloatCoefficients c = float_coefficients(rows, cells.offset);
-  const __m256 x = _mm256_load_ps(cells.delta);
-  return _mm256_fmadd_ps(_mm256_fmadd_ps(_mm256_fmadd_ps(c.c3, x, c.c2), x, c.c1), x, c.c0);
+  return near_quantiles(rows, cells.offset, cells.delta);
 }
 
 inline void start(NearPipeline& line, const NearQuantiles& by) {

@@ -25,7 +25,7 @@ struct Pipeline {
   Eight t;
 };
 
-inline void find_cells(Pipeline& line, unsigned at) {
+AISEC_INLINE void find_cells(Pipeline& line, unsigned at) {
   const __m512i least = _mm512_set1_epi64(first_offset + (deep_rows - 1) * 32);
   const __m512i place = _mm512_set1_epi64(0x3fffffffffff), one = _mm512_set1_epi64(0x3ff0000000000000);
   const __m512i bits = _mm512_castpd_si512(_mm512_maskz_cvtepu64_pd(0xff, _mm512_load_si512(line.words + at)));
@@ -35,17 +35,17 @@ inline void find_cells(Pipeline& line, unsigned at) {
   _mm512_store_pd(line.delta + at, _mm512_castsi512_pd(m) - _mm512_set1_pd(1.0 + 0x1p-7));
 }
 
-inline Eight next_eight(const Quantiles& by, const Pipeline& line, unsigned at) {
+AISEC_INLINE Eight next_eight(const Quantiles& by, const Pipeline& line, unsigned at) {
   return {quantiles<2>(by.rows, line.offset + at, line.delta + at),
           quantiles<2>(by.rows, line.offset + at + 4, line.delta + at + 4)};
 }
 
 constexpr unsigned cells_ahead = 32;  // what a store has put into memory is slow to read for a while
 
-// Before the first turn; the first group's words are there.
-inline void start(Pipeline& line, const Quantiles& by) {
-  for (unsigned j = 0; j < cells_ahead; j += 8) find_cells(line, j);
-  line.t = next_eight(by, line, 0);
+// Before the first turn; the words of its group are there, from `group` on.
+inline void start(Pipeline& line, const Quantiles& by, std::size_t group = 0) {
+  for (unsigned j = 0; j < cells_ahead; j += 8) find_cells(line, static_cast<unsigned>(group) + j);
+  line.t = next_eight(by, line, static_cast<unsigned>(group));
 }
 
 struct Decision {
@@ -53,7 +53,7 @@ struct Decision {
   __mmask8 minus, undecided;
 };
 
-inline Decision decide(const Quantiles& by, Eight t, const std::uint64_t* words) {
+AISEC_INLINE Decision decide(const Quantiles& by, Eight t, const std::uint64_t* words) {
   const auto low_halves = [](__m256d a, __m256d b) {
     return _mm256_permutex2var_epi32(_mm256_castpd_si256(a), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14),
                                      _mm256_castpd_si256(b));
@@ -92,6 +92,17 @@ struct AddIntegers {
     const __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse)));
     const __m256i sum = _mm256_mask_sub_epi32(_mm256_add_epi32(q, d.magnitude), d.minus, q, d.magnitude);
     _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(granularity)));
+  }
+  // All of a group; false and nothing written if some value is too large.
+  bool add(std::size_t i, const std::int32_t* z) const {
+    if (!begin(i)) return false;
+    for (unsigned j = 0; j < group_samples; j += 16) {
+      const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(x + i + j), _mm512_set1_ps(inverse));
+      const __m512i sum = _mm512_add_epi32(_mm512_maskz_cvtps_epi32(0xffff, scaled), _mm512_load_si512(z + j));
+      const __m512 value = _mm512_maskz_cvtepi32_ps(0xffff, sum);
+      _mm512_storeu_ps(out + i + j, _mm512_mul_ps(value, _mm512_set1_ps(granularity)));
+    }
+    return true;
   }
 };
 
@@ -138,6 +149,103 @@ AISEC_VAES inline void decide_groups(Pipeline& line, std::size_t first, std::siz
     } else {
       end(i, decide_group(line, i, t, by, more, KeepIntegers{z}, later), 0);
     }
+  }
+  line.t = t;
+}
+
+constexpr std::uintptr_t first_near_offset = first_float_offset + (33 << 10);  // v is 2^64 u here, not 2^31 u
+
+// Scales up to near_scale, in binary32 (docs/noise.md, section 4), which leaves more samples open: `open` has a bit for
+// each of sixteen that is undecided.
+struct NearPipeline {
+  alignas(64) std::uint64_t words[two_groups] = {};
+  alignas(64) std::uint32_t offset[two_groups];
+  alignas(64) float delta[two_groups];
+  std::uint16_t open[group_samples / 16];
+  __m512 t;  // of the next sixteen samples
+};
+struct NearQuantiles {
+  std::uintptr_t rows;
+  __m512 scale, most;
+
+  NearQuantiles(const FloatRow* table, double s, double error)
+      : rows(reinterpret_cast<std::uintptr_t>(table) - first_near_offset),
+        scale(_mm512_set1_ps(static_cast<float>(s))),
+        most(_mm512_set1_ps(near_limit(s, error))) {}
+};
+
+AISEC_INLINE void find_near_cells(NearPipeline& line, unsigned at) {
+  const __m512i least = _mm512_set1_epi32(first_near_offset - 16);  // the row of NaN
+  const __m512i place = _mm512_set1_epi32(0x1ffff), one = _mm512_set1_epi32(0x3f800000);
+  const auto rounded = [&](unsigned i) {
+    return _mm256_castps_pd(_mm512_maskz_cvtepu64_ps(0xff, _mm512_load_si512(line.words + i)));
+  };
+  const __m512d v = _mm512_castpd256_pd512(rounded(at));
+  const __m512i bits = _mm512_castpd_si512(_mm512_maskz_insertf64x4(0xff, v, rounded(at + 8), 1));
+  const __m512i cell = _mm512_and_si512(_mm512_maskz_srli_epi32(0xffff, bits, 13), _mm512_set1_epi32(~15));
+  _mm512_store_si512(line.offset + at, _mm512_maskz_max_epi32(0xffff, cell, least));
+  const __m512i m = _mm512_ternarylogic_epi32(bits, place, one, 0xea);  // (bits & place) | one
+  _mm512_store_ps(line.delta + at, _mm512_castsi512_ps(m) - _mm512_set1_ps(1.0f + 0x1p-7f));
+}
+
+constexpr unsigned near_cells_ahead = 2 * cells_ahead;
+
+AISEC_INLINE __m512 near_quantiles(const NearQuantiles& by, const NearPipeline& line, unsigned at) {
+  const auto eight = [&](unsigned i) {
+    return _mm256_castps_pd(near_quantiles(by.rows, line.offset + i, line.delta + i));
+  };
+  return _mm512_castpd_ps(_mm512_maskz_insertf64x4(0xff, _mm512_castpd256_pd512(eight(at)), eight(at + 8), 1));
+}
+
+inline void start(NearPipeline& line, const NearQuantiles& by) {
+  for (unsigned j = 0; j < near_cells_ahead; j += 16) find_near_cells(line, j);
+  line.t = near_quantiles(by, line, 0);
+}
+
+// Integers of sixteen samples, in order; which of them are undecided.
+AISEC_INLINE __mmask16 decide_near(std::int32_t* z, const NearQuantiles& by, __m512 t, const std::uint64_t* words) {
+  const __m512 shift = _mm512_set1_ps(0x1.8p23f), shifted = _mm512_fmadd_ps(t, by.scale, shift);
+  const __m512 distance = _mm512_fmsub_ps(t, by.scale, shifted - shift);
+  const __m512i n = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_castps_si512(shift));
+  const auto minus = [&](unsigned i) {
+    return _mm512_test_epi64_mask(_mm512_load_si512(words + i), _mm512_set1_epi64(1));
+  };
+  const __mmask16 signs = _mm512_kunpackb(minus(8), minus(0));
+  _mm512_store_si512(z, _mm512_mask_sub_epi32(n, signs, _mm512_setzero_si512(), n));
+  return _mm512_cmp_ps_mask(_mm512_abs_ps(distance), by.most, _CMP_NLE_UQ);
+}
+
+// As decide_groups, in binary32; one(i, j) decides sample j of the group at i. It is no part of its caller, where the
+// compiler would find too much text and call the parts of decide_groups too.
+template <class More, class Add, class Soon, class One, class End>
+AISEC_VAES __attribute__((noinline)) void decide_near_groups(NearPipeline& line, std::size_t first, std::size_t last,
+                                                             const NearQuantiles& by_, More more, std::int32_t* z,
+                                                             const Add integers, const Soon& soon, const One& one,
+                                                             const End& end) {
+  const NearQuantiles by = by_;
+  __m512 t = line.t;
+  for (std::size_t i = first; i < last; i += group_samples) {
+    const unsigned group = i % two_groups;
+    more.begin(line.words + (group ^ group_samples), i / group_samples + 1);
+    const auto* const later = soon(i);
+    unsigned any = 0;
+    for (unsigned j = 0; j < group_samples; j += 16) {
+      const unsigned at = group + j;
+      __builtin_prefetch(later + j, 1, 2);
+      more.make(line.words + (at ^ group_samples));
+      find_near_cells(line, (at + near_cells_ahead) % two_groups);
+      const __m512 next = near_quantiles(by, line, (at + 16) % two_groups);
+      more.make(line.words + (at ^ group_samples) + 8);
+      const __mmask16 open = decide_near(z + j, by, t, line.words + at);
+      t = next;
+      line.open[j / 16] = open;
+      any |= open;
+    }
+    if (any)
+      for (unsigned j = 0; j < group_samples; j += 16)
+        for (unsigned open = line.open[j / 16]; open; open &= open - 1)
+          one(i, j + static_cast<unsigned>(__builtin_ctz(open)));
+    if (!integers.add(i, z)) end(i, group_samples, 0);
   }
   line.t = t;
 }
