@@ -163,6 +163,7 @@ def pgd(
             steps=count,
             early_stop=early_stop,
             report=report,
+            counted=progress is not None,
         ).best()
     return _returned(result, x, len(balls) if several else None)
 
