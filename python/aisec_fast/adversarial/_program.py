@@ -15,6 +15,7 @@ from ._recorded import Node, NotRecorded, aten, recorded
 from ._steps import LAST, Add, Affine, Convolution, Linear, Plain, Pool, Relu, Slope, Slopes, Step, View
 
 _RECORDED_ROWS = 2
+_PACKED_FOR = 128  # rows, or fewer where the batch has fewer: layouts of weights for 2 rows cost a third more
 
 
 class Program:
@@ -81,7 +82,7 @@ def program(module: Callable[[Tensor], Any], batch: Tensor, least: int = 0) -> P
         nodes, _ = recorded(module, batch[:_RECORDED_ROWS].clone())
         if _multiplications(nodes) < least:
             return None
-        return _built(nodes)
+        return _built(nodes, min(len(batch), _PACKED_FOR))
     except (NotRecorded, AttributeError, RuntimeError):  # RuntimeError: torch was built without an operation
         return None
 
@@ -102,7 +103,7 @@ def _size(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
-def _built(nodes: list[Node]) -> Program:
+def _built(nodes: list[Node], rows: int) -> Program:
     builder = _Builder()
     for node in nodes[1:]:
         builder.add(node)
@@ -110,7 +111,7 @@ def _built(nodes: list[Node]) -> Program:
     images = len(nodes[0].shape) == 3 and any(node.kind == "convolution" for node in nodes)
     for step in builder.steps:
         if isinstance(step, (Convolution, Linear)):
-            step.pack()
+            step.pack(rows)
     return Program(builder.steps, builder.places, images, largest)
 
 

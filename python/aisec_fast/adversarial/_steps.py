@@ -108,14 +108,14 @@ class Convolution(Step):
         self.weight = (self.weight.double() * factor[:, None, None, None]).float()
         self.bias = bias.float()
 
-    def pack(self) -> None:
-        """Lay the weights out, once they are final."""
-        size = [2, *self.shape]
+    def pack(self, rows: int) -> None:
+        """Lay the weights out, once they are final, as they are best for so many rows."""
+        size = [rows, *self.shape]
         weight = self.weight.contiguous(memory_format=LAST)
         self._forward = mkldnn._reorder_convolution_weight(
             weight, self.padding, self.stride, self.dilation, self.groups, size
         )
-        self._backward = _input_gradient(weight, self.stride, self.padding, self.dilation, self.groups, self.shape)
+        self._backward = _input_gradient(weight, self.stride, self.padding, self.dilation, self.groups, size)
 
     def forward(self, inputs: Sequence[Tensor], kept: list[Any] | None) -> Tensor:
         """See :class:`Step`."""
@@ -149,11 +149,11 @@ Gradient = Callable[[Tensor, Tensor | None], Tensor | None]  # of a result's gra
 
 
 def _input_gradient(
-    weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int, shape: tuple[int, ...]
+    weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int, size: list[int]
 ) -> Gradient:
-    """How to come from the gradient of a convolution's result to that of its input, of this shape a sample."""
-    size = list(weight.shape[2:])
-    reach = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
+    """How to come from the gradient of a convolution's result to that of its input, which is about of this size."""
+    rows, *shape = size
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     back = [r - p for r, p in zip(reach, padding, strict=True)]
     result = [(n + 2 * p - r - 1) // s + 1 for n, p, r, s in zip(shape[1:], padding, reach, stride, strict=True)]
     if groups > 1 or min(back) < 0:
@@ -164,9 +164,9 @@ def _input_gradient(
     if stride == [1, 1]:
         turned = weight.flip(2, 3).transpose(0, 1)
         if shape[0] <= _FEW_CHANNELS and dilation == [1, 1] and shape[1] % 2 == shape[2] % 2 == 0:
-            return _several_pixels(turned, back, result)
+            return _several_pixels(turned, back, [rows, len(weight), *result])
         packed = mkldnn._reorder_convolution_weight(
-            turned.contiguous(memory_format=LAST), back, stride, dilation, 1, [2, len(weight), *result]
+            turned.contiguous(memory_format=LAST), back, stride, dilation, 1, [rows, len(weight), *result]
         )
 
         def convolved(g: Tensor, into: Tensor | None) -> Tensor | None:
@@ -186,25 +186,25 @@ def _input_gradient(
         for n, m, s, p, r in zip(shape[1:], result, stride, padding, reach, strict=True)
     ]
     spread = mkldnn._reorder_convolution_transpose_weight(
-        weight.contiguous(), padding, rest, stride, dilation, 1, [2, len(weight), *result]
+        weight.contiguous(), padding, rest, stride, dilation, 1, [rows, len(weight), *result]
     )
     return lambda g, _: mkldnn._convolution_transpose_pointwise(
         g, spread, None, padding, rest, stride, dilation, 1, "none", [], None
     )
 
 
-def _several_pixels(turned: Tensor, back: list[int], result: list[int]) -> Gradient:
+def _several_pixels(turned: Tensor, back: list[int], size: list[int]) -> Gradient:
     """The same where the input has few channels: a vector of theirs would be nearly empty, so a square of pixels is computed
     as if it were one pixel of more channels, by larger windows that are as far apart as the squares are wide."""
     channels, filters, high, wide = turned.shape
-    side = 4 if channels == 1 and all((n + 2 * b - k + 1) % 4 == 0 for n, b, k in zip(result, back, (high, wide))) else 2
+    side = 4 if channels == 1 and all((n + 2 * b - k + 1) % 4 == 0 for n, b, k in zip(size[2:], back, (high, wide))) else 2
     windows = turned.new_zeros(channels, side, side, filters, side + high - 1, side + wide - 1)
     for row in range(side):
         for column in range(side):
             windows[:, row, column, :, row : row + high, column : column + wide] = turned
     weight = windows.flatten(0, 2).contiguous(memory_format=LAST)
     apart = [side, side]
-    packed = mkldnn._reorder_convolution_weight(weight, back, apart, [1, 1], 1, [2, filters, *result])
+    packed = mkldnn._reorder_convolution_weight(weight, back, apart, [1, 1], 1, size)
 
     def gradient(g: Tensor, _: Tensor | None) -> Tensor:
         squares = mkldnn._convolution_pointwise(g, packed, None, back, apart, [1, 1], 1, "none", [], None)
@@ -228,13 +228,13 @@ class Linear(Step):
         self.bias = (bias if self.bias is None else bias + self.bias.double()).float()
         self.weight = (factor * wide).float()
 
-    def pack(self) -> None:
-        """Lay the weights out, once they are final."""
+    def pack(self, rows: int) -> None:
+        """Lay the weights out, once they are final, as they are best for so many rows."""
         self._forward = self._backward = None
         self.weight = self.weight.contiguous()
         if self.weight.numel() >= _PACKED_FROM:
-            self._forward = mkldnn._reorder_linear_weight(self.weight)
-            self._backward = mkldnn._reorder_linear_weight(self.weight.t().contiguous())
+            self._forward = mkldnn._reorder_linear_weight(self.weight, rows)
+            self._backward = mkldnn._reorder_linear_weight(self.weight.t().contiguous(), rows)
 
     def forward(self, inputs: Sequence[Tensor], kept: list[Any] | None) -> Tensor:
         """See :class:`Step`."""
