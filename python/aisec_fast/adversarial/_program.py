@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._recorded import Node, NotRecorded, aten, recorded
+from ._recorded import Node, NotRecordedError, aten, recorded
 from ._steps import LAST, Add, Affine, Convolution, Linear, Plain, Pool, Relu, Slope, Slopes, Step, View
 
 _RECORDED_ROWS = 2
@@ -31,7 +31,7 @@ class Program:
     def __call__(self, batch: Tensor) -> Tensor:
         """Logits."""
         if torch.is_grad_enabled() and batch.requires_grad:
-            logits: Tensor = _Pass.apply(batch, self)
+            logits: Tensor = _Pass.apply(batch, self)  # type: ignore[no-untyped-call]
             return logits
         with torch.no_grad():
             return self.forward(batch, None)
@@ -76,14 +76,14 @@ def program(module: Callable[[Tensor], Any], batch: Tensor, least: int = 0) -> P
         batch: on the CPU, float32, of two rows at least.
         least: multiplications a row below which it would not pay.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     try:
         nodes, _ = recorded(module, batch[:_RECORDED_ROWS].clone())
         if _multiplications(nodes) < least:
             return None
         return _built(nodes, min(len(batch), _PACKED_FOR))
-    except (NotRecorded, AttributeError, RuntimeError):  # RuntimeError: torch was built without an operation
+    except (NotRecordedError, AttributeError, RuntimeError):  # RuntimeError: torch was built without an operation
         return None
 
 
@@ -155,9 +155,9 @@ class _Builder:
     # -------------------------------------------------------------------------------------------- a method for each kind
 
     def _convolution(self, node: Node) -> None:
-        x, weight, _, stride, *_ = node.args
+        x, weight, *_ = node.args
         if not isinstance(x, Node) or len(node.inputs) != 1 or node.args[6] or weight.ndim != 4 or len(x.shape) != 3:
-            raise NotRecorded("a convolution of another kind")
+            raise NotRecordedError("a convolution of another kind")
         _float(*[value for value in node.args if isinstance(value, Tensor)])
         self._new(node, Convolution(self._place(x), node.args, x.shape))
 
@@ -166,7 +166,7 @@ class _Builder:
         _, gamma, beta, mean, variance = node.args[:5]
         training, eps = (False, node.args[6]) if len(node.args) == 7 else (node.args[5], node.args[7])
         if training or mean is None or variance is None:
-            raise NotRecorded("a norm over the batch")
+            raise NotRecordedError("a norm over the batch")
         factor = (variance.double() + eps).rsqrt()
         factor = factor if gamma is None else factor * gamma.double()
         offset = -mean.double() * factor
@@ -205,8 +205,9 @@ class _Builder:
     def _linear(self, node: Node) -> None:
         bias = node.args[0] if len(node.args) == 3 else None
         x, weight = node.args[-2:]
-        if not isinstance(x, Node) or isinstance(weight, Node) or isinstance(bias, Node) or weight.ndim != 2:
-            raise NotRecorded("a product that is no linear layer")
+        nodes = [isinstance(value, Node) for value in (x, weight, bias)]
+        if nodes != [True, False, False] or (bias is not None and bias.ndim != 1):
+            raise NotRecordedError("a product that is no linear layer")
         _float(weight, *[] if bias is None else [bias])
         step = Linear(self._place(x), weight.t(), bias)
         before = self._joined(step.takes[0], View)
@@ -227,7 +228,7 @@ class _Builder:
     def _view(self, node: Node) -> None:
         [x] = node.inputs
         if _size(x.shape) != _size(node.shape):
-            raise NotRecorded("a view that mixes rows")
+            raise NotRecordedError("a view that mixes rows")
         self._new(node, View(self._place(x), x.shape, node.shape))
 
     def _same(self, node: Node) -> None:
@@ -278,7 +279,8 @@ class _Builder:
             offset = constant
         place = self._place(node.inputs[0])
         before = self._joined(place, Affine)
-        if before is not None and not any(isinstance(v, Tensor) for v in (factor, offset, before.factor, before.offset)):
+        joined = [] if before is None else [factor, offset, before.factor, before.offset]
+        if joined and not any(isinstance(value, Tensor) for value in joined):
             before.factor, before.offset = before.factor * factor, before.offset * factor + offset
             self._named(node, place)
         else:
@@ -286,7 +288,7 @@ class _Builder:
 
     def _plain(self, node: Node) -> None:
         if any(isinstance(value, Tensor) and value.ndim > len(node.shape) + 1 for value in node.args):
-            raise NotRecorded("a constant of more axes")
+            raise NotRecordedError("a constant of more axes")
         args = [Plain if isinstance(value, Node) else value for value in node.args]
         assert node.function is not None
         self._new(node, Plain([self._place(x) for x in node.inputs], node.function, args))
@@ -294,7 +296,7 @@ class _Builder:
 
 def _float(*values: Tensor) -> None:
     if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in values):
-        raise NotRecorded("weights that are not float32 on the CPU")
+        raise NotRecordedError("weights that are not float32 on the CPU")
 
 
 def _spreads(constant: Tensor, node: Node) -> bool:
@@ -305,4 +307,5 @@ def _spreads(constant: Tensor, node: Node) -> bool:
         if own[0] != 1:
             return False
         own = own[1:]
-    return len(own) <= len(shape) and torch.broadcast_shapes(own, shape) == torch.Size(shape) == torch.Size(node.shape)
+    fits = all(size in (1, whole) for size, whole in zip(reversed(own), reversed(shape), strict=False))
+    return len(own) <= len(shape) and fits and shape == node.shape

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 
 
-class NotRecorded(Exception):
+class NotRecordedError(Exception):
     """The module does something that a recording cannot say."""
 
 
@@ -71,21 +71,21 @@ _VALUES = {aten.relu_.default: aten.relu.default, aten.add_.Tensor: aten.add.Ten
 def recorded(module: Callable[[Tensor], Any], batch: Tensor) -> tuple[list[Node], Tensor]:
     """The operations from batch to logits, in order, the batch itself first; and the logits.
 
-    NotRecorded if there are others. ``batch`` may be overwritten.
+    NotRecordedError if there are others. ``batch`` may be overwritten.
     """
     with torch.no_grad(), _Recorder(batch) as recorder:
         logits = module(batch)
     if not isinstance(logits, Tensor) or id(logits) not in recorder.node_of:
-        raise NotRecorded("the result is no tensor that depends on the batch")
+        raise NotRecordedError("the result is no tensor that depends on the batch")
     nodes = _needed(recorder.node_of[id(logits)])
     if nodes[0].kind != "input":
-        raise NotRecorded("the batch is not used")
+        raise NotRecordedError("the batch is not used")
     return nodes, logits
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, batch: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rows = len(batch)
         self.node_of: dict[int, Node] = {id(batch): Node("input", shape=tuple(batch.shape[1:]))}
         self._alive: list[Any] = [batch]  # so that no identity is used twice
@@ -98,26 +98,26 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise NotRecorded(f"{func} draws random numbers")
+            raise NotRecordedError(f"{func} draws random numbers")
         tensors = list(_tensors((*args, *(kwargs or {}).values())))
         taken = [value for value in tensors if id(value) in self.node_of]
         if any(id(value) in self._unsaid for value in tensors):
-            raise NotRecorded(f"{func} takes a further result of an operation")
+            raise NotRecordedError(f"{func} takes a further result of an operation")
         if not taken:
             if func._schema.is_mutable:
-                raise NotRecorded(f"{func} writes to a tensor of the module")
+                raise NotRecordedError(f"{func} writes to a tensor of the module")
             return func(*args, **(kwargs or {}))
         kind = _KINDS.get(func)
         if kind is None or (kwargs and kind != "same"):
-            raise NotRecorded(f"{func} {sorted(kwargs or {})}")
+            raise NotRecordedError(f"{func} {sorted(kwargs or {})}")
         if func in _VALUES and self._views[args[0].untyped_storage()._cdata] > 1:
-            raise NotRecorded(f"{func} writes to what has several names")
+            raise NotRecordedError(f"{func} writes to what has several names")
         result = func(*args, **(kwargs or {}))
         first, *further = result if isinstance(result, tuple) else (result,)
         self._unsaid.update(id(value) for value in further)
         self._alive.extend(further)
         if first.ndim < 1 or len(first) != self._rows or (func is aten.mean.dim and _over_rows(args[0], args[1])):
-            raise NotRecorded(f"{func} mixes rows")
+            raise NotRecordedError(f"{func} mixes rows")
         node = Node(
             kind,
             _VALUES.get(func, func),

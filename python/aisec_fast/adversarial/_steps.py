@@ -100,7 +100,7 @@ class Convolution(Step):
         """``args`` are those of ``aten.convolution``, of one that is not transposed; ``shape`` is a sample's."""
         _, self.weight, self.bias, stride, padding, dilation, _, _, self.groups = args
         self.takes, self.shape = [takes], tuple(shape)
-        self.stride, self.padding, self.dilation = ([*v, *v] if len(v) == 1 else list(v) for v in (stride, padding, dilation))
+        self.stride, self.padding, self.dilation = map(list, (stride, padding, dilation))
 
     def scale(self, factor: Tensor, offset: Tensor) -> None:
         """Let the convolution give ``factor * result + offset`` for each channel, computed in float64."""
@@ -145,7 +145,8 @@ class Convolution(Step):
         slope.holders -= 1
 
 
-Gradient = Callable[[Tensor, Tensor | None], Tensor | None]  # of a result's gradient; None: it was added to the other tensor
+# From the gradient of a result to that of the input. Instead of that it may be added to the other tensor: then it is None.
+Gradient = Callable[[Tensor, Tensor | None], Tensor | None]
 
 
 def _input_gradient(
@@ -175,9 +176,7 @@ def _input_gradient(
                     into, g, packed, None, back, stride, dilation, 1, "add", 1.0, None, [], None
                 )
                 return None
-            found: Tensor = mkldnn._convolution_pointwise(
-                g, packed, None, back, stride, dilation, 1, "none", [], None
-            )
+            found: Tensor = mkldnn._convolution_pointwise(g, packed, None, back, stride, dilation, 1, "none", [], None)
             return found
 
         return convolved
@@ -197,7 +196,8 @@ def _several_pixels(turned: Tensor, back: list[int], size: list[int]) -> Gradien
     """The same where the input has few channels: a vector of theirs would be nearly empty, so a square of pixels is computed
     as if it were one pixel of more channels, by larger windows that are as far apart as the squares are wide."""
     channels, filters, high, wide = turned.shape
-    side = 4 if channels == 1 and all((n + 2 * b - k + 1) % 4 == 0 for n, b, k in zip(size[2:], back, (high, wide))) else 2
+    width = [n + 2 * b - k + 1 for n, b, k in zip(size[2:], back, (high, wide), strict=True)]  # of the input
+    side = 4 if channels == 1 and not any(n % 4 for n in width) else 2
     windows = turned.new_zeros(channels, side, side, filters, side + high - 1, side + wide - 1)
     for row in range(side):
         for column in range(side):
@@ -270,11 +270,12 @@ class Pool(Step):
 
     def __init__(self, takes: int, args: Sequence[Any]) -> None:
         self.takes = [takes]
-        size, stride, padding, dilation, ceil = [*args[1:], *([], 0, 1, False)[len(args) - 2 :]]
-        self._args = size, stride or size, padding, dilation, ceil
+        given: list[Any] = [*args[1:]]
+        self._args = [*given, *(given[0], 0, 1, False)[len(given) - 1 :]]
 
     def forward(self, inputs: Sequence[Tensor], kept: list[Any] | None) -> Tensor:
         """See :class:`Step`."""
+        result: Tensor
         result, places = aten.max_pool2d_with_indices(inputs[0], *self._args)
         if self.relu:
             result.relu_()
@@ -307,7 +308,8 @@ class View(Step):
         [x] = inputs
         if kept is not None:
             kept.append(None)
-        return (x.permute(0, 2, 3, 1) if self.as_it_lies else x).reshape(len(x), *self._after)
+        result: Tensor = (x.permute(0, 2, 3, 1) if self.as_it_lies else x).reshape(len(x), *self._after)
+        return result
 
     def backward(self, slope: Slope, kept: Any, slopes: Slopes) -> None:  # noqa: ARG002
         """See :class:`Step`."""

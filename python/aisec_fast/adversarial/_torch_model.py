@@ -106,7 +106,7 @@ class TorchModel:
                     module.training = False
                 if x is not None and x.numel():
                     if copied:
-                        self._copy = working_copy(self._module, x)
+                        self._copy = working_copy(self._module, x, steps=self._lower is None)
                         self._rows_at_once = rows_at_once(self._copy or self._module, x)
                     if cuda_graph is not False:
                         self._graphs = self._recorded_graphs(must=cuda_graph is True)

@@ -44,18 +44,19 @@ _FOLDED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def working_copy(module: nn.Module, x: Tensor) -> nn.Module | Program | None:
+def working_copy(module: nn.Module, x: Tensor, *, steps: bool = True) -> nn.Module | Program | None:
     """Something faster that gives the logits of ``module``, or None where there is nothing to gain or it cannot be had.
 
     Args:
         module: in eval mode; it is called on a few rows of ``x``.
         x: the batch of the attack ``[B, ...]``.
+        steps: it may be a list of steps, which compute in float32 whatever autocast says.
     """
     if not is_plain(module):
         return None
-    steps = _program(module, x)
-    if steps is not None or not _may_pay(module):
-        return steps
+    listed = _program(module, x) if steps else None
+    if listed is not None or not _may_pay(module):
+        return listed
     probe = x[:PROBED_ROWS]
     with torch.no_grad():
         expected = module(probe.clone())
@@ -93,14 +94,20 @@ def _does_the_same(steps: Program, module: nn.Module, probe: Tensor) -> bool:
     beside = probe + 0.01 * (high - low) * torch.rand(probe.shape, generator=generator)
     with torch.enable_grad():
         leaf = beside.requires_grad_()
-        expected, found = module(leaf.clone()), steps(leaf)
+        expected = module(leaf.clone())
         if not isinstance(expected, Tensor) or expected.dtype != torch.float32 or not expected.requires_grad:
+            return False
+        try:
+            found = steps(leaf)
+        except RuntimeError:  # a constant has as many rows as the recorded batch had
             return False
         if not same_logits(found.detach(), expected.detach()):
             return False
         weights = torch.rand(expected.shape, generator=generator) - 0.5
-        [slope], [other] = (torch.autograd.grad(logits, leaf, weights, allow_unused=True) for logits in (expected, found))
-    return slope is not None and other is not None and bool((slope - other).norm() <= _SLOPE_TOLERANCE * slope.norm())
+        slopes = [torch.autograd.grad(logits, leaf, weights, allow_unused=True)[0] for logits in (expected, found)]
+    if any(slope is None for slope in slopes):
+        return False
+    return bool((slopes[0] - slopes[1]).norm() <= _SLOPE_TOLERANCE * slopes[0].norm())
 
 
 def same_logits(found: Tensor, expected: Tensor, *, coarse: bool = False) -> bool:
