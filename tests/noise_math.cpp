@@ -46,4 +46,12 @@ void short_tail(unsigned law, std::uint64_t numerator, std::uint64_t divisor, st
   for (int i = 0; i <= 4; ++i) limbs[i] = value.limb[i];
 }
 
+void shortest_tail(unsigned law, std::uint64_t numerator, std::uint64_t divisor, std::uint64_t* limbs) {
+  const auto y = ratio<2>(numerator, divisor);
+  const auto value = static_cast<Law>(law) == Law::laplace ? exponential_of_minus(y) : normal_mass_within(y);
+  for (int i = 0; i <= 2; ++i) limbs[i] = value.limb[i];
+}
+
+std::uint64_t groups_of_four_terms(std::uint64_t square_below) { return groups_of_terms(square_below); }
+
 }  // extern "C"

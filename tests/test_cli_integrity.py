@@ -77,6 +77,18 @@ def test_hash_ignores_and_follows_on_demand(model: Path, capsys: pytest.CaptureF
     assert "expected a path inside the folder" in capsys.readouterr().err
 
 
+def test_patterns_on_the_command_line(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model / "x.tmp").write_bytes(b"1")
+    assert main(["hash", "model", "--ignore-pattern", "[!a]*", "--ignore-pattern", "a/"]) == 0
+    assert [text[66:] for text in capsys.readouterr().out.splitlines()] == ["model/a-b"]
+    assert main(["hash", "model", "--ignore-pattern", "/a"]) == 2
+    assert "expected parts between '/'" in capsys.readouterr().err
+    assert main(["manifest", "model", "-o", "m.json", "--ignore-pattern", "*.tmp"]) == 0
+    assert Manifest.load("m.json").ignore == ("x.tmp",)
+    assert main(["manifest", "model", "-o", "m.json", "--ignore-pattern", "/a"]) == 2
+    assert "expected parts between '/'" in capsys.readouterr().err
+
+
 def test_one_bad_file_does_not_keep_the_others_from_being_hashed(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

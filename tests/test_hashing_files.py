@@ -213,6 +213,40 @@ def test_what_is_ignored_is_left_out(tmp_path: Path) -> None:
     assert set(left) == {"a-b", ".hidden", "with:colon", "tab\t", "back\\slash", " ", "ü", "ab/c", "x/a/b"}
 
 
+PATTERNS = {
+    "*.tmp": {"a.tmp", "x/b.tmp", "x/y/.c.tmp"},  # a name at any depth, hidden ones too
+    "?.tmp": {"a.tmp", "x/b.tmp"},
+    "[!a].tmp": {"x/b.tmp"},
+    "y": {"x/y/.c.tmp", "x/y/d", "y"},  # a folder with all that is in it, and a file
+    "y/": {"x/y/.c.tmp", "x/y/d"},  # folders alone
+    "x/*": {"x/b.tmp", "x/y/.c.tmp", "x/y/d"},
+    "x/*.tmp": {"x/b.tmp"},  # "*" ends with its part
+    "x/**/*.tmp": {"x/b.tmp", "x/y/.c.tmp"},
+    "**/d": {"x/y/d"},
+    "*/d": set(),
+    "X": set(),
+    "x/y/d/": set(),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_a_pattern_matches_is_left_out(tmp_path: Path, pattern: str) -> None:
+    names = {"a.tmp", "x/b.tmp", "x/y/.c.tmp", "x/y/d", "y"}
+    fill(tmp_path, sorted(names))
+    assert set(hash_directory(tmp_path, ignore_patterns=[pattern])) == names - PATTERNS[pattern]
+    assert set(hash_directory(tmp_path, ignore=["a.tmp"], ignore_patterns=[pattern, "b.*"])) == (
+        names - PATTERNS[pattern] - {"a.tmp", "x/b.tmp"}
+    )
+
+
+def test_a_link_that_a_pattern_matches_is_no_error(tmp_path: Path) -> None:
+    fill(tmp_path, ["file"])
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UnsupportedFileError, match="link"):
+        hash_directory(tmp_path, ignore_patterns=["f*"])
+    assert set(hash_directory(tmp_path, ignore_patterns=["l*k"])) == {"file"}
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     assert hash_directory(tmp_path, progress=lambda *call: calls.append(call)) == {}
@@ -774,3 +808,21 @@ def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], error: type[Ex
 def test_bad_ignore(tmp_path: Path, ignore: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         hash_directory(tmp_path, ignore=ignore)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "error", "message"),
+    [
+        ("*.tmp", TypeError, "several patterns"),
+        ([b"*.tmp"], TypeError, "holds a bytes, expected str"),
+        ([""], ValueError, "parts between '/'"),
+        (["/"], ValueError, "parts between '/'"),
+        (["/a"], ValueError, "parts between '/'"),
+        (["a//b"], ValueError, "parts between '/'"),
+        (["./a"], ValueError, "parts between '/'"),
+        (["a/../b"], ValueError, "parts between '/'"),
+    ],
+)
+def test_bad_patterns(tmp_path: Path, patterns: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        hash_directory(tmp_path, ignore_patterns=patterns)

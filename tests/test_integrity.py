@@ -331,6 +331,17 @@ def test_a_name_that_is_not_utf8_is_refused(model: Path) -> None:
         Manifest.from_directory(model, ignore=["folder", "\udcff"])
 
 
+def test_a_pattern_is_recorded_as_what_it_matched(tmp_path: Path) -> None:
+    for name in ("a", "b.tmp", "x/c.tmp", "x/d"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    manifest = Manifest.from_directory(tmp_path, ignore=["x/d"], ignore_patterns=["*.tmp"])
+    assert (sorted(manifest.digests), manifest.ignore) == (["a"], ("b.tmp", "x/c.tmp", "x/d"))
+    assert manifest.verify(tmp_path)
+    (tmp_path / "later.tmp").write_bytes(b"1")
+    assert manifest.verify(tmp_path).added == ("later.tmp",)
+
+
 def test_an_ignored_name_covers_no_longer_name() -> None:
     manifest = Manifest({"ab": bytes(32), "b/a": bytes(32)}, ignore=("a", "./a/", "b/aa"))
     assert manifest.ignore == ("a", "b/aa")

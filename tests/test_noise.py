@@ -296,6 +296,26 @@ def test_first_unfit(kernels: Kernels, dtype: str, value: float, unfit: bool, in
     assert kernels.noise.first_unfit(x, 1.0) == (index if unfit else 299)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("exponent", [-900, -211, -187, 0, 66, 900])  # of the granularity
+def test_first_unfit_at_the_ends_of_a_type(kernels: Kernels, dtype: str, exponent: int) -> None:
+    limit, largest = 2.0 ** (62 + exponent), float(np.finfo(dtype).max)
+    fitting = np.array(min(limit, largest), dtype)
+    with np.errstate(over="ignore"):  # infinity is what follows the largest
+        too_large = np.nextafter(fitting, np.array(np.inf, dtype), dtype=dtype)
+    assert kernels.noise.first_unfit(np.array([0.0, fitting, -fitting], dtype), 2.0**exponent) == -1
+    assert kernels.noise.first_unfit(np.array([0.0, fitting, -too_large], dtype), 2.0**exponent) == 2
+
+
+def test_first_unfit_is_the_first_over_all_threads(kernels: Kernels, threads) -> None:
+    x = np.zeros(2**20, np.float32)
+    x[[300_001, 700_001, 1_000_001]] = np.nan
+    for count in (1, 3):
+        threads(count)
+        assert kernels.noise.first_unfit(x, 1.0) == 300_001
+        assert kernels.noise.first_unfit(x[300_002:], 1.0) == 399_999
+
+
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
 def test_bits_do_not_depend_on_threads_or_size(kernels: Kernels, law: str, threads) -> None:
     size = 300 if WITHOUT_JIT else 100_001

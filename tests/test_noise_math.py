@@ -42,6 +42,7 @@ def math(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     loaded.fast_sample.restype = ctypes.c_double
     loaded.decide_sample.restype = ctypes.c_int64
     loaded.reaches_at_length.restype = ctypes.c_bool
+    loaded.groups_of_four_terms.restype = ctypes.c_uint64
     with mp.workprec(1200):
         yield loaded
 
@@ -190,6 +191,31 @@ def test_the_tail_of_the_resolver(math: ctypes.CDLL, law: str) -> None:
             math.short_tail(LAWS[law], ctypes.c_uint64(numerator), ctypes.c_uint64(divisor), limbs)
             value = sum(mpf(limb) * mpf(2) ** (64 * (i - 4)) for i, limb in enumerate(list(limbs)[:5]))
             assert abs(value - exact) < mpf(2) ** -194
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_tail_in_128_bits(math: ctypes.CDLL, law: str) -> None:
+    """Within 2^-95 (docs) up to y = 4: beside every square root of an integer too, where the number of terms changes."""
+    steps = [mp.sqrt(square) + side * mpf(2) ** -48 for square in range(1, 16) for side in (-1, 0, 1)]
+    for y in [0.0, 2.0**-40, 0.5, 4 - 2.0**-48, *steps, *(DRAW.uniform(0, 4) for _ in range(100))]:
+        numerator, divisor = int(y * 2**48), 2**48
+        exact = tail(law, mpf(numerator) / divisor)
+        exact = 1 - exact if law == "gaussian" else exact
+        limbs = (ctypes.c_uint64 * 3)()
+        math.shortest_tail(LAWS[law], ctypes.c_uint64(numerator), ctypes.c_uint64(divisor), limbs)
+        value = sum(mpf(limb) * mpf(2) ** (64 * (i - 2)) for i, limb in enumerate(limbs))
+        assert abs(value - exact) < mpf(2) ** -95
+
+
+def test_the_terms_left_out_of_128_bits(math: ctypes.CDLL) -> None:
+    """y^(2N) / (2N + 1)!! < 2^-129, and each later term is less than half of the one before."""
+    for square_below in range(1, 17):
+        terms = 4 * math.groups_of_four_terms(square_below)
+        odd = 1
+        for factor in range(3, 2 * terms + 2, 2):
+            odd *= factor
+        assert square_below**terms << 129 < odd
+        assert 2 * square_below < 2 * terms + 3
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -163,6 +163,72 @@ def test_threads_share_a_source_without_repeating() -> None:
     assert len(set(keys)) == 800
 
 
+# ------------------------------------------------------------------------------------------------ processors
+
+AFFINITY = """
+import os, time
+import numpy as np
+from aisec_fast import noise, set_num_threads
+
+set_num_threads(2)
+a, b = sorted(os.sched_getaffinity(0))[:2]
+before = set(os.listdir("/proc/self/task"))
+x = np.zeros(1 << 17, np.float32)
+
+def call():
+    noise.add_gaussian(x, 1.0, source=noise.SeededSource(1))
+
+os.sched_setaffinity(0, {a})
+call()
+(worker,) = {int(task) for task in set(os.listdir("/proc/self/task")) - before}
+
+def calls():
+    for _ in range(3):
+        call()
+        time.sleep(0.01)  # for a worker that shares the processor
+
+def worker_ran_on(processor, allowed):
+    os.sched_setaffinity(worker, {processor})
+    calls()
+    os.sched_setaffinity(worker, allowed)
+
+def seen():
+    return os.sched_getaffinity(worker)
+
+def outcome():
+    worker_ran_on(a, {a, b})
+    call()
+    left = seen()
+    os.sched_setaffinity(0, {b})
+    calls()
+    followed = seen()
+    os.sched_setaffinity(0, {a})
+    worker_ran_on(b, {a, b})
+    call()
+    kept = seen()
+    worker_ran_on(a, {a})
+    call()
+    alone = seen()
+    return [left == {b}, kept == {a, b}, alone == {a}, followed == {a}]
+
+for _ in range(5):  # others may hold up the worker
+    seen_all = outcome()
+    if all(seen_all):
+        break
+print(*seen_all)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_workers_leave_the_callers_processor() -> None:
+    """A worker that last ran there is sent away; what others set holds; a worker with no other place stays."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "AISEC_FAST_BACKEND": "native"}
+    answer = subprocess.run(
+        [sys.executable, "-c", AFFINITY], capture_output=True, text=True, env=environment, check=True
+    )
+    assert answer.stdout.split() == ["True"] * 4
+
+
 # ------------------------------------------------------------------------------------------------ forks
 
 

@@ -97,6 +97,7 @@ class Manifest:
         *,
         algorithm: str = "sha256",
         ignore: Iterable[str] = (),
+        ignore_patterns: Iterable[str] = (),
         allow_symlinks: bool = False,
         max_threads: int | None = None,
         progress: Progress | None = None,
@@ -108,6 +109,8 @@ class Manifest:
             algorithm: "sha256" (what model-signing takes for granted) or "blake3" (faster, also known to it).
             ignore: Relative paths that are not part of the model, a folder with all that is in it; recorded in the
                 manifest. Where the manifest itself lies inside the folder, its own name belongs here.
+            ignore_patterns: As in ``hashing.hash_directory``. Recorded as the paths that they match now: what comes
+                later and matches too is found by ``verify`` as added.
             allow_symlinks: False: a symbolic link inside the folder is an error, unless it is ignored. True: a link to
                 a file inside the folder counts as that file; one that leads out of it stays an error. Recorded in the
                 manifest.
@@ -120,7 +123,9 @@ class Manifest:
         """
         _check_algorithm(algorithm, "algorithm", ValueError)
         ignored = _checked_ignore(list(_files.ignored_names(ignore)), "ignore")
-        files = _files.regular_files(path, ignore=ignored, allow_symlinks=allow_symlinks)
+        patterns = _files.Patterns(ignore_patterns)
+        files = _files.regular_files(path, ignore=ignored, patterns=patterns, allow_symlinks=allow_symlinks)
+        ignored = _checked_ignore(list(_files.ignored_names((*ignored, *patterns.matched))), "ignore")
         for found in files:  # before the hours of hashing, not after them
             _check_name(found.name, _Ignored(()), "name of a file")
         digests = _files.hash_found(files, algorithm, max_threads=max_threads, progress=progress)

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 
 #include "aisec_fast/array_view.hpp"
 #include "aisec_fast/noise_call.hpp"
@@ -9,17 +10,18 @@
 namespace aisec_fast {
 namespace {
 
-// A chunk's start costs as much as some 1500 samples: of large arrays a thread takes more than 16384 at a time, but not
-// so many that others wait for the last of them.
-constexpr std::size_t least_chunk = 64, most_chunk = 1024, chunks_of_a_thread = 16;
-constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread: about 4096 samples
-
+// A chunk's start costs as much as some 1500 samples: a thread takes more than 16384 at a time, of large arrays far
+// more, but not so many that others wait for the last of them. One thread takes all there is.
+constexpr std::size_t least_chunk = 128, most_chunk = 1024, chunks_of_a_thread = 8;
+constexpr std::size_t least_groups = 128;  // smallest work that is worth a thread: some 20 microseconds
 // Samples of one array in whole groups, over the threads.
 template <class Use>
 void for_groups(std::size_t size, const Use& use) {
   const std::size_t groups = size / noise_group + (size % noise_group != 0);
-  const std::size_t chunk = std::clamp(groups / chunks_of_a_thread / thread_count(), least_chunk, most_chunk);
-  parallel_chunks(groups, least_groups, chunk, [&](std::size_t begin, std::size_t end) {
+  const std::size_t threads = std::min(thread_count(), groups / least_groups);
+  if (threads <= 1) return use(0, size);
+  const std::size_t chunk = std::clamp(groups / chunks_of_a_thread / threads, least_chunk, most_chunk);
+  parallel_chunks(groups, least_groups, chunk, threads, [&](std::size_t begin, std::size_t end) {
     use(begin * noise_group, std::min(size, end * noise_group));
   });
 }
@@ -100,8 +102,16 @@ py::ssize_t first_unfit(const py::object& x_, double granularity) {
   if (!wide) x.of_type(DType::float32);
   const FirstUnfit kernel = wide ? active_kernels().noise.unfit_float64 : active_kernels().noise.unfit_float32;
   const py::gil_scoped_release unlocked;
-  const std::size_t index = kernel(x.data<const void>(), x.size(), granularity);
-  return index == x.size() ? -1 : static_cast<py::ssize_t>(index);
+  const auto* const data = x.data<const unsigned char>();
+  const std::size_t width = wide ? sizeof(double) : sizeof(float);
+  std::atomic<std::size_t> first{x.size()};
+  for_groups(x.size(), [&](std::size_t begin, std::size_t end) {  // by the threads that will write there
+    const std::size_t index = begin + kernel(data + begin * width, end - begin, granularity);
+    if (index == end) return;
+    for (std::size_t least = first; index < least && !first.compare_exchange_weak(least, index);) {
+    }
+  });
+  return first == x.size() ? -1 : static_cast<py::ssize_t>(first);
 }
 
 }  // namespace

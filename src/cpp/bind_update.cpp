@@ -38,7 +38,7 @@ class UpdateCall {
     for (const UpdateItem& item : items_)
       ends.push_back((ends.empty() ? 0 : ends.back()) + item.size / noise_group + (item.size % noise_group != 0));
     const std::size_t span = span_bytes / noise_group / (wide ? sizeof(double) : sizeof(float));
-    parallel_chunks(ends.back(), least_groups, span, [&](std::size_t begin, std::size_t end) {
+    parallel_chunks(ends.back(), least_groups, span, thread_count(), [&](std::size_t begin, std::size_t end) {
       for (auto a = std::upper_bound(ends.begin(), ends.end(), begin); begin < end; ++a) {
         const UpdateItem& item = items_[static_cast<std::size_t>(a - ends.begin())];
         const std::size_t start = a == ends.begin() ? 0 : *(a - 1), stop = std::min(end, *a);

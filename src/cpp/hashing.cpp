@@ -1,7 +1,6 @@
 #include "hashing.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "aisec_fast/hashing_state.hpp"
@@ -49,21 +48,16 @@ class Tree {
     std::uint32_t values[8 * most_pieces];
     const std::uint64_t first = state_.chunks();
     const std::size_t most = max_threads == 0 ? thread_count() : std::min(max_threads, thread_count());
-    // Threads take pieces as they come: one that shares its core with other work holds up nobody.
     const std::size_t threads = std::clamp<std::size_t>(pieces / least_pieces, 1, most);
     const std::size_t turn = std::clamp<std::size_t>(threads == 1 ? pieces : pieces / threads / 8, 1, most_of_a_turn);
-    std::atomic<std::size_t> taken{0};
-    parallel_for(threads, 1, [&](std::size_t, std::size_t) {
-      for (std::size_t begin; (begin = taken.fetch_add(turn, std::memory_order_relaxed)) < pieces;) {
-        std::uint32_t leaves[8 * piece_chunks * most_of_a_turn];
-        const std::size_t count = std::min(turn, pieces - begin);
-        for (std::size_t piece = 0; piece < count; ++piece)
-          kernels_.blake3_chunks(data + (begin + piece) * piece_chunks * blake3_chunk_bytes, piece_chunks, state_.key(),
-                                 state_.mode(), first + (begin + piece) * piece_chunks,
-                                 leaves + 8 * piece_chunks * piece);
-        merge(leaves, piece_chunks * count, count);
-        std::memcpy(values + 8 * begin, leaves, 32 * count);
-      }
+    parallel_chunks(pieces, least_pieces, turn, threads, [&](std::size_t begin, std::size_t end) {
+      std::uint32_t leaves[8 * piece_chunks * most_of_a_turn];
+      for (std::size_t piece = begin; piece < end; ++piece)
+        kernels_.blake3_chunks(data + piece * piece_chunks * blake3_chunk_bytes, piece_chunks, state_.key(),
+                               state_.mode(), first + piece * piece_chunks,
+                               leaves + 8 * piece_chunks * (piece - begin));
+      merge(leaves, piece_chunks * (end - begin), end - begin);
+      std::memcpy(values + 8 * begin, leaves, 32 * (end - begin));
     });
     push(values, pieces, piece_chunks, nullptr);
   }

@@ -31,9 +31,8 @@ void over_threads(const Records& records, std::size_t count, std::size_t max_thr
   const std::uint64_t bytes =
       records.wide ? total_bytes<std::uint64_t>(records, count) : total_bytes<std::uint32_t>(records, count);
   const std::size_t mean = bytes / count + records.size + record_cost;
-  const std::size_t fair = max_threads == 0 ? 0 : count / max_threads + (count % max_threads != 0);
-  parallel_chunks(count, std::max({std::size_t{1}, least_cost / mean, fair}),
-                  std::max(std::size_t{1}, chunk_cost / mean), range);
+  parallel_chunks(count, std::max(std::size_t{1}, least_cost / mean), std::max(std::size_t{1}, chunk_cost / mean),
+                  max_threads == 0 ? thread_count() : max_threads, range);
 }
 
 std::size_t size_of(const Records& records, std::size_t i) {

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -27,19 +28,69 @@ void relax() {
 // For some microseconds, or until the condition holds: to fall asleep and be woken takes longer than a short loop.
 template <class Condition>
 void spin_until(const Condition& holds) {
-  for (int spins = 0; spins < 1000 && !holds(); ++spins) relax();
+  for (int spins = 0; spins < 4000 && !holds(); ++spins) relax();
 }
+
+// NOLINTNEXTLINE(bugprone-throwing-static-initialization)
+const std::size_t processors = std::max<std::size_t>(1, std::thread::hardware_concurrency());
+
+// Which processor a worker is on, and how it is kept off its caller's. Linux wakes a thread where it last ran, and that
+// may be where its caller is, who is not idle: then the worker waits until the caller has done all the work, while
+// another processor idles (docs/decisions/0007-workers-leave-the-callers-processor.md).
+class Place {
+ public:
+#if defined(__linux__)
+  static int here() { return sched_getcpu(); }
+
+  // By the worker.
+  void note() { processor_.store(here(), std::memory_order_relaxed); }
+
+  // By its caller, who is on `processor`: the worker may no longer run there, if it did last and may run elsewhere.
+  // What others allow it is kept: if they changed that since, the change holds.
+  void leave(int processor, pthread_t worker) {
+    if (processor < 0 || processor_.load(std::memory_order_relaxed) != processor) return;
+    cpu_set_t now;
+    if (pthread_getaffinity_np(worker, sizeof now, &now) != 0) return;  // a machine of more than CPU_SETSIZE processors
+    if (!left_ || !CPU_EQUAL(&now, &set_)) allowed_ = now;
+    set_ = allowed_;
+    CPU_CLR(static_cast<std::size_t>(processor), &set_);
+    left_ = CPU_COUNT(&set_) > 0 && pthread_setaffinity_np(worker, sizeof set_, &set_) == 0;
+    processor_.store(-1, std::memory_order_relaxed);
+  }
+
+ private:
+  std::atomic<int> processor_{-1};  // -1: not known
+  bool left_ = false;
+  cpu_set_t allowed_{}, set_{};  // by others; by us
+#else
+  static int here() { return -1; }
+  void note() {}
+  void leave(int, pthread_t) {}
+#endif
+};
+
+struct Worker {
+  std::thread thread;
+  Place place;
+};
 
 class Pool {
  public:
-  // Makes sure that `workers` threads exist. If the system refuses a thread, the others do its work.
-  void grow(std::size_t workers) {
+  // Makes sure that `workers` threads exist, on other processors than the caller's where there are enough. If the
+  // system refuses a thread, the others do its work.
+  void prepare(std::size_t workers) {
     const std::lock_guard lock(mutex_);
     try {
-      while (workers_.size() < workers) workers_.emplace_back([this] { work(); });
+      while (workers_.size() < workers) {
+        Worker& worker = workers_.emplace_back();
+        worker.thread = std::thread([this, &place = worker.place] { work(place); });
+      }
     } catch (const std::system_error&) {
-      return;
+      workers_.pop_back();
     }
+    if (workers >= processors) return;
+    const int here = Place::here();
+    for (Worker& worker : workers_) worker.place.leave(here, worker.thread.native_handle());
   }
 
   void submit(std::function<void()> job) {
@@ -60,11 +111,14 @@ class Pool {
   }
 
  private:
-  void work() {
+  void work(Place& place) {
     for (;;) {
       spin_until([this] { return waiting_.load(std::memory_order_acquire) > 0; });
       std::unique_lock lock(mutex_);
-      ready_.wait(lock, [this] { return !jobs_.empty(); });
+      ready_.wait(lock, [&] {
+        place.note();  // also if it comes too late for a job
+        return !jobs_.empty();
+      });
       run_first(lock);
     }
   }
@@ -81,7 +135,7 @@ class Pool {
   std::condition_variable ready_;
   std::deque<std::function<void()>> jobs_;
   std::atomic<std::size_t> waiting_{0};  // how many jobs there are, for a look without the lock
-  std::vector<std::thread> workers_;
+  std::deque<Worker> workers_;           // stay where they are
 };
 
 // Entry points of a libgomp that somebody else has loaded; nothing is linked.
@@ -89,6 +143,7 @@ struct OpenMp {
   void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
   int (*max_threads)();
   int (*in_parallel)();
+  int (*thread_number)();
 };
 
 std::atomic<const OpenMp*> openmp{nullptr};
@@ -102,12 +157,16 @@ std::atomic<Pool*> pool{new Pool};
   openmp.store(nullptr);  // its threads do not survive either, and it does not notice
 });
 
-std::atomic<std::size_t> threads_wanted{std::max<std::size_t>(1, std::thread::hardware_concurrency())};
+std::atomic<std::size_t> threads_wanted{processors};
 // NOLINTEND(bugprone-throwing-static-initialization)
 
 // count * part / parts without overflow
 std::size_t start_of(std::size_t count, std::size_t parts, std::size_t part) {
   return count / parts * part + std::min(part, count % parts);
+}
+
+std::size_t parts_of(std::size_t count, std::size_t least) {
+  return std::min(thread_count(), std::max<std::size_t>(1, count / std::max<std::size_t>(1, least)));
 }
 
 // What the ranges of one call share.
@@ -133,19 +192,24 @@ struct Join {
   }
 };
 
-// A loop on the threads of OpenMP: each takes parts until none is left, so it does not matter how many come.
+// A loop on the threads of OpenMP. Each takes the part of its own number first, as torch's loops do: what torch's last
+// loop wrote is in its cache. Then it takes what nobody has begun, so it does not matter how many come.
 struct Team {
+  const OpenMp& library;
   const Range& range;
-  std::size_t count, parts;
-  std::atomic<std::size_t> taken{0};
+  std::size_t count;
+  std::vector<std::atomic<bool>> begun;
   std::mutex mutex;
   std::exception_ptr error;
 
   static void run(void* team_) {
     auto& team = *static_cast<Team*>(team_);
-    for (std::size_t part = 0; (part = team.taken.fetch_add(1)) < team.parts;) {
+    const std::size_t parts = team.begun.size(), own = static_cast<std::size_t>(team.library.thread_number());
+    for (std::size_t i = 0; i < parts; ++i) {
+      const std::size_t part = (own + i) % parts;
+      if (team.begun[part].exchange(true, std::memory_order_relaxed)) continue;
       try {
-        team.range(start_of(team.count, team.parts, part), start_of(team.count, team.parts, part + 1));
+        team.range(start_of(team.count, parts, part), start_of(team.count, parts, part + 1));
       } catch (...) {
         const std::lock_guard lock(team.mutex);
         if (!team.error) team.error = std::current_exception();
@@ -160,7 +224,7 @@ bool run_on_openmp(std::size_t count, std::size_t parts, const Range& range) {
   if (!library || library->in_parallel()) return false;
   const int threads = library->max_threads();
   if (threads < 2) return false;
-  Team team{range, count, parts, {}, {}, {}};
+  Team team{*library, range, count, std::vector<std::atomic<bool>>(parts), {}, {}};
   library->parallel(&Team::run, &team, static_cast<unsigned>(threads), 0);
   if (team.error) std::rethrow_exception(team.error);
   return true;
@@ -189,7 +253,7 @@ bool share_openmp(const char* path) {
   };
   static OpenMp found{};
   if (!find(found.parallel, "GOMP_parallel") || !find(found.max_threads, "omp_get_max_threads") ||
-      !find(found.in_parallel, "omp_in_parallel"))
+      !find(found.in_parallel, "omp_in_parallel") || !find(found.thread_number, "omp_get_thread_num"))
     return false;
   openmp.store(&found, std::memory_order_release);
   return true;
@@ -197,13 +261,13 @@ bool share_openmp(const char* path) {
 
 void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   if (count == 0) return;
-  const std::size_t parts = std::min(thread_count(), std::max<std::size_t>(1, count / std::max<std::size_t>(1, least)));
+  const std::size_t parts = parts_of(count, least);
   if (parts == 1) return range(0, count);
   if (run_on_openmp(count, parts, range)) return;
   const auto start = [&](std::size_t part) { return start_of(count, parts, part); };
   Join join{{}, {}, parts, nullptr, {}};
   Pool& workers = *pool.load();
-  workers.grow(parts - 1);
+  workers.prepare(parts - 1);
   for (std::size_t part = 1; part < parts; ++part) {
     const auto job = [&join, &range, begin = start(part), end = start(part + 1)] { join.run(range, begin, end); };
     try {
@@ -221,13 +285,22 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   if (join.error) std::rethrow_exception(join.error);
 }
 
-void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, const Range& range) {
-  std::atomic<std::size_t> taken{0};
-  parallel_for(count, least, [&](std::size_t, std::size_t) {
-    for (;;) {
-      const std::size_t begin = taken.fetch_add(chunk, std::memory_order_relaxed);
-      if (begin >= count) return;
-      range(begin, std::min(count, begin + chunk));
+void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, std::size_t most, const Range& range) {
+  struct alignas(64) Share {  // each on a cache line of its own
+    std::atomic<std::size_t> taken;
+    std::size_t end;
+  };
+  const std::size_t parts = std::min(parts_of(count, least), most);
+  std::vector<Share> shares(parts);
+  for (std::size_t part = 0; part < parts; ++part) {
+    shares[part].taken.store(start_of(count, parts, part), std::memory_order_relaxed);
+    shares[part].end = start_of(count, parts, part + 1);
+  }
+  parallel_for(parts, 1, [&](std::size_t own, std::size_t) {
+    for (std::size_t i = 0; i < parts; ++i) {
+      Share& share = shares[(own + i) % parts];
+      for (std::size_t begin; (begin = share.taken.fetch_add(chunk, std::memory_order_relaxed)) < share.end;)
+        range(begin, std::min(share.end, begin + chunk));
     }
   });
 }

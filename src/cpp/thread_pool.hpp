@@ -14,9 +14,10 @@ using Range = std::function<void(std::size_t begin, std::size_t end)>;
 // split.
 void parallel_for(std::size_t count, std::size_t least, const Range& range);
 
-// The same, but each thread takes the next `chunk` of the range when it is done with one: for long work, where a thread
-// that has to share its core must not hold up the rest.
-void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, const Range& range);
+// The same on at most `most` threads, but each takes its range in chunks, and then chunks of others' ranges: for long
+// work, where a thread that has to share its core must not hold up the rest. Its own come first as they may be in its
+// cache: the loop before this one, of ours or of torch's, was split in the same way.
+void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, std::size_t most, const Range& range);
 
 // Runs step(part, s) for all parts, s = 0, ..., steps - 1; between two steps, when every part is done, between(s) runs
 // once (also after the last). One dispatch for all: threads that wait for a step spin before they sleep. A part has no

@@ -17,7 +17,10 @@ from ._hashing import hash_standard_input, print_names, progress_bar, reason, st
 from ._output import CommandError, printable, printable_name, say, write_json
 
 _BATCH = 1 << 16  # lines whose files are hashed together: memory stays bounded however many a checksum file has
-_MODES, _UNCHECKED = ("quiet", "status", "ignore_missing", "strict", "warn"), ("tag", "ignore", "allow_symlinks")
+_MODES, _UNCHECKED = (
+    ("quiet", "status", "ignore_missing", "strict", "warn"),
+    ("tag", "ignore", "ignore_pattern", "allow_symlinks"),
+)
 _FINE, _DIFFERS, _COULD_NOT, _INTERRUPTED = 0, 1, 2, 130
 
 

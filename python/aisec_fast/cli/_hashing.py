@@ -42,6 +42,18 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-threads", type=_threads, metavar="N", help="most CPU threads to use; default: all cores")
 
 
+def add_patterns(parser: argparse.ArgumentParser) -> None:
+    """``--ignore-pattern``."""
+    parser.add_argument(
+        "--ignore-pattern",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out what matches this shell pattern: a name at any depth ('*.tmp'), or with '/' a path in the folder, "
+        "'**' for any number of parts (may be repeated)",
+    )
+
+
 def _threads(text: str) -> int:
     if not text.isdecimal() or len(text) > 18 or int(text) < 1:  # the kernels count in 64 bits
         raise argparse.ArgumentTypeError(f"{text[:100]!r} is no number of threads, expected 1 or more")

@@ -11,7 +11,16 @@ from ..hashing import _files
 from ..hashing._files import Found
 from . import _check
 from ._checksums import format_line
-from ._hashing import add_algorithm, add_common, add_links, hash_standard_input, print_names, progress_bar, reason
+from ._hashing import (
+    add_algorithm,
+    add_common,
+    add_links,
+    add_patterns,
+    hash_standard_input,
+    print_names,
+    progress_bar,
+    reason,
+)
 from ._output import CommandError, check_json, printable, printable_name, say, write_json
 
 HELP = "print or check BLAKE3 or SHA-256 digests of files and folders"
@@ -44,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_algorithm(parser, "blake3")
     add_links(parser)
     add_common(parser)
+    add_patterns(parser)
     parser.add_argument("--tag", action="store_true", help="print BSD lines: SHA256 (NAME) = DIGEST")
     parser.add_argument("-z", "--zero", action="store_true", help="lines end in a NUL byte, names are not escaped")
     _check.add_arguments(parser)
@@ -115,7 +125,11 @@ def _entries(path: str, arguments: argparse.Namespace) -> list[Found | OSError]:
             return [_files.named_file(path)]
         errors: list[OSError] = []
         found = _files.scan(
-            path, ignore=arguments.ignore, allow_symlinks=arguments.allow_symlinks, on_error=errors.append
+            path,
+            ignore=arguments.ignore,
+            patterns=_files.Patterns(arguments.ignore_pattern),
+            allow_symlinks=arguments.allow_symlinks,
+            on_error=errors.append,
         )
     except OSError as error:
         return [error]

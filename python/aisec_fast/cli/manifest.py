@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .._writing import check_destination
 from ..integrity import Manifest
-from ._hashing import add_algorithm, add_common, add_links, inside, progress_bar
+from ._hashing import add_algorithm, add_common, add_links, add_patterns, inside, progress_bar
 from ._output import CommandError, check_json, printable_name, say, write_json
 
 HELP = "write a manifest of a model folder: every file and its digest"
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_algorithm(parser, "sha256")
     add_links(parser)
     add_common(parser)
+    add_patterns(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
                 folder,
                 algorithm=arguments.algorithm,
                 ignore=ignore,
+                ignore_patterns=arguments.ignore_pattern,
                 allow_symlinks=arguments.allow_symlinks,
                 max_threads=arguments.max_threads,
                 progress=progress,

@@ -17,6 +17,7 @@ from .._errors import FileChangedError
 from ._folders import (
     TO_READ,
     Found,
+    Patterns,
     StrPath,
     ignored_names,
     named_file,
@@ -30,6 +31,7 @@ from ._folders import (
 __all__ = [
     "DIGEST_SIZES",
     "Found",
+    "Patterns",
     "Progress",
     "StrPath",
     "check_unchanged",
@@ -85,6 +87,7 @@ def hash_directory(
     max_threads: int | None = None,
     progress: Progress | None = None,
     ignore: Iterable[str] = (),
+    ignore_patterns: Iterable[str] = (),
     allow_symlinks: bool = False,
 ) -> dict[str, bytes]:
     """Digest of every file in a folder and in the folders below it, hidden files included.
@@ -99,6 +102,10 @@ def hash_directory(
         progress: As in ``hash_file``, over the bytes of all files.
         ignore: Paths relative to ``path``, with "/" between their parts, that are left out, a folder with all that is in
             it. They are plain names, not patterns. A path that does not exist ignores nothing.
+        ignore_patterns: Shell patterns (``*``, ``?``, ``[ab]``, ``[!ab]``, which never match a "/") of what is left out,
+            a folder with all that is in it. Without "/", the name of anything at any depth: ``"*.tmp"``,
+            ``"__pycache__"``. With "/", a path relative to ``path``, in which ``**`` stands for any number of parts:
+            ``"checkpoints/**/*.bin"``. With "/" at the end, folders alone.
         allow_symlinks: False: a symbolic link inside the folder is an error that names it, unless it is ignored. True:
             a link to a regular file inside the folder counts as that file; a link that leads out of the folder, to a
             folder or to nothing is still an error. So loops cannot occur, and nothing outside of the folder is read,
@@ -113,7 +120,8 @@ def hash_directory(
         UnsupportedFileError: A symbolic link, FIFO, socket or device lies in the folder (an OSError).
         Otherwise as ``hash_file``. The first error stops everything.
     """
-    files = regular_files(path, ignore=ignore, allow_symlinks=allow_symlinks)
+    patterns = Patterns(ignore_patterns)
+    files = regular_files(path, ignore=ignore, patterns=patterns, allow_symlinks=allow_symlinks)
     digests = hash_found(files, algorithm, max_threads=max_threads, progress=progress)
     return {found.name: digest for found, digest in zip(files, digests, strict=True)}
 

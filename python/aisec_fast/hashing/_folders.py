@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from functools import partial
 from itertools import repeat
 from pathlib import PurePosixPath
@@ -114,6 +115,47 @@ def ignored_names(ignore: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+class Patterns:
+    """Names to leave out by pattern; what was left out so far is in ``matched``."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        if isinstance(patterns, (str, bytes)):
+            raise TypeError(f"ignore_patterns is {patterns!r}, expected several patterns: [{patterns!r}]")
+        self.matched: list[str] = []
+        self._patterns: list[tuple[list[str], bool]] = []
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"ignore_patterns holds a {type(pattern).__name__}, expected str")
+            parts = pattern.rstrip("/").split("/")
+            if not all(parts) or {".", ".."} & {*parts}:
+                raise ValueError(
+                    f"ignore_patterns holds {pattern!r}, expected parts between '/' that are not empty, '.' or '..'"
+                )
+            self._patterns.append((parts if len(parts) > 1 else ["**", *parts], pattern.endswith("/")))
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._patterns)
+
+    def match(self, name: str, mode: int) -> bool:
+        """Whether an entry is left out."""
+        parts, is_folder = name.split("/"), mode & _KIND == stat.S_IFDIR
+        if not any(_matches(parts, pattern) for pattern, folders in self._patterns if is_folder or not folders):
+            return False
+        self.matched.append(name)
+        return True
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a path matches part by part; ``**`` stands for any number of parts."""
+    if not pattern:
+        return not parts
+    first, *rest = pattern
+    if first == "**":
+        return any(_matches(parts[skipped:], rest) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
+
+
 def order(name: str) -> str:
     """Sort key: part by part, so that a folder's files stay together ("a/b" before "a-b")."""
     return name.replace("/", "\0")  # which no name holds, and which comes before all that one may hold
@@ -133,6 +175,7 @@ def scan(
     path: StrPath,
     *,
     ignore: Iterable[str] = (),
+    patterns: Patterns | None = None,
     allow_symlinks: bool = False,
     on_error: Callable[[OSError], object] | None = None,
 ) -> list[Found]:
@@ -144,7 +187,7 @@ def scan(
     if not stat.S_ISDIR(os.stat(root).st_mode):  # noqa: PTH116
         raise NotADirectoryError(errno.ENOTDIR, "is no directory", root)
     with opened_folder(root) as descriptor:
-        return _Scan(root, descriptor, left_out, allow_symlinks, on_error).results()
+        return _Scan(root, descriptor, left_out, patterns or Patterns(()), allow_symlinks, on_error).results()
 
 
 class _Scan:
@@ -155,10 +198,12 @@ class _Scan:
         root: str,
         descriptor: int,
         left_out: frozenset[str],
+        patterns: Patterns,
         allow_symlinks: bool,
         on_error: Callable[[OSError], object] | None,
     ) -> None:
         self.root, self.descriptor, self.left_out, self.on_error = root, descriptor, left_out, on_error
+        self.patterns = patterns
         self.allow_symlinks = allow_symlinks
         self.entries = choose_host("path").files.folder_entries
         self.real_root = os.path.realpath(root) if allow_symlinks else ""
@@ -178,12 +223,14 @@ class _Scan:
                 prefix = f"{folder}/"
                 names = [prefix + name for name in names]
             for index, number in errors:
-                if names[index] not in self.left_out:
+                if names[index] not in self.left_out and not self.patterns.match(names[index], 0):
                     self._tell(number, names[index])
             # Millions of entries: no function of Python runs for each of them.
             here: Iterable[Found] = map(_new, zip(names, sizes, modes, repeat(self.root), repeat(""), repeat("")))
             if self.left_out or errors:
                 here = filter(lambda entry: entry.mode and entry.name not in self.left_out, here)
+            if self.patterns:
+                here = filter(lambda entry: not self.patterns.match(entry.name, entry.mode), here)
             if any(mode & _KIND == stat.S_IFLNK for mode in modes):
                 here = (self._link(entry) if entry.mode & _KIND == stat.S_IFLNK else entry for entry in here)
             first = len(found)
@@ -219,9 +266,11 @@ class _Scan:
         return Found(entry.name, status.st_size, status.st_mode, self.root, place)
 
 
-def regular_files(path: StrPath, *, ignore: Iterable[str] = (), allow_symlinks: bool = False) -> list[Found]:
+def regular_files(
+    path: StrPath, *, ignore: Iterable[str] = (), patterns: Patterns | None = None, allow_symlinks: bool = False
+) -> list[Found]:
     """All files of a folder, in order; UnsupportedFileError if something else than files and folders is there."""
-    found = scan(path, ignore=ignore, allow_symlinks=allow_symlinks)
+    found = scan(path, ignore=ignore, patterns=patterns, allow_symlinks=allow_symlinks)
     for entry in found:
         if entry[2] & _KIND not in (stat.S_IFREG, stat.S_IFDIR):
             raise entry.refusal()

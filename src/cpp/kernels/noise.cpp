@@ -251,12 +251,26 @@ void random_words(std::uint64_t* out, std::size_t first, std::size_t last, const
   copy_words(out, first, last, WholeGroups{stream, last});
 }
 
+std::int32_t magnitude_bits(float x) { return static_cast<std::int32_t>(as_bits(x) & 0x7fffffffu); }
+std::int64_t magnitude_bits(double x) { return static_cast<std::int64_t>(as_bits(x) & ~std::uint64_t{0} >> 1); }
+
+// Magnitudes are in the order of their bits, and NaN's are above infinity's.
 template <class X>
 std::size_t first_unfit(const void* x_, std::size_t count, double granularity) {
+  using Bits = decltype(magnitude_bits(X{}));
   const X* x = static_cast<const X*>(x_);
-  const double inverse = 1.0 / granularity;
-  for (std::size_t i = 0; i < count; ++i)
-    if (!(magnitude(static_cast<double>(x[i]) * inverse) <= 0x1p62)) return i;
+  const double limit = 0x1p62 * granularity;  // a power of two: one of X's values, or beyond them, or below
+  const X largest = static_cast<X>(sizeof(X) == sizeof(float) ? 0x1.fffffep127 : 0x1.fffffffffffffp1023);
+  const Bits most = magnitude_bits(limit < static_cast<double>(largest) ? static_cast<X>(limit) : largest);
+  constexpr std::size_t block = 4096;
+  for (std::size_t begin = 0; begin < count; begin += block) {
+    const std::size_t end = count - begin < block ? count : begin + block;
+    Bits unfit = 0;  // negative if one of the block is
+    for (std::size_t i = begin; i < end; ++i) unfit |= most - magnitude_bits(x[i]);
+    if (unfit >= 0) continue;
+    for (std::size_t i = begin;; ++i)
+      if (magnitude_bits(x[i]) > most) return i;
+  }
   return count;
 }
 
