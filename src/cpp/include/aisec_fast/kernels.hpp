@@ -216,8 +216,9 @@ struct GhostKernels {
   double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
                      double* lengths);
   std::size_t (*conv_rows_scratch)(const ConvShape& shape);
-  SampleNorm (*conv_rows)(const ConvShape& shape, const float* activation, const float* gradient, float* memory,
-                          float* rows);
+  // Without a bound, which takes time of its own, if it is not `bounded`.
+  SampleNorm (*conv_rows)(const ConvShape& shape, const float* activation, const float* gradient, bool bounded,
+                          float* memory, float* rows);
   std::size_t (*conv_gram_scratch)(const ConvShape& shape);
   SampleNorm (*conv_gram)(const ConvShape& shape, const float* activation, const float* gradient, float* memory);
 };
