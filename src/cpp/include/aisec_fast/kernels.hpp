@@ -235,7 +235,7 @@ struct Kernels {
   GhostKernels ghost;
 };
 
-constexpr std::size_t noise_group = 256;  // samples that no two threads share
+constexpr std::size_t noise_group = 512;  // samples that no two threads share: kernels start at multiples of it
 constexpr std::size_t norm_block = 1024;  // values in one block sum
 constexpr std::size_t gram_block = 64;    // tokens whose Gram matrix is formed at a time
 
