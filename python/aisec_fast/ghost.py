@@ -31,9 +31,8 @@ LARGEST_WIDTH = 2**22  # of a dot product: the error bounds hold up to here
 # What one thread of an AVX2 core did when nothing else ran, in operations (a multiply-add is two) or bytes a nanosecond:
 # only their ratios matter. _PRODUCT_RATE is torch's; _KEPT_RATE is for writing rows once and reading them once.
 _GRAM_RATE, _PIXEL_GRAM_RATE, _SHIFT_RATE, _ROWS_RATE, _PRODUCT_RATE, _KEPT_RATE = 60.0, 40.0, 15.0, 75.0, 60.0, 3.0
-# The same for convolutions, whose rows are measured while they are made (AVX2 and AVX-512, the latter with 32 MiB of
-# cache), and what a product of a block of samples takes in torch beside its operations, in nanoseconds.
-_CONV_KEPT_RATE, _BLOCK_TIME = 5.0, 100e3
+# What a product of a block of samples takes in torch beside its operations, in nanoseconds.
+_BLOCK_TIME = 100e3
 _CHANNEL_CHUNK, _DOT_ROUNDINGS = 64, 68  # docs/ghost.md
 
 
@@ -215,7 +214,7 @@ def cheapest_conv(
     shifted = positions * positions * taps * groups
     gram = pairs / _PIXEL_GRAM_RATE + shifted / _SHIFT_RATE + product / _PRODUCT_RATE
     gram += _BLOCK_TIME / block if block else 0.0
-    rows = product / _ROWS_RATE + 4 * size / _CONV_KEPT_RATE
+    rows = product / _ROWS_RATE + 4 * size / _KEPT_RATE
     return "rows" if rows < gram and 4 * batch * size <= kept_bytes else "gram"
 
 

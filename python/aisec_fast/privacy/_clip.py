@@ -62,31 +62,14 @@ def weights_of(norms: Norms, max_norm: float, clipping: str) -> Tensor:
     return torch.where(weights >= LEAST_WEIGHT, weights, 0.0)
 
 
-class Scratch:
-    """Memory for what is used up before the next of its kind is made, taken again and again: fresh pages cost more than
-    what is written to them. For the CPU: on a GPU torch's allocator does that."""
-
-    def __init__(self) -> None:
-        self._blocks: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def like(self, kind: str, tensor: Tensor) -> Tensor:
-        """Untouched memory of the shape and dtype of ``tensor``."""
-        shape = tensor.shape
-        block = self._blocks.get((kind, tensor.dtype))
-        if block is None or block.numel() < shape.numel():
-            block = self._blocks[kind, tensor.dtype] = tensor.new_empty(shape.numel())
-        return block[: shape.numel()].view(shape)
-
-
 class Weights:
     """The weights of a batch, ready to multiply rows: a row of weight 0 is selected away, whatever it holds.
 
-    On the CPU a batch without such rows skips the selection; on a GPU looking would cost more than selecting. What
-    ``scale`` returned is valid until it is called again, if ``scratch`` is given.
+    On the CPU a batch without such rows skips the selection; on a GPU looking would cost more than selecting.
     """
 
-    def __init__(self, values: Tensor, dropped: bool | None = None, scratch: Scratch | None = None) -> None:
-        self.values, self.scratch = values, scratch
+    def __init__(self, values: Tensor, dropped: bool | None = None) -> None:
+        self.values = values
         self.dropped = bool((values == 0).any()) if dropped is None and not values.is_cuda else dropped is not False
         # What many layers ask for again: on a GPU the time of a small operation is that of launching it.
         self._rounded: dict[torch.dtype, Tensor] = {}
@@ -98,7 +81,7 @@ class Weights:
         if (start, stop) == (0, len(self.values)):
             return self
         if (start, stop) not in self._parts:
-            self._parts[start, stop] = Weights(self.values[start:stop], self.dropped, self.scratch)
+            self._parts[start, stop] = Weights(self.values[start:stop], self.dropped)
         return self._parts[start, stop]
 
     def at(self, samples: Tensor) -> Weights:
@@ -113,11 +96,7 @@ class Weights:
         """``rows`` [B, ...], each multiplied by its weight in the dtype of ``rows``."""
         if rows.dtype not in self._rounded:
             self._rounded[rows.dtype] = self.values.to(rows.dtype)
-        column = _column(self._rounded[rows.dtype], rows)
-        if self.scratch is None or rows.is_cuda:
-            product = rows * column
-        else:
-            product = torch.mul(rows, column, out=self.scratch.like("scaled", rows))
+        product = rows * _column(self._rounded[rows.dtype], rows)
         return product.masked_fill_(self._gone_of(rows), 0.0) if self.dropped else product
 
     def _gone_of(self, rows: Tensor) -> Tensor:
@@ -129,9 +108,8 @@ class Weights:
 class Total:
     """The sum over samples of one parameter's weighted gradients: parts are added as they come."""
 
-    def __init__(self, parameter: Tensor, spare: Tensor | None = None, scratch: Scratch | None = None) -> None:
+    def __init__(self, parameter: Tensor, spare: Tensor | None = None) -> None:
         self.parameter, self.spare = parameter, spare  # memory to use again: fresh pages cost more than a sum
-        self.scratch = scratch
         self.value: Tensor | None = None
 
     def add(self, part: Tensor) -> None:
@@ -145,8 +123,6 @@ class Total:
         """Add the matrix product, which has the parameter's shape."""
         if self.value is None and self.spare is not None:
             self.value = torch.mm(left, right, out=self.spare)
-        elif self.value is not None and self.scratch is not None and not self.value.is_cuda:
-            self.value.add_(torch.mm(left, right, out=self.scratch.like("product", self.value)))
         else:
             self.add(left @ right)
 

@@ -18,7 +18,7 @@ from .._errors import PrivacyError
 from .._sources import Source
 from .._update import Noise
 from . import _charges, _optimizers
-from ._clip import Norms, Scratch, Total, Weights, weights_of
+from ._clip import Norms, Total, Weights, weights_of
 from ._layers import chunks, kept_squares, row_squares, weighted_sums
 from ._precision import full_precision
 from ._probe import RowProbe
@@ -68,7 +68,6 @@ class PrivateStep:
         # Each gives uses of layers by samples that no data set holds, for every logical batch: canaries of an audit.
         self.guests: list[Callable[[], list[Use]]] = []
         self._means: dict[nn.Parameter, Tensor] = {}
-        self._scratch = Scratch()
 
     def info(self) -> dict[str, Any]:
         """See :meth:`PrivacyEngine.info`."""
@@ -99,11 +98,7 @@ class PrivateStep:
             if part.first:
                 # How many parts there may be, not how many there are: sigma must not tell the size of the batch.
                 most_parts = math.ceil(self.mechanism.most_samples / part.largest) if part.largest else 1
-                self.sums = Sums(
-                    self.trainable, self.mechanism, self._spare(), most_parts + len(self.guests), self._scratch
-                )
-                if not self.recorder.lasting:
-                    self._scratch = Scratch()
+                self.sums = Sums(self.trainable, self.mechanism, self._spare(), most_parts + len(self.guests))
             elif self.sums is None:
                 raise PrivacyError(
                     "an earlier part of this batch failed, so it cannot be finished; go on with the next batch"
@@ -168,10 +163,9 @@ class Sums:
         mechanism: Mechanism,
         spare: dict[nn.Parameter, Tensor],
         most_parts: int,
-        scratch: Scratch,
     ) -> None:
-        self.parameters, self.mechanism, self.most_parts, self.scratch = parameters, mechanism, most_parts, scratch
-        self.totals = {id(p): Total(p, spare.get(p), scratch) for p in parameters.values()}
+        self.parameters, self.mechanism, self.most_parts = parameters, mechanism, most_parts
+        self.totals = {id(p): Total(p, spare.get(p)) for p in parameters.values()}
         self.samples = 0
         self._terms: dict[int, list[int]] = {id(p): [] for p in parameters.values()}
 
@@ -222,8 +216,7 @@ class Sums:
             parts.append(Norms(squares, squares))
         if not parts:
             return
-        values = weights_of(Norms.added(parts).scaled(scale), max_norm, self.mechanism.clipping) * scale
-        weights = Weights(values, scratch=self.scratch)
+        weights = Weights(weights_of(Norms.added(parts).scaled(scale), max_norm, self.mechanism.clipping) * scale)
         # Sums let go of what they were made of as they come: the gradients that were kept, then layer by layer.
         products = sorted((key for key in uses if key not in kept), key=lambda key: self._place(key, uses[key]))
         if kept:
