@@ -225,6 +225,31 @@ def test_a_sample_is_its_own(kernels: Kernels, threads, name: str) -> None:
         assert [now[i] for i in (0, 5, 8)] == [expected[i] for i in (0, 5, 8)]
 
 
+def test_conv_rows_without_bounds(kernels: Kernels, conv: Case) -> None:
+    """The same rows and squares; what is not finite is seen in the square alone."""
+    x, g = conv.arrays(3)
+    g[1] = np.inf
+    x[2] = np.nan
+    rows, squares, _ = conv_rows(kernels, conv, x, g)
+    others, alone = np.full_like(rows, 7.0), np.full(3, 7.0)
+    kernels.ghost.conv_rows(x, g, *conv.geometry, others, alone, np.empty(0))
+    assert bits(others[0]) == bits(rows[0])
+    assert alone.tolist() == squares.tolist()
+    assert np.isfinite(alone[0])
+    assert np.isinf(alone[1:]).all()
+
+
+def test_bounds_of_conv_rows_are_optional() -> None:
+    case = CONVS["3x3"]
+    x, g = case.arrays(2)
+    rows, squares, bounds = ghost.conv_rows(x, g, 3, padding=1)
+    others, alone, none = ghost.conv_rows(x, g, 3, padding=1, bounded=False)
+    assert bits(others) == bits(rows)
+    assert alone.tolist() == squares.tolist()
+    assert len(bounds) == 2
+    assert none.shape == (0,)
+
+
 def test_what_is_not_finite_is_infinite(kernels: Kernels) -> None:
     """Never a finite norm that is too small: also where one factor is zero, or a dot product overflows to -Inf."""
     inputs, outputs = normal((7, 6, 5), 0), normal((7, 6, 4), 1)
@@ -315,6 +340,8 @@ def test_the_cheaper_way() -> None:
     assert ghost.cheapest_conv((64, 128, 8, 8), (64, 128, 8, 8), 3) == "gram"
     assert ghost.cheapest_conv((64, 32, 32, 32), (64, 32, 32, 32), (3, 3)) == "rows"
     assert ghost.cheapest_conv((64, 1, 28, 28), (64, 16, 14, 14), 8, stride=2) == "rows"
+    assert ghost.cheapest_conv((1, 16, 13, 13), (1, 32, 5, 5), 4, stride=2) == "gram"
+    assert ghost.cheapest_conv((1, 16, 13, 13), (1, 32, 5, 5), 4, stride=2, block=13) == "rows"
     assert ghost.cheapest_conv((64, 32, 1000), (64, 32, 500), 5, stride=(2,), kept_bytes=10) == "gram"
 
 

@@ -359,7 +359,7 @@ def test_wrong_working_copies_are_recorded_no_more(fake: Fake, monkeypatch: pyte
             return self.module(x) + torch.where(away > 0.05, 3.0, 0.0) * torch.arange(5)
 
     model, x, y = batch()
-    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Shifting(module, x))
+    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x, **_: Shifting(module, x))
     settings = {"eps": 0.3, "steps": 40, "step_size": 0.02, "random_start": False}
     found = adversarial.pgd(model, x, y, **settings)
     assert fake.rows == [12, 12]  # the copy, and then the module

@@ -372,6 +372,12 @@ def test_bits_do_not_depend_on_threads_or_size(kernels: Kernels, law: str, threa
         out = np.empty_like(x)
         getattr(kernels.noise, f"add_{law}")(x, out, 1.0, 2.0**-20, KEY)
         seen.add(bits(out))
+    float_seen = set()
+    for count in (1, 2, 3, 7):
+        threads(count)
+        getattr(kernels.noise, f"add_float_{law}")(x, out, 1.0, KEY)
+        float_seen.add(bits(out))
+    assert len(float_seen) == 1
     part = np.empty(size - 1, np.float32)
     getattr(kernels.noise, f"add_{law}")(x[:-1], part, 1.0, 2.0**-20, KEY)
     assert len(seen) == 1

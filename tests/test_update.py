@@ -65,6 +65,27 @@ def test_noisy_mean_is_noise_and_a_division(kernels: Kernels, dtype: str, sigma:
     assert sigma == 0 or np.isfinite(sums[-1]).all()
 
 
+@pytest.mark.parametrize("divisor", [256.0, 1.0, 0.5, 2.0**90, 2.0**-90, 2.0**120, 2.0**-140, 255.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_powers_of_two_divide_as_other_numbers(kernels: Kernels, dtype: str, divisor: float) -> None:
+    """Also where the quotient is subnormal, or no number any more."""
+    sums = arrays(dtype, 6)
+    sums[-1][: len(NASTY)], sums[-2][:50] = NASTY, np.float32(1e-38)
+    sums[-2][:50] *= np.linspace(0, 1, 50, dtype=dtype)
+    params, again = arrays(dtype, 7), [total.copy() for total in sums]
+    with np.errstate(over="ignore"):
+        expected = [total / total.dtype.type(divisor) for total in sums]
+        steps = [
+            reference.sgd(mean, p, p, 0.1, 0.0, 0.0, 0.0, nesterov=False, maximize=False, first=False)
+            for mean, p in zip(expected, params, strict=True)
+        ]
+    kernels.update.noisy_mean(sums, divisor, 0.0, 1.0, [], "chacha")
+    same(pure(sums), pure(expected))
+    kernels.update.sgd_step(again, params, [], divisor, 0.0, 1.0, [], "chacha", 0.1, 0.0, 0.0, 0.0, False, False, False)
+    same(pure(again), pure(expected))
+    same(pure(params), pure([step[0] for step in steps]))
+
+
 def test_noisy_mean_of_the_reference() -> None:
     """Down to the reference's own integers."""
     for sigma in (0.0, 1.5):

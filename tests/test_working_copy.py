@@ -278,7 +278,7 @@ def undecided() -> nn.Module:
 def test_successes_are_judged_by_the_module_itself(monkeypatch) -> None:
     """A copy that calls every sample fooled convinces nobody."""
 
-    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Shifted(module))
+    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x, **_: Shifted(module))
     original, y = undecided(), torch.full((12,), 2)
     told: list[int | None] = []
     settings: dict[str, Any] = {"eps": 1e-6, "seed": 0, "steps": 10, "early_stop": True}
@@ -298,7 +298,7 @@ def test_differences_are_reported(monkeypatch) -> None:
     original, y = undecided(), torch.full((12,), 2)
     report = adversarial.evaluate(original, X, y, eps=1e-6, attacks=["apgd-ce"], seed=0, masking_checks="none")
     assert [stage.differences for stage in report.stages] == [0, 0]
-    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: Shifted(module))
+    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x, **_: Shifted(module))
     report = adversarial.evaluate(original, X, y, eps=1e-6, attacks=["apgd-ce"], seed=0, masking_checks="none")
     assert report.robust_accuracy == 1
     assert report.stages[1].differences >= 12
@@ -307,7 +307,7 @@ def test_differences_are_reported(monkeypatch) -> None:
 
 def test_short_attacks_do_without(monkeypatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x: made.append(1))
+    monkeypatch.setattr(_torch_model, "working_copy", lambda module, x, **_: made.append(1))
     y = torch.arange(12) % 5
     for settings, expected in (
         ({"steps": 9}, 0), ({"steps": 10}, 1), ({"steps": 9, "working_copy": True}, 1),

@@ -8,6 +8,7 @@ adversarially for a few epochs with PGD of two steps; weights stay in the tempor
 medians of the rounds. "floor" is steps x (forward + backward to the input) on the whole batch.
 
     python benchmarks/evidence/attacks.py --standard    AutoAttack's ensemble too, some minutes more
+    python benchmarks/evidence/attacks.py --standard --rounds 0    the ensemble alone, in a file of its own
 
 --standard: `evaluate(attacks="standard")` beside torchattacks' APGD, APGDT, FAB and Square with the same budgets, each on the
 samples that those before it left, once. Rows give seconds and the number of samples that each attack was given and left.
@@ -177,11 +178,11 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=64, help="of --standard")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    findings = [row for name in PLANS for row in measured(name, arguments.rounds)]
+    findings = [row for name in PLANS for row in measured(name, arguments.rounds)] if arguments.rounds else []
     document: dict[str, Any] = {"threads": torch.get_num_threads(), "rows": findings}
     if arguments.standard:
         document["standard"] = standard(arguments.samples, 0.1)
-    path = record.write("attacks", document, time.perf_counter() - start)
+    path = record.write("attacks" if findings else "attacks-standard", document, time.perf_counter() - start)
     print(f"-- wrote {path}")
     return int(any(row["lost"] for row in findings))
 

@@ -188,9 +188,10 @@ def drawn(
         u = (words >> np.uint64(1)).astype(np.float64) * 2.0**-63
         q = np.sqrt(2) * special.erfcinv(u) if law == "gaussian" else -np.log(u)
         return words, np.where(words & np.uint64(1), -1.0, 1.0) * np.rint(s * q)
-    z = np.empty(size)
-    getattr(_core, f"add_{law}")(np.zeros(size), z, s, 1.0, key, generator)
-    return words, z
+    # float32, which holds integers of small scales, has a way of its own there.
+    z = np.empty(size, np.float32 if s <= 2.0**10 else np.float64)
+    getattr(_core, f"add_{law}")(np.zeros_like(z), z, s, 1.0, key, generator)
+    return words, z.astype(np.float64)
 
 
 def planted(law: str, coefficients: NDArray[np.float64]) -> int:

@@ -31,6 +31,8 @@ LARGEST_WIDTH = 2**22  # of a dot product: the error bounds hold up to here
 # What one thread of an AVX2 core did when nothing else ran, in operations (a multiply-add is two) or bytes a nanosecond:
 # only their ratios matter. _PRODUCT_RATE is torch's; _KEPT_RATE is for writing rows once and reading them once.
 _GRAM_RATE, _PIXEL_GRAM_RATE, _SHIFT_RATE, _ROWS_RATE, _PRODUCT_RATE, _KEPT_RATE = 60.0, 40.0, 15.0, 75.0, 60.0, 3.0
+# What a product of a block of samples takes in torch beside its operations, in nanoseconds.
+_BLOCK_TIME = 100e3
 _CHANNEL_CHUNK, _DOT_ROUNDINGS = 64, 68  # docs/ghost.md
 
 
@@ -112,12 +114,14 @@ def conv_rows(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     out: Any = None,
+    bounded: bool = True,
 ) -> tuple[Any, Any, Any]:
     """Per-sample weight gradients of a convolution, and their squared norms.
 
     Args:
         activation, gradient, kernel_size, stride, padding, dilation, groups: as in :func:`conv_gram_squares`.
         out: array for the rows. Default: new; memory that was just asked for costs more than the gradients, so keep one.
+        bounded: False for no bounds, which take time of their own: an empty array comes in their place.
 
     Returns:
         ``(rows, squares, bounds)``: the gradients, float32 ``[B, P, C / groups, *kernel_size]``; the sum of the squares of
@@ -132,7 +136,8 @@ def conv_rows(
     shape = (layer.activation.shape[0], layer.gradient.shape[1], channels, *layer.kernel)
     (rows,) = _arrays.outputs(out, [layer.activation], [shape], ["float32"], is_list=False, in_place=False)
     _arrays.require_apart(rows, layer.gradient, same_is_fine=False)
-    squares, bounds = _per_sample(layer.activation), _per_sample(layer.activation)
+    squares = _per_sample(layer.activation)
+    bounds = _arrays.empty_like(layer.activation, shape[:1] if _checks.flag(bounded, "bounded") else (0,), "float64")
     backend = layer.backend
     a, g, row, square, bound = backend.operands([layer.activation, layer.gradient, rows, squares, bounds])
     backend.ghost.conv_rows(a, g, *layer.geometry, row, square, bound)
@@ -188,13 +193,15 @@ def cheapest_conv(
     stride: int | Sequence[int] = 1,
     groups: int = 1,
     kept_bytes: int = 2**27,
+    block: int | None = None,
 ) -> Literal["gram", "rows"]:
-    """The same for a convolution: :func:`conv_gram_squares` and a weighted product, or :func:`conv_rows`, kept.
+    """The same for a convolution: :func:`conv_gram_squares` and weighted products, or :func:`conv_rows`, kept.
 
     Args:
         activation_shape, gradient_shape: ``[B, C, ...]``, ``[B, P, ...]``.
         kernel_size, stride, groups: as in :func:`conv_gram_squares`.
         kept_bytes: as in :func:`cheapest`.
+        block: how many samples one weighted product may hold (many short ones take longer); None for all.
     """
     spatial = len(activation_shape) - 2
     taps = math.prod(_whole_list(kernel_size, "kernel_size", spatial, least=1))
@@ -206,6 +213,7 @@ def cheapest_conv(
     pairs = pixels * pixels / classes * channels + positions * positions * outputs
     shifted = positions * positions * taps * groups
     gram = pairs / _PIXEL_GRAM_RATE + shifted / _SHIFT_RATE + product / _PRODUCT_RATE
+    gram += _BLOCK_TIME / block if block else 0.0
     rows = product / _ROWS_RATE + 4 * size / _KEPT_RATE
     return "rows" if rows < gram and 4 * batch * size <= kept_bytes else "gram"
 

@@ -37,11 +37,12 @@ void run_conv_rows(const py::object& activation, const py::object& gradient, con
                    const py::object& squares, const py::object& bounds) {
   const ArrayView a = on_cpu(activation, "activation"), g = on_cpu(gradient, "gradient"), out = on_cpu(rows, "rows");
   const ArrayView square = on_cpu(squares, "squares"), bound = on_cpu(bounds, "bounds");
-  const ConvShape shape = conv_shape(a, g, kernel, stride, before, dilation, groups, square, bound);
+  const ConvShape shape =
+      conv_shape(a, g, kernel, stride, before, dilation, groups, square, bound.size() == 0 ? square : bound);
   out.of_type(DType::float32).contiguous().of_size(a.size(0) * row_size(shape)).writable();
   const py::gil_scoped_release unlocked;
   conv_rows(shape, a.size(0), a.data<float>(), g.data<float>(), out.data<float>(), square.data<double>(),
-            bound.data<double>());
+            wanted(bound));
 }
 
 }  // namespace

@@ -13,7 +13,7 @@
 namespace aisec_fast {
 namespace {
 
-constexpr std::size_t block = 8 * noise_group;  // samples whose words stay in the first-level cache
+constexpr std::size_t block = 4 * noise_group;  // samples whose words stay in the first-level cache
 constexpr std::size_t least_blocks = 4;         // smallest work that is worth a thread
 
 // A sample that its words leave open.

@@ -12,7 +12,7 @@ namespace {
 
 // Values that noise and step pass over while they are in the second-level cache: 64 KiB of each array.
 constexpr std::size_t span_bytes = 1 << 16;
-constexpr std::size_t least_groups = 32;  // smallest work that is worth a thread
+constexpr std::size_t least_groups = 16;  // smallest work that is worth a thread
 
 class UpdateCall {
  public:

@@ -99,9 +99,9 @@ void conv_rows(const ConvShape& shape, std::size_t batch, const float* activatio
               [&](std::size_t sample, float* memory) {
                 const SampleNorm norm =
                     kernels.conv_rows(shape, activation + sample * sizes.activation, gradient + sample * sizes.gradient,
-                                      memory, rows + sample * sizes.rows);
+                                      bounds != nullptr, memory, rows + sample * sizes.rows);
                 squares[sample] = norm.square;
-                bounds[sample] = norm.bound;
+                if (bounds != nullptr) bounds[sample] = norm.bound;
               });
 }
 

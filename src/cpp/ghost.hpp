@@ -12,7 +12,7 @@ void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs
 // activation [batch, channels, rows, columns], gradient [batch, out_channels, out_rows, out_columns].
 void conv_gram_squares(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient,
                        double* squares, double* bounds);
-// rows [batch, out_channels, channels / groups, kernel...].
+// rows [batch, out_channels, channels / groups, kernel...]; bounds may be null.
 void conv_rows(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient, float* rows,
                double* squares, double* bounds);
 

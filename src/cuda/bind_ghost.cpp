@@ -35,12 +35,12 @@ void conv_rows(const py::object& activation, const py::object& gradient, const P
                const py::object& squares, const py::object& bounds) {
   const Arrays arrays(
       {{activation, "activation"}, {gradient, "gradient"}, {rows, "rows"}, {squares, "squares"}, {bounds, "bounds"}});
-  const ConvShape shape =
-      conv_shape(arrays[0], arrays[1], kernel, stride, before, dilation, groups, arrays[3], arrays[4]);
+  const ConvShape shape = conv_shape(arrays[0], arrays[1], kernel, stride, before, dilation, groups, arrays[3],
+                                     arrays[4].size() == 0 ? arrays[3] : arrays[4]);
   arrays[2].of_type(DType::float32).contiguous().of_size(arrays[0].size(0) * row_size(shape)).writable();
   arrays.run([&](cudaStream_t stream) {
     return cuda::conv_rows(shape, arrays[0].size(0), arrays[0].data<float>(), arrays[1].data<float>(),
-                           arrays[2].data<float>(), arrays[3].data<double>(), arrays[4].data<double>(), stream);
+                           arrays[2].data<float>(), arrays[3].data<double>(), wanted(arrays[4]), stream);
   });
 }
 

@@ -52,7 +52,7 @@ __device__ inline void finish(double square, double bound, std::uint64_t terms, 
   if (threadIdx.x != 0) return;
   const SampleNorm norm = finished(square, bound * exact_margin(terms));
   squares[sample] = norm.square;
-  bounds[sample] = norm.bound;
+  if (bounds != nullptr) bounds[sample] = norm.bound;
 }
 
 __device__ inline void gram_squares(const GramShape& shape, std::uint64_t batch, const float* inputs,

@@ -80,5 +80,6 @@ def conv_rows(
     arguments = _conv(activation, gradient, kernel, stride, before, dilation, groups)
     batch, channels = activation.shape[:2]
     assert rows.size == batch * gradient.shape[1] * (channels // groups) * math.prod(kernel)
-    arrays = (output(rows, np.float32), *_norms(batch, squares, bounds))
+    norms = _norms(batch, squares, bounds if bounds.size else squares)
+    arrays = (output(rows, np.float32), norms[0], norms[1] if bounds.size else ctypes.c_void_p())
     call(library(), "conv_rows", *arguments, *arrays, order=order)

@@ -228,7 +228,11 @@ def conv_rows(
     squares: Floats,
     bounds: Floats,
 ) -> None:
-    """rows, float32 [B, P, C / groups, kernel...], the weight gradients; squares, bounds as in conv_gram_squares."""
+    """rows, float32 [B, P, C / groups, kernel...], the weight gradients; squares, bounds as in conv_gram_squares.
+
+    Empty bounds are not wanted.
+    """
+    bounds = bounds if bounds.size else np.empty_like(squares)
     geometry = _geometry(kernel, stride, before, dilation)
     flat: NDArray[Any] = rows.reshape(rows.shape[0], rows.shape[1], math.prod(rows.shape[2:]))
 

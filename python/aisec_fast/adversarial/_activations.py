@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ._program import Program
 from ._working_copy import same_logits
 
 _PROBED_ROWS = 2
@@ -22,19 +23,23 @@ _FEWEST_ROWS = 16  # smaller batches are computed as they are
 _BYTES_A_THREAD = 4 << 20  # of the largest activation; measured: 8 to 16 MiB are best for two threads, 32 MiB are not
 
 
-def rows_at_once(module: nn.Module, x: Tensor) -> int | None:
+def rows_at_once(module: nn.Module | Program, x: Tensor) -> int | None:
     """The rows of ``x`` whose largest activation in ``module`` is of a moderate size; None where all may go at once."""
     if x.device.type != "cpu" or len(x) < _FEWEST_ROWS:
         return None
-    with _Largest() as seen:
-        mixed = mixes(module, x)
-    if mixed:
-        return None
-    rows = max(1, _BYTES_A_THREAD * torch.get_num_threads() * _PROBED_ROWS // max(1, seen.nbytes))
+    if isinstance(module, Program):
+        nbytes = _PROBED_ROWS * module.row_bytes
+    else:
+        with _Largest() as seen:
+            mixed = mixes(module, x)
+        if mixed:
+            return None
+        nbytes = seen.nbytes
+    rows = max(1, _BYTES_A_THREAD * torch.get_num_threads() * _PROBED_ROWS // max(1, nbytes))
     return rows if rows < len(x) else None
 
 
-def mixes(module: nn.Module, x: Tensor) -> bool:
+def mixes(module: nn.Module | Program, x: Tensor) -> bool:
     """Whether a sample's logits depend on the other samples in its batch, or on random numbers, as far as two rows show."""
     if len(x) < _PROBED_ROWS:
         return True

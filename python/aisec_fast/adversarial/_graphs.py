@@ -264,6 +264,10 @@ _MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)
 class _Running(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Looks at operations as they reach the device."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes seconds
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

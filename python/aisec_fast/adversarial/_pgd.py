@@ -78,9 +78,10 @@ def pgd(
             multi-targeted attack of Gowal et al. 2019): each restart then is one run for each. Default: no class of its
             own for "ce" and "dlr"; for "margin" 9, AutoAttack's number, or all others where there are fewer.
         early_stop: a sample that fools the model stops there and leaves the batch.
-        working_copy: take gradients from a copy of the module whose batch norms are folded into its convolutions, if it
-            has such, and compute batches with large activations in parts; every success is judged by the module itself.
-            Default: where all runs together have 10 steps or more, on CUDA 40.
+        working_copy: take gradients from a faster form of the module, if it has one: on the CPU in float32 a list of its
+            operations, else the module with its batch norms folded into its convolutions; and compute batches with large
+            activations in parts. Every success is judged by the module itself. Default: where all runs together have 10
+            steps or more, on CUDA 40.
         cuda_graph: on CUDA, record a gradient's forward and backward pass once as a CUDA graph and replay it: launching
             kernels is what most passes of small models take their time for. Replays are tried against the module on the
             way, and every success is judged by the module itself, called as always. Default: where enough steps are left
@@ -163,6 +164,7 @@ def pgd(
             steps=count,
             early_stop=early_stop,
             report=report,
+            counted=progress is not None,
         ).best()
     return _returned(result, x, len(balls) if several else None)
 

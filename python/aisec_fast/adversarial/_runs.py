@@ -55,6 +55,7 @@ class Runs:
     steps: int
     early_stop: bool
     report: Progress
+    counted: bool = False  # whether somebody is told how many are fooled in the end
 
     def __post_init__(self) -> None:
         batch = self.samples.shape[0]
@@ -145,7 +146,7 @@ class Runs:
             self._steps_done += runs
             self._tell()
         watch.look()
-        if self._needs_verdict:
+        if self._runs > 1 or (self.early_stop and self.counted):
             logits = self.model.predict(batch.adv)
             losses = self.model.losses(logits, batch.y)
             watch.note(self.steps, losses, None)

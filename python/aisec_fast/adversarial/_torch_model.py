@@ -16,6 +16,7 @@ from ._activations import evenly, mixes, rows_at_once
 from ._graphs import GraphError, Graphs
 from ._losses import LOSSES, likeliest_others
 from ._models import Flags, Slope, fools
+from ._program import Program
 from ._randomness import Averaged, StraightThrough
 from ._working_copy import for_copy, is_plain, same_logits, working_copy
 
@@ -37,7 +38,7 @@ class TorchModel:
     ) -> None:
         self._module, self._device, self._largest_label = module, device, largest_label
         self._least_classes, self._needs = least_classes, needs
-        self._copy: nn.Module | None = None
+        self._copy: nn.Module | Program | None = None
         self._passes = 0
         self._graphs: Graphs | None = None
         self.without_graph = "not asked for"  # why passes are not replayed
@@ -105,7 +106,7 @@ class TorchModel:
                     module.training = False
                 if x is not None and x.numel():
                     if copied:
-                        self._copy = working_copy(self._module, x)
+                        self._copy = working_copy(self._module, x, steps=self._lower is None)
                         self._rows_at_once = rows_at_once(self._copy or self._module, x)
                     if cuda_graph is not False:
                         self._graphs = self._recorded_graphs(must=cuda_graph is True)
@@ -213,7 +214,8 @@ class TorchModel:
         copy = self._copy
         with torch.no_grad():
             parts = evenly(adv, self._rows_at_once)
-            logits = _joined([self._checked(_called(copy, for_copy(part)), part) for part in parts])
+            made = (lambda part: part) if isinstance(copy, Program) else for_copy
+            logits = _joined([self._checked(_called(copy, made(part)), part) for part in parts])
         return self.own_logits(adv) if self._misleads(adv, logits) else logits
 
     def _misleads(self, adv: Tensor, logits: Tensor, *, lower: bool = False) -> bool:
@@ -278,7 +280,9 @@ class TorchModel:
 
     def _called_with_leaf(self, leaf: Tensor) -> object:
         """A module may work in place: it is given a copy, unless the first call has shown that it does not."""
-        if self._copy is not None:
+        if isinstance(self._copy, Program):  # which writes to nothing but its own
+            logits = _called(self._copy, leaf)
+        elif self._copy is not None:
             logits = _called(self._copy, for_copy(leaf))
         elif self._writes_to_input is False:
             version = leaf._version
@@ -381,7 +385,7 @@ class TorchLoss:
             return self._loss.values(logits, _label(y))
 
 
-def _called(module: nn.Module, batch: Tensor) -> object:
+def _called(module: nn.Module | Program, batch: Tensor) -> object:
     _rows_seen.note(len(batch), gradient=torch.is_grad_enabled())
     return module(batch)
 

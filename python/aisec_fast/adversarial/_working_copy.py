@@ -1,5 +1,5 @@
-"""A second form of a module that computes the same logits faster: batch norms folded into their convolutions, and weights
-laid out channels-last.
+"""A second form of a module that computes the same logits faster: a list of steps (_program), or where the module does more
+than that knows, the module again with batch norms folded into their convolutions, and weights laid out channels-last.
 
 The copy shares every tensor that is not changed, and is made for one attack: nothing of the module is written. Whether it
 computes what the module computes is not deduced but tried, at the samples and now and then on the way: logits of both are
@@ -17,10 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ._program import Program, program
+
 PROBED_ROWS = 8  # of the batch, on which the copy is tried
+_DIFFERENTIATED_ROWS = 3  # more than a list of steps is recorded with
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}  # times the largest logit, or 1
 _COARSE = 0.05  # of half precision: bfloat16 keeps 8 bits, and each layer rounds anew
 _TF32 = 0.01  # of float32 on CUDA, where cuDNN rounds factors to 11 bits (TF32) unless it is told not to
+_SLOPE_TOLERANCE = 0.01  # of the norm; a ReLU that rounding turns over changes less
+_PAYS_FROM = 1 << 25  # multiplications in a pass; smaller ones are over before a list of steps has been made and tried
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _OPAQUE = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
@@ -39,15 +44,19 @@ _FOLDED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def working_copy(module: nn.Module, x: Tensor) -> nn.Module | None:
-    """A faster module with the logits of ``module``, or None where there is nothing to gain or it cannot be had.
+def working_copy(module: nn.Module, x: Tensor, *, steps: bool = True) -> nn.Module | Program | None:
+    """Something faster that gives the logits of ``module``, or None where there is nothing to gain or it cannot be had.
 
     Args:
         module: in eval mode; it is called on a few rows of ``x``.
         x: the batch of the attack ``[B, ...]``.
+        steps: it may be a list of steps, which compute in float32 whatever autocast says.
     """
-    if not _may_pay(module) or not is_plain(module):
+    if not is_plain(module):
         return None
+    listed = _program(module, x) if steps else None
+    if listed is not None or not _may_pay(module):
+        return listed
     probe = x[:PROBED_ROWS]
     with torch.no_grad():
         expected = module(probe.clone())
@@ -62,6 +71,43 @@ def working_copy(module: nn.Module, x: Tensor) -> nn.Module | None:
         if channels_last_pays(x):
             _lay_out(copy)
         return copy if same_logits(copy(for_copy(probe)), expected) else None
+
+
+def _program(module: nn.Module, x: Tensor) -> Program | None:
+    """The module as a list of steps, if that is tried and pays."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) < 2 or any(map(_is_watched, module.modules())):
+        return None
+    weights = sum(tensor.numel() for tensor in module.parameters())
+    if weights * x[0].numel() * len(x) < _PAYS_FROM:  # each weight is used once a pixel at most
+        return None
+    steps = program(module, x, -(-_PAYS_FROM // len(x)))
+    return steps if steps is not None and _does_the_same(steps, module, x[:_DIFFERENTIATED_ROWS]) else None
+
+
+def _does_the_same(steps: Program, module: nn.Module, probe: Tensor) -> bool:
+    """Whether logits are the same, and what gradients lead to the batch: a module may have backward passes of its own.
+
+    Gradients are compared beside the samples, because flat parts of images lie exactly between two ways to differentiate.
+    """
+    generator = torch.Generator().manual_seed(0)
+    low, high = probe.aminmax()
+    beside = probe + 0.01 * (high - low) * torch.rand(probe.shape, generator=generator)
+    with torch.enable_grad():
+        leaf = beside.requires_grad_()
+        expected = module(leaf.clone())
+        if not isinstance(expected, Tensor) or expected.dtype != torch.float32 or not expected.requires_grad:
+            return False
+        try:
+            found = steps(leaf)
+        except RuntimeError:  # a constant has as many rows as the recorded batch had
+            return False
+        if not same_logits(found.detach(), expected.detach()):
+            return False
+        weights = torch.rand(expected.shape, generator=generator) - 0.5
+        slopes = [torch.autograd.grad(logits, leaf, weights, allow_unused=True)[0] for logits in (expected, found)]
+    if any(slope is None for slope in slopes):
+        return False
+    return bool((slopes[0] - slopes[1]).norm() <= _SLOPE_TOLERANCE * slopes[0].norm())
 
 
 def same_logits(found: Tensor, expected: Tensor, *, coarse: bool = False) -> bool:
@@ -192,12 +238,17 @@ def _pairs(copy: nn.Module, probe: Tensor) -> list[tuple[nn.Module, nn.Module]]:
 
 def _is_foldable(part: nn.Module) -> bool:
     """Whether nobody watches the part, and its arithmetic is what its type says."""
-    if any(value for name, value in part.__dict__.items() if "_hooks" in name and isinstance(value, dict)):
+    if _is_watched(part):
         return False
     tensors = [*_own(part._parameters), *_own(part._buffers)]
     if any(tensor.is_floating_point() and tensor.dtype not in _TOLERANCE for tensor in tensors):
         return False
     return type(part) in _CONVOLUTIONS or part._buffers.get("running_mean") is not None
+
+
+def _is_watched(part: nn.Module) -> bool:
+    """Whether it has hooks."""
+    return any(value for name, value in part.__dict__.items() if "_hooks" in name and isinstance(value, dict))
 
 
 def _fold(convolution: nn.Module, norm: nn.Module) -> None:

@@ -256,7 +256,7 @@ class ConvGradients(LayerGradients):
         if not self._native():
             return True
         layer, activation, gradient = self.layer, self.activation.shape[1:], self.gradient.shape[1:]
-        options = {"stride": layer.stride, "groups": layer.groups}
+        options = {"stride": layer.stride, "groups": layer.groups, "block": block_size(self._terms(), self.dtype)}
         return ghost.cheapest_conv((1, *activation), (1, *gradient), layer.kernel_size, **options) == "rows"
 
     def _norms(self, name: str) -> Norms:
@@ -306,7 +306,7 @@ class ConvGradients(LayerGradients):
 
     def _native_rows(self, start: int, stop: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The gradients of some samples, and their squared norms: a sample's bits do not depend on the others."""
-        rows, squares, _ = ghost.conv_rows(*self._arguments(start, stop), **self._geometry(), out=out)
+        rows, squares, _ = ghost.conv_rows(*self._arguments(start, stop), **self._geometry(), out=out, bounded=False)
         return rows, squares
 
     def _small_parts(self) -> Iterator[tuple[int, int]]:
@@ -451,8 +451,8 @@ class LayerNormGradients(LayerGradients):
             if self.statistics is None:
                 normalised = functional.layer_norm(self.activation, shape, None, None, self.layer.eps)
             else:
-                normalised = (self.activation - self.statistics[0]) * self.statistics[1]
-            values = values * normalised
+                normalised = (self.activation - self.statistics[0]).mul_(self.statistics[1])
+            values = normalised.mul_(values)
         return values.reshape(self.batch, values.shape[1:].numel() // math.prod(shape), *shape).sum(1)
 
 
@@ -462,9 +462,20 @@ class GroupNormGradients(LayerGradients):
     layer_type = nn.GroupNorm
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
-        sums = _over_space(self.gradient)
-        if name == "bias":
-            return sums
+        if self.statistics is None or not self.batch or _on_gpu(self.gradient):
+            return _over_space(self.gradient) if name == "bias" else self._weight_rows()
+        # torch's own backward of one sample whose channels are those of all samples: it adds up over samples, here one.
+        groups, channels = (self.batch * count for count in (self.layer.num_groups, self.layer.num_channels))
+        gradient, activation = (values.reshape(1, channels, -1) for values in (self.gradient, self.activation))
+        mean, scale = (one.reshape(1, groups) for one in self.statistics)
+        weight = gradient.new_empty(channels)  # only its shape matters
+        found = torch.ops.aten.native_group_norm_backward(
+            gradient, activation, mean, scale, weight, 1, channels, gradient.shape[2], groups, [False, True, True]
+        )
+        self._kept |= {"weight": found[1].view(self.batch, -1), "bias": found[2].view(self.batch, -1)}
+        return self._kept[name]
+
+    def _weight_rows(self) -> Tensor:
         if self.statistics is None:
             normalised = functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
             return _over_space(self.gradient * normalised)
@@ -472,7 +483,8 @@ class GroupNormGradients(LayerGradients):
         groups, each = self.layer.num_groups, self.layer.num_channels // self.layer.num_groups
         mean, scale = (one.reshape(self.batch, groups, 1) for one in self.statistics)
         products, sums = (
-            values.reshape(self.batch, groups, each) for values in (_over_space(self.gradient * self.activation), sums)
+            _over_space(values).reshape(self.batch, groups, each)
+            for values in (self.gradient * self.activation, self.gradient)
         )
         return ((products - mean * sums) * scale).flatten(1)
 

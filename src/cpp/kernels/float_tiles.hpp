@@ -81,6 +81,11 @@ AISEC_HD void add_dots(const float* rows, const float* columns, std::size_t pitc
 
 typedef double Doubles __attribute__((vector_size(tile_bytes)));
 
+// Halves of a vector in float64. __builtin_convertvector would widen each half of a half on its own.
+#if defined(__AVX2__)
+AISEC_HD Doubles lower(Floats values) { return _mm256_cvtps_pd(_mm256_castps256_ps128(values)); }
+AISEC_HD Doubles upper(Floats values) { return _mm256_cvtps_pd(_mm256_extractf128_ps(values, 1)); }
+#else
 template <int begin, int... lane>
 AISEC_HD Doubles widened(Floats values, std::integer_sequence<int, lane...>) {
   return __builtin_convertvector(__builtin_shufflevector(values, values, (begin + lane)...), Doubles);
@@ -90,6 +95,7 @@ AISEC_HD Doubles lower(Floats values) { return widened<0>(values, std::make_inte
 AISEC_HD Doubles upper(Floats values) {
   return widened<half_lanes>(values, std::make_integer_sequence<int, half_lanes>{});
 }
+#endif
 AISEC_HD double add_lanes(Doubles values) {
   double sum = 0.0;
   for (std::size_t i = 0; i < float_lanes / 2; ++i) sum += values[i];
@@ -180,11 +186,15 @@ AISEC_HD void store_transposed(const float* from, std::size_t from_pitch, std::s
       Floats square[float_lanes];
       for (std::size_t i = 0; i < float_lanes; ++i) square[i] = load(from + (r + i) * from_pitch + c);
       transpose(square);
-      if (r + float_lanes <= rows && c + float_lanes <= columns)
+      if (r + float_lanes <= rows && c + float_lanes <= columns) {
         for (std::size_t i = 0; i < float_lanes; ++i) store(to + (c + i) * to_pitch + r, square[i]);
-      else
-        for (std::size_t i = 0; i < least(float_lanes, columns - c); ++i)
-          for (std::size_t j = 0; j < least(float_lanes, rows - r); ++j) to[(c + i) * to_pitch + r + j] = square[i][j];
+        continue;
+      }
+      alignas(64) float edge[float_lanes * float_lanes];  // vectors whose lanes are indexed would live in memory
+      for (std::size_t i = 0; i < float_lanes; ++i) store(edge + i * float_lanes, square[i]);
+      for (std::size_t i = 0; i < least(float_lanes, columns - c); ++i)
+        for (std::size_t j = 0; j < least(float_lanes, rows - r); ++j)
+          to[(c + i) * to_pitch + r + j] = edge[i * float_lanes + j];
     }
 }
 

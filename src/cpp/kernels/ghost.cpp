@@ -11,7 +11,8 @@ namespace {
 // ---------------------------------------------------------------------------------------------------- gram_squares
 
 constexpr std::size_t tile_rows = 4, tile_columns = 3;
-constexpr std::size_t strip = 8;  // rows whose chunk stays in the first-level cache
+constexpr std::size_t gram_chunk = lane_roundings * float_lanes;  // values of a dot product that are added in float32
+constexpr std::size_t strip = 8;                                  // rows whose chunk stays in the first-level cache
 constexpr std::size_t packed_width =
     gram_chunk + 16;                                 // a pitch that is no power of two: neighbours in other cache sets
 constexpr std::size_t packed_rows = gram_block + 2;  // what the last tile of three columns reads beyond the block
@@ -34,9 +35,16 @@ void pack(const float* tokens, std::size_t length, std::size_t width, std::size_
     for (std::size_t i = 0; i < whole; ++i) to[r][i] = 0.0f;
 }
 
+// Fetches what pack() copies for one token into the second-level cache: memory delivers while the caller computes.
+void fetch(const float* tokens, std::size_t width, std::size_t token, std::size_t begin, std::size_t count) {
+  const float* from = tokens + token * width + begin;
+  for (std::size_t i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
+}
+
 // gram[t][s] = a_s . a_t for the tokens s of one block and t of another, or the same: then where s <= t alone.
+// `then`, of `then_width` values a token, is what will be worked on after that.
 void gram_of(const float* tokens, std::size_t length, std::size_t width, std::size_t first, std::size_t second,
-             GramScratch& scratch, double (&gram)[packed_rows][gram_block]) {
+             const float* then, std::size_t then_width, GramScratch& scratch, double (&gram)[packed_rows][gram_block]) {
   const bool same = first == second;
   const std::size_t rows = least(gram_block, length - first), columns = least(gram_block, length - second);
   for (std::size_t t = 0; t < packed_rows; ++t)
@@ -46,8 +54,16 @@ void gram_of(const float* tokens, std::size_t length, std::size_t width, std::si
     pack(tokens, length, width, first, begin, count, scratch.first);
     if (!same) pack(tokens, length, width, second, begin, count, scratch.second);
     const auto& other = same ? scratch.first : scratch.second;
+    const bool more = begin + gram_chunk < width;
+    const float* const soon = more ? tokens : then;
+    const std::size_t soon_width = more ? width : then_width, next = more ? begin + gram_chunk : 0;
+    const std::size_t next_count = least(gram_chunk, soon_width - next);
+    std::size_t fetched = 0;
     for (std::size_t top = 0; top < rows; top += strip)
       for (std::size_t t = same ? top / tile_columns * tile_columns : 0; t < columns; t += tile_columns) {
+        if (fetched < rows) fetch(soon, soon_width, first + fetched, next, next_count);
+        if (!same && fetched < columns) fetch(soon, soon_width, second + fetched, next, next_count);
+        ++fetched;
         const std::size_t end = least(top + strip, same ? least(rows, t + tile_columns) : rows);
         for (std::size_t s = top; s < end; s += tile_rows)
           add_dots<tile_columns>(scratch.first[s], other[t], packed_width, round_up(count), &gram[t][s], gram_block);
@@ -64,8 +80,8 @@ double gram_row(const GramShape& shape, const float* inputs, const float* output
   const std::size_t first = row * gram_block;
   double total = 0.0;
   for (std::size_t second = first; second < shape.length; second += gram_block) {
-    gram_of(inputs, shape.length, shape.inputs, first, second, scratch, scratch.inputs);
-    gram_of(outputs, shape.length, shape.outputs, first, second, scratch, scratch.outputs);
+    gram_of(inputs, shape.length, shape.inputs, first, second, outputs, shape.outputs, scratch, scratch.inputs);
+    gram_of(outputs, shape.length, shape.outputs, first, second, nullptr, 0, scratch, scratch.outputs);
     const std::size_t columns = least(gram_block, shape.length - second);
     for (std::size_t t = 0; t < columns; ++t) {
       const double *a = scratch.inputs[t], *g = scratch.outputs[t];
@@ -154,26 +170,52 @@ void pad_planes(const ConvShape& c, const float* x, std::size_t planes, float* t
     }
 }
 
+// Values of whole cache lines, so that no vector of what comes after them lies across two.
+AISEC_HD std::size_t whole_lines(std::size_t values) { return (values + 15) / 16 * 16; }
+
 std::size_t rows_scratch(const ConvShape& c) {
   const Padded size = padded(c);
   const std::size_t positions = c.out_rows * c.out_columns, outputs = c.out_channels / c.groups;
   const std::size_t blocks = (outputs + tile_outputs - 1) / tile_outputs;
   const std::size_t taps = c.channels / c.groups * c.kernel[0] * c.kernel[1];
-  const std::size_t product =
-      c.channels / c.groups * size.rows * size.columns + blocks * positions * tile_outputs + 2 * (taps + tile_taps);
+  const std::size_t product = whole_lines(2 * (taps + tile_taps)) +
+                              whole_lines(c.channels / c.groups * size.rows * size.columns) +
+                              blocks * positions * tile_outputs;
   return product > bound_scratch(c) ? product : bound_scratch(c);
 }
 
+// done[tap][output]: the gradients of tile_taps taps, at these offsets of the pixels, for `vectors` vectors of outputs.
+// Only the first `count` taps are real, and squared.
+template <std::size_t vectors>
+AISEC_HD void row_tile(const float* planes, const std::size_t* offsets, const float* panel, const Walk& walk,
+                       std::size_t count, float* done, Squares& squares) {
+  const float* pixels[tile_taps];
+  for (std::size_t r = 0; r < tile_taps; ++r) pixels[r] = planes + offsets[r];
+  Floats sums[tile_taps][vectors];
+#pragma GCC unroll 16
+  for (std::size_t r = 0; r < tile_taps; ++r)
+    for (std::size_t v = 0; v < vectors; ++v) sums[r][v] = Floats{};
+  add_products(pixels, panel, float_lanes, walk, sums);
+  for (std::size_t r = 0; r < tile_taps; ++r)
+    for (std::size_t v = 0; v < vectors; ++v) {
+      store(done + r * tile_outputs + v * float_lanes, sums[r][v]);
+      if (r < count) squares.add(sums[r][v], 2 * v);
+    }
+}
+
 // rows [out_channels, channels / groups, kernel...]: one sample's gradient; its squared norm, and its bound.
-SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, float* memory, float* rows) {
+SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bounded, float* memory, float* rows) {
   const StandardArithmetic standard;
-  const Padded size = padded(c);
+  // Where all that is read are pixels they are read in their place.
+  const Padded needed = padded(c);
+  const bool real = c.before[0] == 0 && c.before[1] == 0 && needed.rows <= c.rows && needed.columns <= c.columns;
+  const Padded size = real ? Padded{c.rows, c.columns} : needed;
   const std::size_t positions = c.out_rows * c.out_columns, outputs = c.out_channels / c.groups;
   const std::size_t channels = c.channels / c.groups, taps = channels * c.kernel[0] * c.kernel[1];
   const std::size_t blocks = (outputs + tile_outputs - 1) / tile_outputs;
   std::size_t* offsets = reinterpret_cast<std::size_t*>(memory);
-  float* planes = memory + 2 * (taps + tile_taps);
-  float* panels = planes + channels * size.rows * size.columns;
+  float* planes = memory + whole_lines(2 * (taps + tile_taps));
+  float* panels = planes + whole_lines(channels * needed.rows * needed.columns);
   std::size_t tap = 0;
   for (std::size_t channel = 0; channel < channels; ++channel)
     for (std::size_t kr = 0; kr < c.kernel[0]; ++kr)
@@ -184,7 +226,11 @@ SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, float* 
                   tile_outputs};
   Squares squares;
   for (std::size_t group = 0; group < c.groups; ++group) {
-    pad_planes(c, x + group * channels * c.rows * c.columns, channels, planes);
+    const float* pixels = x + group * channels * c.rows * c.columns;
+    if (!real) {
+      pad_planes(c, pixels, channels, planes);
+      pixels = planes;
+    }
     for (std::size_t block = 0; block < blocks; ++block) {
       const std::size_t first = block * tile_outputs, here = least(tile_outputs, outputs - first);
       float* panel = panels + block * positions * tile_outputs;
@@ -195,22 +241,18 @@ SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, float* 
         alignas(64) float done[flushed_taps * tile_outputs];
         const std::size_t count = least(flushed_taps, taps - begin);
         for (std::size_t t = 0; t < count; t += tile_taps) {
-          const float* pixels[tile_taps];
-          for (std::size_t r = 0; r < tile_taps; ++r) pixels[r] = planes + offsets[begin + t + r];
-          Floats sums[tile_taps][tile_vectors] = {};
-          add_products(pixels, panel, float_lanes, walk, sums);
-          for (std::size_t r = 0; r < tile_taps; ++r)
-            for (std::size_t v = 0; v < tile_vectors; ++v) {
-              store(done + (t + r) * tile_outputs + v * float_lanes, sums[r][v]);
-              if (t + r < count) squares.add(sums[r][v], 2 * v);
-            }
+          if (here > float_lanes)
+            row_tile<tile_vectors>(pixels, offsets + begin + t, panel, walk, count - t, done + t * tile_outputs,
+                                   squares);
+          else
+            row_tile<1>(pixels, offsets + begin + t, panel, walk, count - t, done + t * tile_outputs, squares);
         }
         // To [outputs][taps]: columns of `done` that stand for no output are not stored.
         store_transposed(done, tile_outputs, count, here, to + begin, taps);
       }
     }
   }
-  return finished(squares.total(), conv_bound(c, x, g, memory));
+  return finished(squares.total(), bounded ? conv_bound(c, x, g, memory) : 0.0);
 }
 
 // ----------------------------------------------------------------------------------------------- conv_gram_squares

@@ -219,6 +219,8 @@ void add_float(const float* x, float* out, std::size_t count, const std::uint64_
 }
 
 #if defined(__AVX2__)
+static_assert(noise_group % two_float_groups == 0);  // where its pipeline starts
+
 template <Law law>
 void add_float32_noise(const float* x, float* out, std::size_t first, std::size_t last, const NoiseCall& call) {
   const std::uintptr_t rows =

@@ -7,28 +7,47 @@
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
+// The reciprocal of a power of two, else 0: multiplying by it rounds the same number as the division, which takes
+// longer than all the rest of a step.
+template <class T>
+T exact_reciprocal(T divisor) {
+  int exponent = 0;
+  const bool power = __builtin_frexp(static_cast<double>(divisor), &exponent) == 0.5;
+  return power && exponent > -100 && exponent < 100 ? T{1} / divisor : T{0};
+}
+
 template <class T>
 void mean(const UpdateArrays& arrays, double divisor, std::size_t first, std::size_t last) {
   const StandardArithmetic arithmetic;
   T* const sums = static_cast<T*>(arrays.sums);
-  const T by = static_cast<T>(divisor);
-  for (std::size_t i = first; i < last; ++i) sums[i] = sums[i] / by;
+  const T by = static_cast<T>(divisor), reciprocal = exact_reciprocal(by);
+  if (reciprocal != T{0})
+    for (std::size_t i = first; i < last; ++i) sums[i] = sums[i] * reciprocal;
+  else
+    for (std::size_t i = first; i < last; ++i) sums[i] = sums[i] / by;
 }
 
-template <Momentum kind, class T>
+template <Momentum kind, bool divides, class T>
 void sgd_values(const UpdateArrays& arrays, const SgdNumbers<T>& numbers_, std::size_t first, std::size_t last) {
   T* __restrict const sums = static_cast<T*>(arrays.sums);
   T* __restrict const params = static_cast<T*>(arrays.params);
   T* __restrict const buffers = static_cast<T*>(arrays.state[0]);
   const SgdNumbers<T> numbers = numbers_;
+  const T reciprocal = divides ? T{0} : exact_reciprocal(numbers.divisor);
   for (std::size_t i = first; i < last; ++i) {
-    const T gradient = sums[i] / numbers.divisor;
+    const T gradient = divides ? sums[i] / numbers.divisor : sums[i] * reciprocal;
     T param = params[i], buffer = kind == Momentum::later ? buffers[i] : T{};
     sgd_value<kind>(gradient, param, buffer, numbers);
     sums[i] = gradient;
     params[i] = param;
     if constexpr (kind != Momentum::none) buffers[i] = buffer;
   }
+}
+
+template <Momentum kind, class T>
+void sgd_values(const UpdateArrays& arrays, const SgdNumbers<T>& numbers, std::size_t first, std::size_t last) {
+  if (exact_reciprocal(numbers.divisor) == T{0}) return sgd_values<kind, true>(arrays, numbers, first, last);
+  sgd_values<kind, false>(arrays, numbers, first, last);
 }
 
 template <class T>

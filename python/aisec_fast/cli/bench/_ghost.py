@@ -38,7 +38,7 @@ class _Layer(NamedTuple):
         return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
 
     @property
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, Any]:
         return {"stride": self.stride, "padding": self.padding}
 
 

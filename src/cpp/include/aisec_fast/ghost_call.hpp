@@ -13,6 +13,9 @@ inline void check_norms(const ArrayView& squares, const ArrayView& bounds, std::
     view->of_type(DType::float64).contiguous().of_size(batch).writable();
 }
 
+// For conv_rows: null for an empty array, which says that no bounds are wanted.
+inline double* wanted(const ArrayView& bounds) { return bounds.size() == 0 ? nullptr : bounds.data<double>(); }
+
 // Contiguous float32 with so many dimensions.
 inline void check_input(const ArrayView& view, std::size_t dimensions) {
   view.of_type(DType::float32).contiguous();

@@ -9,8 +9,8 @@
 namespace aisec_fast {
 namespace {
 
-constexpr std::size_t gram_chunk = 256;    // values of a dot product that are added in float32
-constexpr std::size_t channel_chunk = 64;  // the same for channels, whose sums are then added in float32, too
+constexpr std::size_t lane_roundings = 64;  // products that a lane of a dot product adds in float32
+constexpr std::size_t channel_chunk = 64;   // the same for channels, whose sums are then added in float32, too
 
 // gamma_n of n roundings to float32, rounded up.
 AISEC_HD double roundoff(double roundings) {

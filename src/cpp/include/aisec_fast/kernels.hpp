@@ -216,8 +216,9 @@ struct GhostKernels {
   double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
                      double* lengths);
   std::size_t (*conv_rows_scratch)(const ConvShape& shape);
-  SampleNorm (*conv_rows)(const ConvShape& shape, const float* activation, const float* gradient, float* memory,
-                          float* rows);
+  // Without a bound, which takes time of its own, if it is not `bounded`.
+  SampleNorm (*conv_rows)(const ConvShape& shape, const float* activation, const float* gradient, bool bounded,
+                          float* memory, float* rows);
   std::size_t (*conv_gram_scratch)(const ConvShape& shape);
   SampleNorm (*conv_gram)(const ConvShape& shape, const float* activation, const float* gradient, float* memory);
 };
@@ -234,7 +235,7 @@ struct Kernels {
   GhostKernels ghost;
 };
 
-constexpr std::size_t noise_group = 256;  // samples that no two threads share
+constexpr std::size_t noise_group = 512;  // samples that no two threads share: kernels start at multiples of it
 constexpr std::size_t norm_block = 1024;  // values in one block sum
 constexpr std::size_t gram_block = 64;    // tokens whose Gram matrix is formed at a time
 
