@@ -10,6 +10,7 @@ import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mpmath import mp, mpf
@@ -175,22 +176,24 @@ def test_ties_that_need_all_the_bits(math: ctypes.CDLL, law: str, side: int) -> 
             assert fast(math, law, w, s)[2]
 
 
+def tail_error(function: Any, law: str, y: Any, limbs: int) -> mpf:
+    """How far a fixed-point tail with so many fractional limbs is off at y, cut to 2^-48."""
+    numerator, divisor = int(y * 2**48), 2**48
+    exact = tail(law, mpf(numerator) / divisor)
+    found = (ctypes.c_uint64 * (limbs + 1))()
+    function(LAWS[law], ctypes.c_uint64(numerator), ctypes.c_uint64(divisor), found)
+    value = sum(mpf(limb) * mpf(2) ** (64 * (i - limbs)) for i, limb in enumerate(found))
+    return abs(value - (1 - exact if law == "gaussian" else exact))
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_the_tail_of_the_resolver(math: ctypes.CDLL, law: str) -> None:
     """Fixed point against mpmath: within 2^-347 (docs), and 2^-192 for the short arithmetic up to y = 8."""
     farthest = 21.2 if law == "gaussian" else 222.0
     for y in [0.0, 2.0**-40, 0.5, 1.0, 7.99, farthest / 2, farthest] + [DRAW.uniform(0, farthest) for _ in range(12)]:
-        numerator, divisor = int(y * 2**48), 2**48
-        exact = tail(law, mpf(numerator) / divisor)
-        exact = 1 - exact if law == "gaussian" else exact
-        limbs = (ctypes.c_uint64 * 12)()
-        math.long_tail(LAWS[law], ctypes.c_uint64(numerator), ctypes.c_uint64(divisor), limbs)
-        value = sum(mpf(limb) * mpf(2) ** (64 * (i - 11)) for i, limb in enumerate(limbs))
-        assert abs(value - exact) < mpf(2) ** -347
+        assert tail_error(math.long_tail, law, y, 11) < mpf(2) ** -347
         if y < 8:
-            math.short_tail(LAWS[law], ctypes.c_uint64(numerator), ctypes.c_uint64(divisor), limbs)
-            value = sum(mpf(limb) * mpf(2) ** (64 * (i - 4)) for i, limb in enumerate(list(limbs)[:5]))
-            assert abs(value - exact) < mpf(2) ** -194
+            assert tail_error(math.short_tail, law, y, 4) < mpf(2) ** -194
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -198,13 +201,7 @@ def test_the_tail_in_128_bits(math: ctypes.CDLL, law: str) -> None:
     """Within 2^-95 (docs) up to y = 4: beside every square root of an integer too, where the number of terms changes."""
     steps = [mp.sqrt(square) + side * mpf(2) ** -48 for square in range(1, 16) for side in (-1, 0, 1)]
     for y in [0.0, 2.0**-40, 0.5, 4 - 2.0**-48, *steps, *(DRAW.uniform(0, 4) for _ in range(100))]:
-        numerator, divisor = int(y * 2**48), 2**48
-        exact = tail(law, mpf(numerator) / divisor)
-        exact = 1 - exact if law == "gaussian" else exact
-        limbs = (ctypes.c_uint64 * 3)()
-        math.shortest_tail(LAWS[law], ctypes.c_uint64(numerator), ctypes.c_uint64(divisor), limbs)
-        value = sum(mpf(limb) * mpf(2) ** (64 * (i - 2)) for i, limb in enumerate(limbs))
-        assert abs(value - exact) < mpf(2) ** -95
+        assert tail_error(math.shortest_tail, law, y, 2) < mpf(2) ** -95
 
 
 def test_the_terms_left_out_of_128_bits(math: ctypes.CDLL) -> None:
