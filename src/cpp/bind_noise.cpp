@@ -10,8 +10,8 @@
 namespace aisec_fast {
 namespace {
 
-// A chunk's start costs as much as some 1500 samples: a thread takes 32768 or more at a time, but of large arrays not so
-// many that others wait for the last of them. One thread takes all there is.
+// A chunk's start costs as much as some 1500 samples: a thread takes 32768 or more at a time, but of large arrays not
+// so many that others wait for the last of them. One thread takes all there is.
 constexpr std::size_t least_chunk = 64, most_chunk = 512, chunks_of_a_thread = 8;
 constexpr std::size_t least_groups = 64;  // smallest work that is worth a thread: some 30 microseconds
 
