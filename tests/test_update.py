@@ -70,8 +70,9 @@ def test_noisy_mean_is_noise_and_a_division(kernels: Kernels, dtype: str, sigma:
 def test_powers_of_two_divide_as_other_numbers(kernels: Kernels, dtype: str, divisor: float) -> None:
     """Also where the quotient is subnormal, or no number any more."""
     sums = arrays(dtype, 6)
-    sums[-1][: len(NASTY)], sums[-2][:50] = NASTY, np.float32(1e-38)
-    sums[-2][:50] *= np.linspace(0, 1, 50, dtype=dtype)
+    sums[-1][: len(NASTY)] = NASTY
+    small = sums[-2][:50]
+    small[:] = np.float32(1e-38) * np.linspace(0, 1, 50, dtype=dtype)[: small.size]
     params, again = arrays(dtype, 7), [total.copy() for total in sums]
     with np.errstate(over="ignore"):
         expected = [total / total.dtype.type(divisor) for total in sums]
