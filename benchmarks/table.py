@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 START, END = "<!-- benchmarks/table.py: start -->", "<!-- benchmarks/table.py: end -->"
 
 
+OURS = ("native", "numba", "cuda", "SecureSource")
 KINDS = ("bench", "gpu-kernels", "gpu-training")  # all on the CPU; on a GPU the kernels, and steps of DP-SGD
 
 
@@ -26,36 +27,49 @@ def digits(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
+def name_of(row: dict[str, Any]) -> str:
+    """An instruction set says enough for our own kernels; a star: not private-safe."""
+    name = row["instruction_set"] if row["backend"] == "native" and row["instruction_set"] else row["backend"]
+    return name if row["private_safe"] else f"{name} \\*"
+
+
+def listed(rows: list[dict[str, Any]], unit: float) -> str:
+    return " · ".join(f"{name_of(row)} {digits(row['ns'] / unit)}" for row in rows) or "-"
+
+
 def table(document: dict[str, Any], name: str) -> str:
-    """Every operation at its largest size, on all threads it was measured with: one line for each contender."""
+    """A line for every operation at its largest size, on all threads it was measured with."""
     machine, torch = document["machine"], document["versions"].get("torch", "absent")
     gpu = ", ".join(machine["cuda"].get("names", [])) or "no GPU"
     intro = (
         f"`{document['command']}` on {document['date'][:10]}, {machine['model']}, {machine['cores']} cores, {gpu}, torch {torch} "
-        f"([results](benchmarks/results/{name})). ns for each value (hashing: byte), beside the floor: the time that moving the "
-        "same memory alone takes."
+        f"([results](benchmarks/results/{name})). Beside the floor: for kernels (ns for each value; hashing: byte) the time that "
+        "moving the same memory alone takes, for whole steps (ms) a plain step, or the passes of an attack."
     )
-    lines = ["", "| kernel | size | threads | by | ns | floor | % of floor | |", "|---|---|---|---|---|---|---|---|"]
-    steps = ["", "| whole step | threads | by | ms | floor | times the floor |", "|---|---|---|---|---|---|"]
+    head = "threads | ours | others | floor |"
+    lines = ["", f"| kernel, ns | size | {head} best, % of floor |", "|---|---|---|---|---|---|---|"]
+    steps = ["", f"| whole step, ms | {head} ours, times the floor |", "|---|---|---|---|---|---|"]
     # Norms of layers are measured on too many layers for a README; docs/ghost.md sums them up.
     shown = [row for row in document["rows"] if row["family"] != "ghost"]
     for operation in dict.fromkeys(row["operation"] for row in shown):
         rows = [row for row in shown if row["operation"] == operation]
         most = max((row["size"], row["threads"]) for row in rows)
-        for row in rows:
-            if (row["size"], row["threads"]) != most:
-                continue
-            by = " ".join(filter(None, (row["backend"], row["instruction_set"])))
-            if row["gb_per_s"]:
-                mark = "" if row["private_safe"] else "not private-safe"
+        rows = [row for row in rows if (row["size"], row["threads"]) == most]
+        for shape in dict.fromkeys(tuple(row["shape"]) for row in rows):
+            case = [row for row in rows if tuple(row["shape"]) == shape]
+            ours = [row for row in case if row["backend"] in OURS]
+            others = [row for row in case if row["backend"] not in OURS]
+            floor, threads = ours[0]["floor_ns"], ours[0]["threads"]
+            if ours[0]["gb_per_s"]:
                 lines.append(
-                    f"| `{operation}` | {'x'.join(map(str, row['shape']))} | {row['threads']} | {by} | {digits(row['ns'])} | "
-                    f"{digits(row['floor_ns'])} | {row['percent_of_floor']:.0f} % | {mark} |"
+                    f"| `{operation}` | {'x'.join(map(str, shape))} | {threads} | {listed(ours, 1)} | {listed(others, 1)} | "
+                    f"{digits(floor)} | {max(row['percent_of_floor'] for row in ours):.0f} |"
                 )
             else:
+                left = f", {ours[0]['checked']}" if ours[0]["checked"].endswith("left") else ""
                 steps.append(
-                    f"| `{operation}` | {row['threads']} | {by} | {digits(row['ns'] / 1e6)} | {digits(row['floor_ns'] / 1e6)} | "
-                    f"{row['ns'] / row['floor_ns']:.2f} |"
+                    f"| `{operation}`{left} | {threads} | {listed(ours, 1e6)} | {listed(others, 1e6)} | {digits(floor / 1e6)} | "
+                    f"{min(row['ns'] for row in ours) / floor:.2f} |"
                 )
     return "\n".join([intro, *[line for part in (lines, steps) if len(part) > 3 for line in part]])
 
