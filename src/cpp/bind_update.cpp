@@ -35,6 +35,7 @@ class UpdateCall {
     const UpdateKernels& kernels = wide ? all.update_float64 : all.update_float32;
     const AddNoise add_noise = wide ? all.noise.gaussian_float64 : all.noise.gaussian_float32;
     std::vector<std::size_t> ends;  // of each array, in groups
+    ends.reserve(items_.size());
     for (const UpdateItem& item : items_)
       ends.push_back((ends.empty() ? 0 : ends.back()) + item.size / noise_group + (item.size % noise_group != 0));
     const std::size_t span = span_bytes / noise_group / (wide ? sizeof(double) : sizeof(float));

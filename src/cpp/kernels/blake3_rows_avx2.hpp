@@ -22,6 +22,7 @@ namespace {
 #define AISEC_FREE "%%ymm15"
 
 // What RoundWords::permute does: for the second vector in three parts, for the first in one.
+// NOLINTBEGIN(bugprone-macro-parentheses): of strings of assembly
 #define AISEC_PERMUTE_1(round)                                                                        \
   AISEC_PUT(AISEC_Y(round, 0), AISEC_T) AISEC_OP("vshufps $0xd9,", AISEC_Y(round, 1), AISEC_T)        \
   AISEC_SHUFFLE("0x78", AISEC_T, AISEC_T) AISEC_PUT(AISEC_T, AISEC_Y(round + 1, 0))
@@ -43,6 +44,7 @@ namespace {
   AISEC_OP("vpunpcklqdq", "%[x2]", "%[x3]") AISEC_SHUFFLE("0xb4", AISEC_V, "%[x2]")                   \
   AISEC_SHUFFLE("0x93", "%[x3]", "%[x3]")
 #define AISEC_NONE(round) ""
+// NOLINTEND(bugprone-macro-parentheses)
 
 // Half of each quarter of a round; while its bits turn, PERMUTE.
 #define AISEC_HALF(PERMUTE, round, i, table, right, left)                                    \

@@ -13,7 +13,7 @@ namespace aisec_fast::AISEC_ISA {
 namespace {
 
 // Of 32 bytes with AVX-512 too: its conversions of 64 bytes take longer than two of 32 (Zen 4).
-constexpr std::size_t vector_bytes = AISEC_WIDTH < 32 ? AISEC_WIDTH : 32;
+constexpr std::size_t vector_bytes = AISEC_WIDTH < 32 ? AISEC_WIDTH : 32;  // NOLINT(bugprone-branch-clone)
 typedef double Doubles __attribute__((vector_size(vector_bytes)));
 typedef std::int64_t Integers __attribute__((vector_size(vector_bytes)));
 constexpr std::size_t doubles = vector_bytes / 8;

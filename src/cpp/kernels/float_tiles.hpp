@@ -13,7 +13,7 @@ namespace aisec_fast::AISEC_ISA {
 namespace {
 
 // Of 32 bytes with AVX-512 too: with 64, most of a convolution's short rows would be padding.
-constexpr std::size_t tile_bytes = AISEC_WIDTH < 32 ? AISEC_WIDTH : 32;
+constexpr std::size_t tile_bytes = AISEC_WIDTH < 32 ? AISEC_WIDTH : 32;  // NOLINT(bugprone-branch-clone)
 typedef float Floats __attribute__((vector_size(tile_bytes)));
 typedef float UnalignedFloats __attribute__((vector_size(tile_bytes), aligned(4), may_alias));
 constexpr std::size_t float_lanes = tile_bytes / 4;

@@ -315,7 +315,7 @@ typedef std::uint32_t Rows __attribute__((vector_size(32)));
 #else
 typedef Lanes Rows;
 #endif
-constexpr std::size_t row_inputs = sizeof(Rows) / sizeof(Row);
+constexpr std::size_t row_inputs = sizeof(Rows) / sizeof(Row);  // NOLINT(bugprone-sizeof-expression): 1 or more
 
 // A row of each of a vector's inputs.
 inline Rows repeated(Row row) {

@@ -57,7 +57,7 @@ inline void digest_rows(unsigned char (&rows)[lanes][4 * words], const Lanes* co
 inline void message_columns(Lanes (&message)[16], const Block (&blocks)[lanes], std::size_t most) {
   for (int part = 0; part < 16 / lanes; ++part) {
     Lanes row[lanes];
-    if (static_cast<std::size_t>(part * AISEC_WIDTH) < most) {
+    if (static_cast<std::size_t>(part) * AISEC_WIDTH < most) {
       for (int lane = 0; lane < lanes; ++lane) row[lane] = blocks[lane].part[part];
       transpose(row);
     } else {

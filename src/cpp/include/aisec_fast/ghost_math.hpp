@@ -26,8 +26,8 @@ AISEC_HD double length_bound(double square, double roundings) {
 // float64.
 AISEC_HD double dot_roundings(std::size_t width) { return static_cast<double>(width < 68 ? width : 68) + 1.0; }
 AISEC_HD double channel_roundings(std::size_t channels, std::size_t taps) {
-  return static_cast<double>((channels < channel_chunk ? channels : channel_chunk) + channels / channel_chunk + taps) +
-         1.0;
+  const std::size_t chunks = channels / channel_chunk;
+  return static_cast<double>((channels < channel_chunk ? channels : channel_chunk) + chunks + taps) + 1.0;
 }
 
 // What float64 may lose in a bound that is a sum of so many terms, none negative: a factor.
