@@ -175,11 +175,12 @@ def test_the_limit_is_exact_beyond_2_53(kernels: Kernels) -> None:
 
 
 @pytest.mark.skipif(WITHOUT_JIT, reason="too large for plain Python")
-def test_rows_too_wide_for_the_cache(kernels: Kernels) -> None:
-    """Native kernels measure all rows before they add any where four rows exceed 8 MiB."""
-    grad = gradients((3, 530_000), "float32")
+@pytest.mark.parametrize("shape", [(8, 600_000), (5, 1_100_000), (3, 1_760_000)])
+def test_wide_rows(kernels: Kernels, shape: tuple[int, int]) -> None:
+    """Native kernels add three rows at a time, one, and where a row and its totals exceed 20 MiB none before all are measured."""
+    grad = gradients(shape, "float32")
     grad[1, 5] = np.nan
-    outs, norms = sums_like([grad]), np.empty(3)
+    outs, norms = sums_like([grad]), np.empty(shape[0])
     kernels.clipping.clip_and_sum([grad], 500.0, outs, norms)
     (expected,), lengths = reference.clip_and_sum([grad], 500.0)
     assert bits(norms) == bits(lengths)

@@ -17,13 +17,17 @@
 namespace aisec_fast {
 namespace {
 
-// Rows are taken in blocks: a thread measures its share of a block and, one step later, adds it, so that share should
-// stay in the second-level cache meanwhile. But not fewer rows than are added together: totals pass by once a block.
-constexpr std::size_t cached_bytes = std::size_t{320} << 10;  // of each thread
-constexpr std::size_t fewest_rows = 4, most_rows = 4096;
-// Where even these rows are more than this, the totals of all columns would pass through memory with every block: all
-// rows are measured first, then added tile by tile. Shared caches often keep less than they have.
-constexpr std::size_t widest_block = std::size_t{8} << 20;
+// Rows are taken in blocks, which are added one step after they were measured. Of narrow rows so many that a thread's
+// share stays in its second-level cache meanwhile.
+constexpr std::size_t cached_bytes = std::size_t{160} << 10;
+constexpr std::size_t most_rows = 4096;
+// Of wide rows as many as are added together, since totals pass by once a block, but no more than the shared cache
+// keeps beside the totals: it often keeps less than it has.
+constexpr std::size_t rows_together = 4, shared_bytes = std::size_t{12} << 20;
+// Where one row and the totals are more than this, all rows are measured first, then added tile by tile.
+constexpr std::size_t widest_row = std::size_t{20} << 20;
+// Batches beyond this are no longer in any cache when somebody reads them again.
+constexpr std::size_t passing_bytes = std::size_t{16} << 20;
 constexpr std::size_t least_bytes = std::size_t{256} << 10;  // smallest work that is worth a thread
 
 std::size_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : dtype == DType::float64 ? 8 : 2; }
@@ -59,16 +63,15 @@ class Rows {
       }
     const std::size_t worth = std::max<std::size_t>(1, batch.rows * columns_ * item_ / least_bytes);
     share_out(std::min({thread_count(), worth, std::max<std::size_t>(1, tiles_.size())}));
-    const std::size_t row_bytes = std::max<std::size_t>(1, columns_ * item_ / parts());
-    rows_in_block_ = rows_in_block != 0 ? rows_in_block : std::clamp(cached_bytes / row_bytes, fewest_rows, most_rows);
-    rows_in_block_ = std::clamp<std::size_t>(batch.rows, 1, rows_in_block_);
+    rows_in_block_ = std::clamp<std::size_t>(batch.rows, 1, rows_in_block != 0 ? rows_in_block : fitting_rows());
+    passing_ = batch.rows * columns_ * item_ > passing_bytes;
   }
 
   const Batch& batch() const { return batch_; }
   const ClippingKernels& kernels() const { return kernels_; }
   const std::vector<Tile>& tiles() const { return tiles_; }
   std::size_t columns() const { return columns_; }
-  bool wide() const { return columns_ * item_ * fewest_rows > widest_block; }
+  bool wide() const { return columns_ * (item_ + sizeof(double)) > widest_row; }
   std::size_t parts() const { return parts_.size(); }
   std::size_t rows_in_block() const { return rows_in_block_; }
   std::size_t blocks() const { return (batch_.rows + rows_in_block_ - 1) / rows_in_block_; }
@@ -79,12 +82,18 @@ class Rows {
   // Rows first, ..., first + count - 1 of a tile; `next` are the rows from next_first on of tile next_t.
   RowSet set(std::size_t t, std::size_t first, std::size_t count, std::size_t next_t, std::size_t next_first) const {
     const Tile &tile = tiles_[t], &next = tiles_[next_t];
-    return {at(first, tile), stride(tile), count, at(next_first, next),
-            stride(next) * static_cast<std::ptrdiff_t>(item_)};
+    return {
+        at(first, tile), stride(tile), count, at(next_first, next), stride(next) * static_cast<std::ptrdiff_t>(item_),
+        passing_};
   }
   RowSet set(std::size_t t, std::size_t first, std::size_t count) const { return set(t, first, count, t, first); }
 
  private:
+  std::size_t fitting_rows() const {
+    const std::size_t row = std::max<std::size_t>(1, columns_ * item_), totals = columns_ * sizeof(double);
+    const std::size_t shared = std::min(rows_together, totals < shared_bytes ? (shared_bytes - totals) / row : 0);
+    return std::clamp<std::size_t>(std::max(cached_bytes * parts() / row, shared), 1, most_rows);
+  }
   void share_out(std::size_t parts) {
     std::size_t t = 0;
     for (std::size_t part = 1; part <= parts; ++part) {
@@ -103,6 +112,7 @@ class Rows {
 
   const Batch& batch_;
   std::size_t item_, columns_ = 0, rows_in_block_ = 1;
+  bool passing_;
   const ClippingKernels& kernels_;
   std::vector<Tile> tiles_;
   std::vector<Part> parts_;

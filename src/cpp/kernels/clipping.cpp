@@ -9,6 +9,7 @@ namespace {
 
 constexpr std::size_t line_bytes = 64, group = 16;  // columns worked on between two prefetches
 constexpr int rows_together = 4;                    // so that loading and storing a total costs little beside them
+constexpr std::size_t ahead_bytes = 2048;           // what passes is asked for so far ahead in its own row
 
 template <class T>
 inline const T* row_of(const RowSet& set, std::size_t r) {
@@ -19,64 +20,115 @@ inline const char* next_of(const RowSet& set, std::size_t r) {
   return set.next_rows + static_cast<std::ptrdiff_t>(r) * set.next_stride;
 }
 
-// Fetches what lies in `row` where the caller's columns c, ..., c + 15 lie in their row. Memory delivers while the
-// caller computes; the hardware's own prefetchers stop at the end of every page, and a tile of a row is about a page.
-// Every line, though both kernels do it: with every other line left out the hardware's prefetchers lose the stream.
-template <class T>
-inline void fetch(const char* row, std::size_t c) {
+// Fetches what lies in `row` where the caller's columns c, ..., c + 15 lie in their row; `locality` as in
+// __builtin_prefetch. Every line: with every other line left out the hardware's prefetchers lose the stream.
+template <int locality, class T>
+inline void fetch_lines(const char* row, std::size_t c) {
   if constexpr (group * sizeof(T) >= line_bytes) {
     for (std::size_t at = 0; at < group * sizeof(T); at += line_bytes)
-      __builtin_prefetch(row + c * sizeof(T) + at, 0, 2);  // into the second level
+      __builtin_prefetch(row + c * sizeof(T) + at, 0, locality);
   } else {
-    if (c * sizeof(T) % line_bytes == 0) __builtin_prefetch(row + c * sizeof(T), 0, 2);
+    if (c * sizeof(T) % line_bytes == 0) __builtin_prefetch(row + c * sizeof(T), 0, locality);
   }
 }
 
-// The block sum, with its partial sums in vectors.
+// What is read next, into the second level. Memory delivers while the caller computes; the hardware's own prefetchers
+// stop at the end of every page, and a tile of a row is about a page. Both kernels do it.
 template <class T>
-double row_block_sum(const T* row, std::size_t columns, const char* next) {
+inline void fetch(const char* row, std::size_t c) {
+  fetch_lines<2, T>(row, c);
+}
+
+// What passes, into the first level and no other: rows of the next block stay in the shared cache in its place.
+template <class T>
+inline void fetch_passing(const T* row, std::size_t c) {
+  fetch_lines<0, T>(reinterpret_cast<const char*>(row) + ahead_bytes, c);
+}
+
+// sum + value^2. The square of a float32 is exact in float64, so that to fuse both rounds no other way.
+template <class T>
+inline Doubles add_square(Doubles sum, Doubles value) {
+#if defined(__FMA__)
+  if constexpr (sizeof(T) < sizeof(double)) return _mm256_fmadd_pd(value, value, sum);
+#endif
+  return sum + value * value;
+}
+
+// sum + weight * value, each rounded: the product times 1, fused, is that very sum. For every other row, as some
+// processors (Zen 4) fuse in the units that multiply, and add in those that convert, which have more to do.
+inline Doubles add_product([[maybe_unused]] int r, Doubles sum, double weight, Doubles value) {
+#if defined(__FMA__)
+  if (r % 2 == 1) return _mm256_fmadd_pd(weight * value, _mm256_set1_pd(1.0), sum);
+#endif
+  return sum + weight * value;
+}
+
+// Block sums of `count` rows side by side, as each is a chain of additions; with their partial sums in vectors.
+template <int count, class T>
+void row_block_sums(const RowSet& set, std::size_t first, std::size_t columns, double* out) {
   static_assert(group == partial_sums);
-  Doubles sums[partial_sums / doubles] = {};
-  std::size_t c = 0;
-  for (; c + group <= columns; c += group) {
-    fetch<T>(next, c);
-#pragma GCC unroll 8
-    for (std::size_t k = 0; k < partial_sums / doubles; ++k) {
-      const Doubles values = widened(row + c + k * doubles);
-      sums[k] += values * values;
-    }
+  constexpr std::size_t vectors = partial_sums / doubles;
+  const T* rows[count];
+  const char* next[count];
+  for (int r = 0; r < count; ++r) {
+    rows[r] = row_of<T>(set, first + static_cast<std::size_t>(r));
+    next[r] = next_of(set, first + static_cast<std::size_t>(r));
   }
-  alignas(64) double partial[partial_sums];
-  __builtin_memcpy(partial, sums, sizeof partial);
-  for (std::size_t k = 0; c + k < columns; ++k) partial[k] += widen(row[c + k]) * widen(row[c + k]);
-  return fold(partial);
+  Doubles sums[count][vectors] = {};
+  std::size_t c = 0;
+  for (; c + group <= columns; c += group)
+    for (int r = 0; r < count; ++r) {
+      fetch<T>(next[r], c);
+#pragma GCC unroll 8
+      for (std::size_t k = 0; k < vectors; ++k)
+        sums[r][k] = add_square<T>(sums[r][k], widened(rows[r] + c + k * doubles));
+    }
+  for (int r = 0; r < count; ++r) {
+    alignas(64) double partial[partial_sums];
+    __builtin_memcpy(partial, sums[r], sizeof partial);
+    for (std::size_t k = 0; c + k < columns; ++k) partial[k] += widen(rows[r][c + k]) * widen(rows[r][c + k]);
+    out[first + static_cast<std::size_t>(r)] = fold(partial);
+  }
 }
 
 template <class T>
 void block_sums(const RowSet& set, std::size_t columns, double multiplier, double* sums) {
-  for (std::size_t r = 0; r < set.count; ++r) {
+  std::size_t r = 0;
+  if (multiplier == 1.0) {
+    for (; r + 2 <= set.count; r += 2) row_block_sums<2, T>(set, r, columns, sums);
+    if (r < set.count) row_block_sums<1, T>(set, r, columns, sums);
+    return;
+  }
+  for (; r < set.count; ++r) {
     const T* row = row_of<T>(set, r);
-    sums[r] = multiplier == 1.0 ? row_block_sum(row, columns, next_of(set, r))
-                                : block_sum(columns, [=](std::size_t i) { return widen(row[i]) * multiplier; });
+    sums[r] = block_sum(columns, [=](std::size_t i) { return widen(row[i]) * multiplier; });
   }
 }
 
-// Rows of a weight other than zero: in order, four at a time, the last few one by one.
+// Rows of a weight other than zero: in order, four at a time, then the last few: use(number of rows, rows), where the
+// number is a constant.
 struct Chosen {
   std::size_t rows[rows_together];
 };
-template <class Four, class One>
-inline void for_rows(const RowSet& set, const double* weights, const Four& four, const One& one) {
+template <int count>
+struct Count {
+  static constexpr int value = count;
+};
+template <class Use>
+inline void for_rows(const RowSet& set, const double* weights, const Use& use) {
   Chosen chosen{};
   int waiting = 0;
   for (std::size_t r = 0; r < set.count; ++r) {
     if (weights[r] == 0.0) continue;
     chosen.rows[waiting] = r;
     if (++waiting < rows_together) continue;
-    four(chosen);
+    use(Count<rows_together>{}, chosen);
     waiting = 0;
   }
-  for (int r = 0; r < waiting; ++r) one(Chosen{{chosen.rows[r]}});
+  static_assert(rows_together == 4);
+  if (waiting == 3) use(Count<3>{}, chosen);
+  if (waiting == 2) use(Count<2>{}, chosen);
+  if (waiting == 1) use(Count<1>{}, chosen);
 }
 
 // total[c] += the chosen rows' weighted values, each row in its turn.
@@ -94,11 +146,13 @@ void add_rows(const RowSet& set, const Chosen& chosen, const double* weights_, s
   std::size_t c = 0;
   for (; c + group <= columns; c += group) {
     for (int r = 0; r < count; ++r) fetch<T>(next[r], c);
+    if (set.passing)
+      for (int r = 0; r < count; ++r) fetch_passing(rows[r], c);
 #pragma GCC unroll 8
     for (std::size_t k = c; k < c + group; k += doubles) {
       Doubles sum = load<Doubles>(total + k);
 #pragma GCC unroll 8
-      for (int r = 0; r < count; ++r) sum += weights[r] * widened(rows[r] + k);
+      for (int r = 0; r < count; ++r) sum = add_product(r, sum, weights[r], widened(rows[r] + k));
       store(total + k, sum);
     }
   }
@@ -108,9 +162,9 @@ void add_rows(const RowSet& set, const Chosen& chosen, const double* weights_, s
 
 template <class T>
 void add_weighted(const RowSet& set, const double* weights, std::size_t columns, double* total) {
-  for_rows(
-      set, weights, [&](const Chosen& chosen) { add_rows<rows_together, T>(set, chosen, weights, columns, total); },
-      [&](const Chosen& chosen) { add_rows<1, T>(set, chosen, weights, columns, total); });
+  for_rows(set, weights, [&](auto count, const Chosen& chosen) {
+    add_rows<decltype(count)::value, T>(set, chosen, weights, columns, total);
+  });
 }
 
 // One row's integers and the sum of their squares, in 64-bit integers.
@@ -142,6 +196,8 @@ void add_lattice_rows(const RowSet& set, const Chosen& chosen, const double* fac
   std::size_t c = 0;
   for (; c + group <= columns; c += group) {
     for (int r = 0; r < count; ++r) fetch<T>(next[r], c);
+    if (set.passing)
+      for (int r = 0; r < count; ++r) fetch_passing(rows[r], c);
     for (std::size_t k = c; k < c + group; k += doubles) {
       Doubles integers = {};  // of all rows: below 2^33
 #pragma GCC unroll 8
@@ -164,12 +220,9 @@ template <class T>
 void add_lattice(const RowSet& set, const double* factors, bool small, std::size_t columns, std::int64_t* total,
                  std::int64_t* squares) {
   if (small)
-    return for_rows(
-        set, factors,
-        [&](const Chosen& chosen) {
-          add_lattice_rows<rows_together, T>(set, chosen, factors, columns, total, squares);
-        },
-        [&](const Chosen& chosen) { add_lattice_rows<1, T>(set, chosen, factors, columns, total, squares); });
+    return for_rows(set, factors, [&](auto count, const Chosen& chosen) {
+      add_lattice_rows<decltype(count)::value, T>(set, chosen, factors, columns, total, squares);
+    });
   for (std::size_t r = 0; r < set.count; ++r)
     if (factors[r] != 0.0) squares[r] += add_integers(row_of<T>(set, r), factors[r], 0, columns, total);
 }

@@ -40,13 +40,15 @@ struct NoiseKernels {
 };
 
 // `count` rows of one dtype, `stride` values apart, and what will be read next: as many rows, `next_stride` bytes
-// apart. Kernels fetch those into the cache while they compute; nothing but time depends on them.
+// apart. Kernels fetch those into the cache while they compute; `passing` rows will not be read again, and should not
+// drive others from the cache. Nothing but time depends on either.
 struct RowSet {
   const void* rows;
   std::ptrdiff_t stride;
   std::size_t count;
   const char* next_rows;
   std::ptrdiff_t next_stride;
+  bool passing;
 };
 
 // Kernels over at most norm_block columns. A weight (or factor) of zero selects the row away: its values are not read.
