@@ -161,7 +161,7 @@ AISEC_VAES inline void decide_groups(Pipeline& line, std::size_t first, std::siz
     const unsigned group = i % two_groups;
     more.begin(line.words + (group ^ group_samples), i / group_samples + 1);
     const auto* const later = soon(i);
-    for (unsigned j = 0; j < group_samples; j += 64 / sizeof *later) __builtin_prefetch(later + j, 1, 2);
+    for (unsigned j = 0; j < group_samples; j += 64 / sizeof *later) __builtin_prefetch(later + j, 1, 3);
     const bool decided = decide_group(z, line, group, by, more);
     if (!decided || !integers.add(i, z)) end(i, decided ? group_samples : 0, 0);
   }
@@ -270,7 +270,7 @@ AISEC_VAES inline void decide_near_groups(NearPipeline& line, std::size_t first,
     const unsigned group = i % two_groups;
     more.begin(line.words + (group ^ group_samples), i / group_samples + 1);
     const auto* const later = soon(i);
-    for (unsigned j = 0; j < group_samples; j += 64 / sizeof *later) __builtin_prefetch(later + j, 1, 2);
+    for (unsigned j = 0; j < group_samples; j += 64 / sizeof *later) __builtin_prefetch(later + j, 1, 3);
     if (!decide_near_group(z, line, group, by, more))
       for (unsigned j = 0; j < group_samples; j += 8) {
         unsigned open =
@@ -339,7 +339,7 @@ AISEC_VAES inline void add_float_groups(const float* x, float* out, FloatPipelin
     const unsigned group = i / 2 % two_groups;
     more.begin(line.words + (group ^ group_samples), i / float_group + 1);
     const float* const soon_x = soon(i);
-    for (unsigned j = 0; j < float_group; j += 16) __builtin_prefetch(soon_x + j, 1, 2);
+    for (unsigned j = 0; j < float_group; j += 16) __builtin_prefetch(soon_x + j, 1, 3);
     std::size_t at = group;
     for (unsigned j = 0; j < group_samples; j += turn, at += turn, x += 2 * turn, out += 2 * turn) {
       const FloatCells* const cells = line.cells[at / turn % 2];
