@@ -12,6 +12,7 @@
 #elif defined(__AVX2__)
 #include "kernels/noise_avx2.hpp"
 #include "kernels/noise_float_avx2.hpp"
+#include "kernels/noise_near_avx2.hpp"
 #endif
 
 namespace aisec_fast::AISEC_ISA {
@@ -157,9 +158,8 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
   const bool many = whole - first > group_samples;
   if constexpr (is_float<X> && sizeof(X) == 4)
     if (many && s <= near_scale(law) && granularity >= 0x1p-126 && granularity <= 0x1p96) {
-      const FloatRow* const near_table = float_tables[static_cast<unsigned>(law)];
-      warm_float_table(near_table);
-      const NearQuantiles near_by(near_table, s, near_bound(law));
+      const NearQuantiles near_by(law, s, near_bound(law));
+      warm_float_table(near_by.table);
       NearPipeline near;
       memcpy(near.words, line.words, sizeof near.words);
       start(near, near_by);

@@ -165,11 +165,13 @@ struct NearPipeline {
   __m512 t;  // of the next sixteen samples
 };
 struct NearQuantiles {
+  const FloatRow* table;
   std::uintptr_t rows;
   __m512 scale, most;
 
-  NearQuantiles(const FloatRow* table, double s, double error)
-      : rows(reinterpret_cast<std::uintptr_t>(table) - first_near_offset),
+  NearQuantiles(Law law, double s, double error)
+      : table(float_tables[static_cast<unsigned>(law)]),
+        rows(reinterpret_cast<std::uintptr_t>(table) - first_near_offset),
         scale(_mm512_set1_ps(static_cast<float>(s))),
         most(_mm512_set1_ps(near_limit(s, error))) {}
 };

@@ -7,16 +7,14 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
-#include "kernels/noise_rows.hpp"
+#include "kernels/noise_middles_avx2.hpp"
 #include "kernels/stream.hpp"
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
 constexpr unsigned eights = float_group / 8, turn_eights = 4, turn_words = 4 * turn_eights;
-constexpr std::uintptr_t first_middle_offset = first_float_offset + 8;  // 8 times the upper half of 1's middle
 
 // Of eight samples, in order: the middles of their cells, their distances from there, and their signs (bit 31).
 struct alignas(32) FloatCells {
@@ -31,16 +29,10 @@ struct FloatPipeline {
   FloatCells cells[eights];
 };
 
-AISEC_INLINE __m256 as_floats(__m256i bits) { return _mm256_castsi256_ps(bits); }
-AISEC_INLINE __m256 upper_bits(__m256 v) { return _mm256_and_ps(v, as_floats(_mm256_set1_epi32(~0x1ffff))); }
-AISEC_INLINE __m256 middle_of(__m256 upper) { return _mm256_or_ps(upper, as_floats(_mm256_set1_epi32(0x10000))); }
 AISEC_INLINE __m256i odd_halves(__m256i words) {
   return _mm256_or_si256(_mm256_srli_epi32(words, 1), _mm256_set1_epi32(1));
 }
 AISEC_INLINE __m256 signs(__m256i words) { return as_floats(_mm256_slli_epi32(words, 31)); }
-AISEC_INLINE __m256i load_words(const std::uint64_t* words) {
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(words));
-}
 
 AISEC_INLINE void find_float_cells(FloatCells& cells, const std::uint64_t* words) {
   const __m256 v = _mm256_cvtepi32_ps(odd_halves(load_words(words))), middle = middle_of(upper_bits(v));
@@ -49,24 +41,10 @@ AISEC_INLINE void find_float_cells(FloatCells& cells, const std::uint64_t* words
   _mm256_store_ps(cells.sign, signs(load_words(words)));
 }
 
-// Rows of samples i and i + 4. The upper half of a middle is twice its cell's number and one.
-AISEC_INLINE __m256 two_rows(std::uintptr_t rows, const FloatCells& cells, int i) {
-  const auto row = [&](int sample) {
-    std::uint16_t upper;
-    memcpy(&upper, reinterpret_cast<const char*>(cells.middle + sample) + 2, sizeof upper);
-    return _mm_load_ps(reinterpret_cast<const float*>(rows + std::uintptr_t{8} * upper));
-  };
-  return _mm256_insertf128_ps(_mm256_castps128_ps256(row(i)), row(i + 4), 1);
-}
-
-// Of rows whose halves were interleaved two by two, a coefficient of all.
-AISEC_INLINE __m256 even_column(__m256 ab, __m256 cd) { return _mm256_shuffle_ps(ab, cd, 0x44); }
-AISEC_INLINE __m256 odd_column(__m256 ab, __m256 cd) { return _mm256_shuffle_ps(ab, cd, 0xee); }
-
 // Eight samples at once, where the loop below ends.
 AISEC_INLINE void add_eight(float* out, const float* x, std::uintptr_t rows, const FloatCells& cells, __m256 scale) {
-  const __m256 a = two_rows(rows, cells, 0), b = two_rows(rows, cells, 1);
-  const __m256 c = two_rows(rows, cells, 2), d = two_rows(rows, cells, 3);
+  const __m256 a = two_rows(rows, cells.middle, 0), b = two_rows(rows, cells.middle, 1);
+  const __m256 c = two_rows(rows, cells.middle, 2), d = two_rows(rows, cells.middle, 3);
   const __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);
   const __m256 cd_low = _mm256_unpacklo_ps(c, d), cd_high = _mm256_unpackhi_ps(c, d);
   const __m256 distance = _mm256_load_ps(cells.distance);
@@ -82,14 +60,6 @@ struct FloatTurn {
   __m256 two_t, two_c0;
 };
 
-// Compilers move an operation to where its result is used; pinned, it stays where it stands.
-AISEC_INLINE void pin(__m256& value) { asm volatile("" : "+x"(value)); }
-
-template <int number, class More>
-AISEC_VAES AISEC_INLINE void aes_round(const More& more, typename More::Blocks& blocks) {
-  if constexpr (number != 0) more.template rounds<number, number>(blocks);
-}
-
 // Loads the rows of `now`, takes `one` halfway, ends `two`, whose values are at x, and finds the cells of `later`,
 // whose words are there; between these come four rounds of AES (0: none).
 template <int round_a, int round_b, int round_c, int round_d, class More>
@@ -97,25 +67,25 @@ AISEC_VAES AISEC_INLINE void float_slot(FloatTurn& on, std::uintptr_t rows, cons
                                         const FloatCells& one, const FloatCells& two, const float* x, float* out,
                                         __m256 scale, FloatCells& later, const std::uint64_t* words, const More& more,
                                         typename More::Blocks& blocks) {
-  __m256 a = two_rows(rows, now, 0);
+  __m256 a = two_rows(rows, now.middle, 0);
   pin(a);
   on.t = on.t * _mm256_load_ps(one.distance);
   pin(on.t);
   const __m256i word = load_words(words);
   __m256 half = as_floats(odd_halves(word));
   pin(half);
-  __m256 b = two_rows(rows, now, 1);
+  __m256 b = two_rows(rows, now.middle, 1);
   pin(b);
   on.two_t = on.two_t * _mm256_load_ps(two.distance);
   pin(on.two_t);
   aes_round<round_a>(more, blocks);
   __m256 v = _mm256_cvtepi32_ps(_mm256_castps_si256(half));
   pin(v);
-  __m256 c = two_rows(rows, now, 2);
+  __m256 c = two_rows(rows, now.middle, 2);
   pin(c);
   on.t = on.t + on.c2;
   pin(on.t);
-  __m256 d = two_rows(rows, now, 3);
+  __m256 d = two_rows(rows, now.middle, 3);
   pin(d);
   on.two_t = on.two_t + on.two_c0;
   pin(on.two_t);
