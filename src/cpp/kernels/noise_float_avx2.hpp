@@ -1,8 +1,6 @@
 #pragma once
-// Float mode of float32 with AVX2. A core keeps some 64 vector operations waiting for their operands, fewer than the 45
-// cycles that eight samples take from their rows to their sums would need. So one slot of the loop below takes a third
-// of this way with each of three eights, in turns, and finds the cells of one that comes later; rounds of AES stand
-// between.
+// Float mode of float32 with AVX2. A slot of the loop takes a third of the way from rows to sums with each of three
+// eights of samples and finds the cells of one that comes a group later; rounds of AES stand between.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -134,8 +132,8 @@ AISEC_VAES inline void add_float_groups(const float* x, float* out, FloatPipelin
   FloatTurn on{zero, zero, zero, zero, zero, zero};
   // In the turn before the first one nothing was: what it leaves goes to `nowhere`.
   float nowhere[2 * 8] = {};
-  const float* x_before = nowhere - 16;
-  float* out_before = nowhere - 16;
+  const float* x_before = nowhere;  // of its third eight
+  float* out_before = nowhere;
   FloatCells* before = line.cells + eights - turn_eights;
   std::uint64_t* words = line.words + group_samples - turn_words;  // of `before`
   for (std::size_t i = first; i < last; i += float_group) {
@@ -145,9 +143,9 @@ AISEC_VAES inline void add_float_groups(const float* x, float* out, FloatPipelin
     FloatCells* cells = line.cells;
     do {
       auto blocks = more.start();
-      float_slot<0, 1, 0, 2>(on, rows, cells[0], before[3], before[2], x_before + 16, out_before + 16, scale, before[0],
-                             words, more, blocks);
-      float_slot<0, 3, 0, 4>(on, rows, cells[1], cells[0], before[3], x_before + 24, out_before + 24, scale, before[1],
+      float_slot<0, 1, 0, 2>(on, rows, cells[0], before[3], before[2], x_before, out_before, scale, before[0], words,
+                             more, blocks);
+      float_slot<0, 3, 0, 4>(on, rows, cells[1], cells[0], before[3], x_before + 8, out_before + 8, scale, before[1],
                              words + 4, more, blocks);
       float_slot<5, 0, 6, 7>(on, rows, cells[2], cells[1], cells[0], x, out, scale, before[2], words + 8, more, blocks);
       float_slot<0, 8, 0, 9>(on, rows, cells[3], cells[2], cells[1], x + 8, out + 8, scale, before[3], words + 12, more,
@@ -158,11 +156,12 @@ AISEC_VAES inline void add_float_groups(const float* x, float* out, FloatPipelin
         more.end(words, blocks);
       before = cells;
       cells += turn_eights;
-      x_before = x, out_before = out;
+      x_before = x + 2 * 8, out_before = out + 2 * 8;
       x += 8 * turn_eights, out += 8 * turn_eights;
     } while (cells != line.cells + eights);
   }
-  for (unsigned k = 2; k < turn_eights; ++k) add_eight(out_before + 8 * k, x_before + 8 * k, rows, before[k], scale);
+  for (unsigned k = 2; k < turn_eights; ++k)
+    add_eight(out_before + 8 * (k - 2), x_before + 8 * (k - 2), rows, before[k], scale);
   for (unsigned k = 0; k < turn_eights; ++k) find_float_cells(before[k], words + 4 * k);
 }
 
