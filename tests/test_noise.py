@@ -97,6 +97,30 @@ def test_float_mode_gives_the_reference(kernels: Kernels, law: str, dtype: str) 
             assert bits(x) == bits(out)
 
 
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_aes_has_the_same_words_by_instructions_for_one_block(kernels: Kernels, law: str, dtype: str) -> None:
+    """Where the CPU has instructions for two blocks, "aes" takes those: many have none."""
+    if "aes" not in generators(kernels):
+        pytest.skip("no AES here")
+
+    def both(function, x: np.ndarray, *arguments: float) -> None:
+        outs = [np.empty_like(x), np.empty_like(x)]
+        for out, generator in zip(outs, ["aes", "aes_one"], strict=True):
+            function(x, out, *arguments, KEY, generator)
+        assert bits(outs[0]) == bits(outs[1])
+
+    for size in [*SIZES, 255, 256, 257, 383, 513]:
+        x = values(size, dtype)
+        both(getattr(kernels.noise, f"add_float_{law}"), x, 1.7)
+        for granularity in (2.0**-7, 2.0**-20):
+            both(getattr(kernels.noise, f"add_{law}"), x, 1.7, granularity)
+    words = [np.empty(1000, np.uint64) for _ in range(2)]
+    for out, generator in zip(words, ["aes", "aes_one"], strict=True):
+        kernels.noise.random_words(out, KEY, 1, generator)
+    assert words[0].tolist() == words[1].tolist()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_float_mode_takes_any_value(dtype: str) -> None:
     info = np.finfo(dtype)

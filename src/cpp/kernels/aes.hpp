@@ -17,6 +17,9 @@
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
+// Of words in memory: as they are numbered, or in the order of lanes (stream.hpp).
+enum class WordOrder { numbers, lanes };
+
 struct AesSubkey {
   alignas(16) std::uint32_t round_key[11][4];
   std::uint64_t nonce;
@@ -59,12 +62,13 @@ void aes_subkey(AesSubkey& subkey, const std::uint32_t* key, std::uint64_t nonce
 }
 
 // 64 blocks, that is 128 words, from block `first` on. Eight are in flight, because one takes some 40 cycles.
+template <WordOrder order>
 __attribute__((target("aes"))) void aes_words(std::uint64_t* out, const AesSubkey& subkey, std::uint64_t first) {
   const __m128i* const keys = reinterpret_cast<const __m128i*>(subkey.round_key);
   for (unsigned block = 0; block < 64; block += 8, out += 16) {
     __m128i state[8];
     for (unsigned i = 0; i < 8; ++i) {
-      const std::uint64_t number = first + block + lane_block(i);
+      const std::uint64_t number = first + block + (order == WordOrder::lanes ? lane_block(i) : i);
       const __m128i counter = _mm_set_epi64x(static_cast<long long>(subkey.nonce), static_cast<long long>(number));
       state[i] = _mm_xor_si128(counter, keys[0]);
     }
@@ -114,28 +118,29 @@ class VaesWords {
 #else
 // The same words, sixteen at a time, two blocks an instruction. A caller asks for a few rounds at a time and does other
 // things between them, which fills the 40 cycles that blocks take; a key read once then serves eight of them.
-class VaesWords {
+template <WordOrder order>
+class VaesWordsIn {
  public:
   static constexpr unsigned at_once = 16;
   struct Blocks {
     __m256i state[4];
   };
 
-  AISEC_VAES VaesWords(const AesSubkey& subkey, std::uint64_t first) {
+  AISEC_VAES VaesWordsIn(const AesSubkey& subkey, std::uint64_t first) {
     for (int round = 0; round < 11; ++round)
       keys_[round] =
           _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(subkey.round_key[round])));
     const long long nonce = static_cast<long long>(subkey.nonce), block = static_cast<long long>(first);
-    even_ = _mm256_set_epi64x(nonce, block + 2, nonce, block);
+    counter_ = _mm256_set_epi64x(nonce, block + second, nonce, block);
   }
 
+  // The counter is a multiple of eight, so that a sum with less is an exclusive or.
   AISEC_VAES AISEC_INLINE Blocks start() {
-    const __m256i one = _mm256_set_epi64x(0, 1, 0, 1), four = _mm256_set_epi64x(0, 4, 0, 4);
-    const __m256i odd = _mm256_add_epi64(even_, one), next = _mm256_add_epi64(even_, four);
-    const Blocks blocks{{_mm256_xor_si256(even_, keys_[0]), _mm256_xor_si256(odd, keys_[0]),
-                         _mm256_xor_si256(next, keys_[0]), _mm256_xor_si256(_mm256_add_epi64(odd, four), keys_[0])}};
-    even_ = _mm256_add_epi64(next, four);
-    return blocks;
+    const auto plus = [](int n) { return _mm256_set_epi64x(0, n, 0, n); };
+    const __m256i block = _mm256_xor_si256(counter_, keys_[0]);
+    counter_ = _mm256_add_epi64(counter_, plus(8));
+    return {{block, _mm256_xor_si256(block, plus(3 - second)), _mm256_xor_si256(block, plus(4)),
+             _mm256_xor_si256(block, plus(7 - second))}};
   }
   template <int first, int last>
   AISEC_VAES AISEC_INLINE void rounds(Blocks& blocks) const {
@@ -153,12 +158,17 @@ class VaesWords {
   }
 
  private:
-  __m256i keys_[11], even_;
+  static constexpr int second = order == WordOrder::lanes ? 2 : 1;  // a vector's second block, from its first on
+
+  __m256i keys_[11], counter_;
 };
+using VaesWords = VaesWordsIn<WordOrder::lanes>;
 #endif
 
-AISEC_VAES inline void make_words(std::uint64_t* out, std::size_t count, VaesWords words) {
-  for (std::size_t j = 0; j < count; j += VaesWords::at_once) words.make(out + j);
+// 128 of them.
+template <class Words>
+AISEC_VAES inline void make_words(std::uint64_t* out, Words words) {
+  for (unsigned j = 0; j < 128; j += Words::at_once) words.make(out + j);
 }
 #endif
 

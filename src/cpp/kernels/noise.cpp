@@ -11,6 +11,8 @@
 #include "kernels/noise_avx512.hpp"
 #elif defined(__AVX2__)
 #include "kernels/noise_avx2.hpp"
+#include "kernels/noise_float_avx2.hpp"
+#include "kernels/noise_near_avx2.hpp"
 #endif
 
 namespace aisec_fast::AISEC_ISA {
@@ -156,9 +158,8 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
   const bool many = whole - first > group_samples;
   if constexpr (is_float<X> && sizeof(X) == 4)
     if (many && s <= near_scale(law) && granularity >= 0x1p-126 && granularity <= 0x1p96) {
-      const FloatRow* const near_table = float_tables[static_cast<unsigned>(law)];
-      warm_float_table(near_table);
-      const NearQuantiles near_by(near_table, s, near_bound(law));
+      const NearQuantiles near_by(law, s, near_bound(law));
+      warm_float_table(near_by.table);
       NearPipeline near;
       memcpy(near.words, line.words, sizeof near.words);
       start(near, near_by);
@@ -218,7 +219,7 @@ void add_float(const float* x, float* out, std::size_t count, const std::uint64_
   }
 }
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
 static_assert(noise_group % two_float_groups == 0);  // where its pipeline starts
 
 template <Law law>
@@ -244,6 +245,35 @@ void add_float32_noise(const float* x, float* out, std::size_t first, std::size_
   memcpy(padded, x + whole, rest * sizeof *x);
   add_float_groups(padded, padded, line, whole, last, rows, scale, any, later);
   memcpy(out + whole, padded, rest * sizeof *x);
+}
+#elif defined(__AVX2__)
+static_assert(noise_group % two_float_groups == 0);  // where its pipeline starts
+
+template <Law law>
+void add_float32_noise(const float* x, float* out, std::size_t first, std::size_t last, const NoiseCall& call) {
+  const std::uintptr_t rows =
+      reinterpret_cast<std::uintptr_t>(scaled_tables[static_cast<unsigned>(law)]) - first_middle_offset;
+  const float scale = static_cast<float>(call.scale);
+  const std::size_t whole = last - last % float_group, groups = (last + float_group - 1) / float_group;
+  const auto later = [&](std::size_t i) { return x + (last - i > prefetched + float_group ? i + prefetched : i); };
+  Stream stream(call, domain_of(law));
+  FloatPipeline line;
+  stream.read_in_order(line.words, first / float_group);
+  for (unsigned k = 0; k < eights && first + 8 * k < last; ++k) find_float_cells(line.cells[k], line.words + 4 * k);
+  if (stream.has_vaes() && whole - first > float_group)
+    add_float_groups(x + first, out + first, line, first, whole, rows, scale,
+                     VaesGroupsInOrder(stream, first / float_group + 1), later);
+  else
+    add_float_groups(x + first, out + first, line, first, whole, rows, scale, WholeGroupsInOrder{{stream, groups}},
+                     later);
+  const FloatCells* cells = line.cells;
+  for (std::size_t i = whole; i < last; i += 8) {
+    float values[8] = {};
+    const std::size_t bytes = (last - i < 8 ? last - i : 8) * sizeof *x;
+    memcpy(values, x + i, bytes);
+    add_eight(values, values, rows, *cells++, _mm256_set1_ps(scale));
+    memcpy(out + i, values, bytes);
+  }
 }
 #endif
 

@@ -116,7 +116,7 @@ AISEC_VAES __attribute__((always_inline)) inline unsigned decide_group(Pipeline&
   bool all = true;
   for (unsigned j = 0; j < group_samples; j += 8) {
     const unsigned at = i % two_groups + j;
-    __builtin_prefetch(soon + j, 1, 2);  // to write, second level
+    __builtin_prefetch(soon + j, 1, 3);  // to write, first level
     more.make(line.words + (at ^ group_samples));
     find_cells(line, (at + cells_ahead) % two_groups);
     const Eight next = next_eight(by, line, (at + 8) % two_groups);
@@ -165,11 +165,13 @@ struct NearPipeline {
   __m512 t;  // of the next sixteen samples
 };
 struct NearQuantiles {
+  const FloatRow* table;
   std::uintptr_t rows;
   __m512 scale, most;
 
-  NearQuantiles(const FloatRow* table, double s, double error)
-      : rows(reinterpret_cast<std::uintptr_t>(table) - first_near_offset),
+  NearQuantiles(Law law, double s, double error)
+      : table(float_tables[static_cast<unsigned>(law)]),
+        rows(reinterpret_cast<std::uintptr_t>(table) - first_near_offset),
         scale(_mm512_set1_ps(static_cast<float>(s))),
         most(_mm512_set1_ps(near_limit(s, error))) {}
 };
@@ -231,7 +233,7 @@ AISEC_VAES __attribute__((noinline)) void decide_near_groups(NearPipeline& line,
     unsigned any = 0;
     for (unsigned j = 0; j < group_samples; j += 16) {
       const unsigned at = group + j;
-      __builtin_prefetch(later + j, 1, 2);
+      __builtin_prefetch(later + j, 1, 3);
       more.make(line.words + (at ^ group_samples));
       find_near_cells(line, (at + near_cells_ahead) % two_groups);
       const __m512 next = near_quantiles(by, line, (at + 16) % two_groups);
@@ -295,7 +297,7 @@ AISEC_VAES inline void add_float_groups(const float* x, float* out, FloatPipelin
     const float* const later = soon(i);
     for (unsigned j = 0; j < float_group; j += 16) {
       const unsigned at = group + j;
-      __builtin_prefetch(later + j, 1, 2);
+      __builtin_prefetch(later + j, 1, 3);
       more.make(line.words + (at / 2 ^ group_samples));
       find_float_cells(line, (at + float_cells_ahead) % two_float_groups);
       const Sixteen next = next_sixteen(rows, line, (at + 16) % two_float_groups);

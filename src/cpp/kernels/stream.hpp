@@ -77,18 +77,33 @@ class Stream {
 
   void read(std::uint64_t* out, std::uint64_t group) {
 #if defined(AISEC_X86)
-    if (generator_ != Generator::chacha) return read_aes(out, group);
+    if (generator_ != Generator::chacha) return read_aes<WordOrder::lanes>(out, group);
 #endif
     chacha_group(out, key_, domain_, group * group_blocks);
   }
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // The same as they are numbered.
+  void read_in_order(std::uint64_t* out, std::uint64_t group) {
+    if (generator_ != Generator::chacha) return read_aes<WordOrder::numbers>(out, group);
+    chacha_group(out, key_, domain_, group * group_blocks);
+    for (unsigned j = 0; j < group_samples; j += 8) {
+      __m256i* const words = reinterpret_cast<__m256i*>(out + j);
+      const __m256i early = _mm256_load_si256(words), late = _mm256_load_si256(words + 1);
+      _mm256_store_si256(words, _mm256_permute2x128_si256(early, late, 0x20));
+      _mm256_store_si256(words + 1, _mm256_permute2x128_si256(early, late, 0x31));
+    }
+  }
+#endif
 
 #if defined(__AVX2__)
   bool has_vaes() const { return generator_ == Generator::vaes; }
 
   // Words from `group` on, up to the next group of which starts_subkey() holds.
-  AISEC_VAES VaesWords vaes_words(std::uint64_t group) {
+  template <class Words>
+  AISEC_VAES Words vaes_words(std::uint64_t group) {
     const std::uint64_t first = find_subkey(group);
-    return VaesWords(subkey_, first);
+    return Words(subkey_, first);
   }
   static bool starts_subkey(std::uint64_t group) { return group % subkey_groups == 0; }
 #endif
@@ -110,12 +125,15 @@ class Stream {
     return group % subkey_groups * (group_samples / 2);
   }
 
+  template <WordOrder order>
   void read_aes(std::uint64_t* out, std::uint64_t group) {
     const std::uint64_t first = find_subkey(group);
-#if defined(__AVX2__)
-    if (generator_ == Generator::vaes) return make_words(out, group_samples, VaesWords(subkey_, first));
+#if defined(__AVX512F__)
+    if (generator_ == Generator::vaes) return make_words(out, VaesWords(subkey_, first));
+#elif defined(__AVX2__)
+    if (generator_ == Generator::vaes) return make_words(out, VaesWordsIn<order>(subkey_, first));
 #endif
-    aes_words(out, subkey_, first);
+    aes_words<order>(out, subkey_, first);
   }
 
   AesSubkey subkey_{};
@@ -147,29 +165,42 @@ struct WholeGroups {
 
 #if defined(__AVX2__)
 // or of VAES, a few at a time.
-struct VaesGroups {
-  static constexpr unsigned at_once = VaesWords::at_once;
+template <class Words>
+struct VaesGroupsOf {
+  static constexpr unsigned at_once = Words::at_once;
 
   Stream& stream;
-  VaesWords words;
+  Words words;
 
-  AISEC_VAES VaesGroups(Stream& stream_, std::uint64_t group) : stream(stream_), words(stream_.vaes_words(group)) {}
+  AISEC_VAES VaesGroupsOf(Stream& stream_, std::uint64_t group)
+      : stream(stream_), words(stream_.vaes_words<Words>(group)) {}
   AISEC_VAES void begin(const std::uint64_t*, std::uint64_t group) {
     if (Stream::starts_subkey(group)) [[unlikely]]
-      words = stream.vaes_words(group);
+      words = stream.vaes_words<Words>(group);
   }
   AISEC_VAES void make(std::uint64_t* out) { words.make(out); }
 #if !defined(__AVX512F__)
-  using Blocks = VaesWords::Blocks;
+  using Blocks = typename Words::Blocks;
 
   AISEC_VAES AISEC_INLINE Blocks start() { return words.start(); }
   template <int first, int last>
   AISEC_VAES AISEC_INLINE void rounds(Blocks& blocks) const {
-    words.rounds<first, last>(blocks);
+    words.template rounds<first, last>(blocks);
   }
   AISEC_VAES AISEC_INLINE void end(std::uint64_t* out, const Blocks& blocks) const { words.end(out, blocks); }
 #endif
 };
+using VaesGroups = VaesGroupsOf<VaesWords>;
+#endif
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Both with words as they are numbered.
+struct WholeGroupsInOrder : WholeGroups {
+  void begin(std::uint64_t* out, std::uint64_t group) {
+    if (group < groups) stream.read_in_order(out, group);
+  }
+};
+using VaesGroupsInOrder = VaesGroupsOf<VaesWordsIn<WordOrder::numbers>>;
 #endif
 
 }  // namespace

@@ -22,5 +22,7 @@ constexpr int float_rows = quantile_rows - 1 - 64;
 // In memory of the CPU, a float row of NaN before each table; the GPU has its own.
 extern const QuantileRow quantile_tables[2][quantile_rows];
 extern const FloatRow* const float_tables[2];
+// The same with 2^-ko c_k in octave o (v from 2^o on), for v's distance from the middle of its cell as it is.
+extern const FloatRow* const scaled_tables[2];
 
 }  // namespace aisec_fast
