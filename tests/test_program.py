@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.nn import functional
 from aisec_fast import adversarial
 from aisec_fast.adversarial import _torch_model, _working_copy
 from aisec_fast.adversarial._program import Program, program
+from aisec_fast.adversarial._steps import Convolution
 from aisec_fast.adversarial._working_copy import working_copy
 from tests.test_pgd_torch import few_threads
 from tests.test_working_copy import Block, model, same, state
@@ -114,6 +117,10 @@ CAN = {
     "twice": lambda: Written(twice),
     "deep": lambda: Written(deep),
     "doubled": lambda: Written(doubled),
+    "many channels": lambda: Block(16),
+    "many channels in place": lambda: Written(in_place, width=16),
+    "many channels, deep": lambda: Written(deep, width=16),
+    "many channels, before": lambda: Written(before, width=16),
 }  # fmt: skip
 CAN_ROWS = {
     "mlp": lambda: nn.Sequential(
@@ -164,6 +171,30 @@ def test_a_relu_is_part_of_another_step() -> None:
     assert len(program(model(), X)._steps) == 5  # three convolutions with norms, the mean and the head
     [first, *_] = program(model(CAN_ROWS["scaled"]), ROWS)._steps
     assert type(first).__name__ == "Linear"
+
+
+def test_windows_of_three_pixels_take_fewer_products() -> None:
+    kinds = [
+        (step.weight.shape[1], step._winograd is not None)
+        for step in program(model(lambda: Written(deep, width=32)), X)._steps
+        if isinstance(step, Convolution)
+    ]
+    assert kinds == [(3, False), (32, True), (32, True)]
+
+
+def test_nothing_large_is_imported_for_a_gradient() -> None:
+    """Torch imports sympy, which takes one or two seconds, where it is told what the gradient of a result is."""
+    code = """
+import sys, torch
+from torch import nn
+from aisec_fast import adversarial
+conv = nn.Sequential(nn.Conv2d(3, 64, 3), nn.SiLU(), nn.Flatten(), nn.Linear(64 * 900, 9))
+x = torch.rand(16, 3, 32, 32)
+adversarial.pgd(conv, x, torch.zeros(16, dtype=torch.int64), eps=0.1, steps=10)
+print("sympy" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def branching(m: Any, x: Tensor) -> Tensor:

@@ -56,6 +56,12 @@ class Attackable(Protocol):
     def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:
         """Those of ``hit``, verdicts by logits of ``slope``, that are the model's own verdicts too."""
 
+    def may_wait(self) -> bool:
+        """Whether ``settled`` may be asked later instead of ``confirmed``, of many at a time: nearly all are confirmed."""
+
+    def settled(self, adv: Any, y: Any) -> Flags:
+        """Which of these, all hit by logits of ``slope``, fool the model itself."""
+
     def losses(self, logits: Any, y: Any) -> Any:
         """Loss of each sample, NaN where a logit is NaN: restarts are compared by it."""
 
@@ -139,6 +145,14 @@ class GivenGradient:
     def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:  # noqa: ARG002 - there is one model only
         """See :class:`Attackable`."""
         return hit
+
+    def may_wait(self) -> bool:
+        """See :class:`Attackable`."""
+        return False
+
+    def settled(self, adv: Any, y: Any) -> Flags:
+        """See :class:`Attackable`."""
+        return self.fooled(self.predict(adv), y)
 
     def fooled(self, logits: Floats, y: Any) -> Flags:
         """See :class:`Attackable`."""

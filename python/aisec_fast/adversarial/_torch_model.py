@@ -52,6 +52,11 @@ class TorchModel:
         """Whether ``logits`` and ``gradient`` come from a working copy, a replay or in lower precision: successes are to be confirmed."""
         return self._copy is not None or self._lower is not None or (self._graphs is not None and self._graphs.in_use)
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether ``logits`` and ``gradient`` come from a list of steps, in the module's own precision."""
+        return isinstance(self._copy, Program)
+
     @classmethod
     def made(
         cls, module: nn.Module, x: Tensor, y: Tensor, *, least_classes: int = 2, needs: str = ""
@@ -202,7 +207,7 @@ class TorchModel:
 
     @staticmethod
     def _gradient(losses: Tensor, leaves: list[Tensor], *, keep: bool = False) -> Tensor:
-        slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True, retain_graph=keep)
+        slopes = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, retain_graph=keep)
         if any(slope is None for slope in slopes):
             raise ValueError("model gave logits that do not depend on x, expected a model of x")
         return _joined(slopes).resolve_neg().contiguous()
@@ -264,11 +269,15 @@ class TorchModel:
         if not self.has_copy or not bool(hit.any()):
             return hit
         rows = hit.nonzero()[:, 0]
-        true = self.fooled(adv[rows], y[rows], targeted=targeted)
-        self.differences += int((~true).sum())
         confirmed = hit.clone()
-        confirmed[rows] = true
+        confirmed[rows] = self.settled(adv[rows], y[rows], targeted=targeted)
         return confirmed
+
+    def settled(self, adv: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
+        """Which of these, all of them claims, fool the module itself. Others are counted."""
+        true = self.fooled(adv, y, targeted=targeted)
+        self.differences += int((~true).sum())
+        return true
 
     def _logits_of_leaf(self, leaf: Tensor) -> object:
         """Of a pass with a gradient, which alone may be in lower precision."""
@@ -378,6 +387,15 @@ class TorchLoss:
         flags = torch.from_numpy(hit).to(adv.device)
         confirmed: Flags = self._model.confirmed(flags, adv, _label(y), targeted=self._targeted).cpu().numpy()
         return confirmed
+
+    def may_wait(self) -> bool:
+        """See :class:`Attackable`: where a list of steps gives the logits, whose verdicts differ near the border alone."""
+        return self._model.has_steps
+
+    def settled(self, adv: Tensor, y: Tensor) -> Flags:
+        """See :class:`Attackable`."""
+        flags: Flags = self._model.settled(adv, _label(y), targeted=self._targeted).cpu().numpy()
+        return flags
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """See :class:`Attackable`."""

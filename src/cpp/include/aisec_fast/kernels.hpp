@@ -223,6 +223,17 @@ struct GhostKernels {
   SampleNorm (*conv_gram)(const ConvShape& shape, const float* activation, const float* gradient, float* memory);
 };
 
+// Sizes and arrays: aisec_fast/winograd.hpp.
+struct WinogradShape;
+struct WinogradArrays;
+
+// The tiles first, ..., last - 1 of a result, `at_once` at a time. `memory`: winograd_points * at_once * (channels +
+// outputs) floats, aligned to 64 bytes.
+struct WinogradKernels {
+  void (*convolve)(const WinogradShape& shape, const WinogradArrays& arrays, std::size_t first, std::size_t last,
+                   std::size_t at_once, float* memory);
+};
+
 struct Kernels {
   const char* name;
   NoiseKernels noise;
@@ -233,6 +244,7 @@ struct Kernels {
   IntegerKernels integers;
   UpdateKernels update_float32, update_float64;
   GhostKernels ghost;
+  WinogradKernels winograd;
 };
 
 constexpr std::size_t noise_group = 512;  // samples that no two threads share: kernels start at multiples of it
