@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from aisec_fast import adversarial
 from aisec_fast.adversarial import _torch_model, _working_copy
 from aisec_fast.adversarial._program import Program, program
 from aisec_fast.adversarial._steps import Convolution
+from aisec_fast.adversarial._torch_model import TorchLoss, TorchModel
 from aisec_fast.adversarial._working_copy import working_copy
 from tests.test_pgd_torch import few_threads
 from tests.test_working_copy import Block, model, same, state
@@ -347,3 +349,71 @@ def test_a_list_that_misleads_on_the_way_is_dropped(monkeypatch) -> None:
         logits = victim.logits(X)
         assert not victim.has_copy
         assert torch.equal(logits, victim.own_logits(X))
+
+
+class Late(Turning):
+    """Another model after so many calls."""
+
+    calls_left = 3  # recorded, tried, and one more
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls_left -= 1
+        self.turned = self.calls_left < 0
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_a_list_that_misled_an_attack_is_not_what_it_ends_with(early_stop, monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    attack: Any = functools.partial(
+        adversarial.pgd, x=X, y=torch.arange(7) % 5, eps=0.02, steps=12, random_start=False, early_stop=early_stop
+    )
+    turned = model(lambda: Late(6))
+    turned.calls_left = 0
+    expected = attack(turned, working_copy=False)
+    calls: list[int] = []
+    original = TorchModel.misled
+    monkeypatch.setattr(TorchModel, "misled", lambda self: calls.append(original(self)) or calls[-1])
+    late = model(lambda: Late(6))
+    late.calls_left = 2
+    assert torch.equal(attack(late, working_copy=True), expected)
+    assert calls == [True]
+
+
+@pytest.mark.parametrize("options", [{}, {"restarts": 3, "loss": "margin"}], ids=str)
+def test_what_the_module_does_not_confirm_goes_on_from_where_it_was(options, monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    original = model(CAN["cnn"])
+    with torch.no_grad():
+        y = original(X).argmax(1)
+    attack: Any = functools.partial(adversarial.pgd, original, X, y, eps=0.02, steps=12, seed=0, **options)
+    expected, stopped = attack(), attack(early_stop=True)
+    asked: list[int] = []
+
+    def denied(_: object, adv: Tensor, y: Tensor) -> np.ndarray:
+        asked.append(len(adv))
+        return np.zeros(len(adv), bool)
+
+    monkeypatch.setattr(TorchLoss, "settled", denied)
+    monkeypatch.setattr(TorchLoss, "confirmed", lambda _, hit, adv, y: hit & False)
+    found = attack(early_stop=True)
+    assert sum(asked) > 0
+    assert not torch.allclose(stopped, expected, atol=1e-3)
+    assert ((found - expected).abs() < 1e-6).double().mean() > 0.99
+
+
+def test_the_module_is_asked_about_many_successes_at_a_time(monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    x = torch.rand(60, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    original = model(CAN["cnn"])
+    with torch.no_grad():
+        y = original(x).argmax(1)
+    asked: list[int] = []
+    ask = TorchModel.own_logits
+    monkeypatch.setattr(TorchModel, "own_logits", lambda self, adv: asked.append(len(adv)) or ask(self, adv))
+    result = adversarial.pgd(original, x, y, eps=0.05, step_size=0.003, steps=20, random_start=False, early_stop=True)
+    with torch.no_grad():
+        fooled = int((original(result).argmax(1) != y).sum())
+    assert fooled > 30
+    assert fooled <= sum(asked) <= fooled + 5 * _torch_model._ROWS_TRIED  # looks at passes 2, 4, 8 and 16
+    assert min(asked[:-1]) >= _torch_model._MOST_WAITING

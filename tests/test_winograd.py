@@ -12,14 +12,18 @@ from torch import Tensor
 from torch.nn import functional
 
 import aisec_fast
-from aisec_fast.adversarial import _winograd
 from aisec_fast.adversarial._winograd import Winograd, winograd
 from tests.conftest import NATIVE, running
 
 LAST = torch.channels_last
 ONES = [1, 1], [1, 1], [1, 1], 1  # stride, padding, dilation, groups
 
-# The transforms of the paper, and what they do to magnitudes.
+# The transforms of the paper.
+POINTS = torch.tensor(
+    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6],
+     [0, 0, 1]],
+    dtype=torch.float64,
+)  # fmt: skip
 SPREAD = torch.tensor(
     [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
      [0, 4, 0, -5, 0, 1]],
@@ -47,11 +51,24 @@ def magnitudes(x: Tensor, weight: Tensor) -> Tensor:
     padded = functional.pad(x.double().abs(), (1, wide - width + 1, 1, high - height + 1))
     patches = padded.unfold(2, 6, 4).unfold(3, 6, 4)  # [B, C, rows, columns, 6, 6]
     spread = torch.einsum("ia,bcrsae,je->bcrsij", SPREAD.abs(), patches, SPREAD.abs())
-    points = _winograd._TO_POINTS.abs()
+    points = POINTS.abs()
     weights = torch.einsum("ia,ocae,je->ocij", points, weight.double().abs(), points)
     products = torch.einsum("bcrsij,ocij->borsij", spread, weights)
     result = torch.einsum("ia,borsae,je->borisj", GATHER.abs(), products, GATHER.abs())
     return result.reshape(len(x), len(weight), high, wide)[:, :, :height, :width]
+
+
+def test_weights_are_rounded_once(core) -> None:
+    weight = torch.randn(32, 16, 3, 3)
+    exact, largest = (
+        torch.einsum("ia,ocae,je->ijco", points, values.double(), points).flatten(0, 1)
+        for points, values in ((POINTS, weight), (POINTS.abs(), weight.abs()))
+    )
+    found = torch.empty(36, 16, 32)
+    core.winograd_weights(weight.permute(2, 3, 1, 0).contiguous(), found)
+    assert ((found - exact).abs() <= exact.abs() * 2.0**-24 + largest * 2.0**-48).all()
+    with pytest.raises(ValueError, match="windows has 8 values"):
+        core.winograd_weights(np.zeros(8, np.float32), np.zeros(36, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -87,6 +104,12 @@ def test_each_image_by_itself_whatever_the_threads(core) -> None:
     finally:
         aisec_fast.set_num_threads(before)
     assert torch.equal(convolution(x[4:5].contiguous(memory_format=LAST)), together[4:5])
+
+
+def test_fused_instruction_sets_give_the_same_bits() -> None:
+    x, weight = images(2, 16, 9, 9), torch.randn(16, 16, 3, 3)
+    found = [Winograd(weight)(x) for name in NATIVE if name != "native-baseline" for _ in running(name)]
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 def test_what_is_not_a_number_stays(core) -> None:

@@ -69,9 +69,22 @@ void convolve(const py::object& x_, const py::object& weights_, const py::object
   });
 }
 
+void spread(const py::object& windows_, const py::object& weights_) {
+  const ArrayView windows(windows_, "windows"), weights(weights_, "weights");
+  for (const ArrayView* view : {&windows, &weights})
+    view->on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
+  const std::size_t count = windows.size() / 9;
+  windows.of_size(9 * count);
+  if (count % winograd_channels != 0) throw py::value_error("channels must be multiples of 16");
+  weights.of_size(winograd_points * count).writable();
+  const py::gil_scoped_release unlocked;
+  active_kernels().winograd.spread_windows(windows.data<float>(), count, weights.data<float>());
+}
+
 }  // namespace
 
 void bind_winograd(py::module_& module) {
+  module.def("winograd_weights", &spread, py::arg("windows"), py::arg("weights"));
   module.def("winograd", &convolve, py::arg("x"), py::arg("weights"), py::arg("mask"), py::arg("bias"),
              py::arg("added"), py::arg("relu"), py::arg("out"));
 }

@@ -62,6 +62,9 @@ class Attackable(Protocol):
     def settled(self, adv: Any, y: Any) -> Flags:
         """Which of these, all hit by logits of ``slope``, fool the model itself."""
 
+    def misled(self) -> bool:
+        """Whether what ``slope`` gave since this was last asked was not the model's: then it will be from now on."""
+
     def losses(self, logits: Any, y: Any) -> Any:
         """Loss of each sample, NaN where a logit is NaN: restarts are compared by it."""
 
@@ -147,6 +150,10 @@ class GivenGradient:
         return hit
 
     def may_wait(self) -> bool:
+        """See :class:`Attackable`."""
+        return False
+
+    def misled(self) -> bool:
         """See :class:`Attackable`."""
         return False
 

@@ -130,8 +130,12 @@ class Runs:
         while run < self._runs and len(left):
             stacked = 1 if run == 0 else max(1, min(self._runs - run, self._most_rows // len(left)))
             for begin in range(0, len(left), self._most_rows):
-                batch = self._started(left[begin : begin + self._most_rows], range(run, run + stacked))
+                some, runs, fooled = left[begin : begin + self._most_rows], range(run, run + stacked), self._fooled
+                batch = self._started(some, runs)
                 adv, heights = self._run(batch, len(batch.items) / len(left))
+                if self.model.misled():
+                    self._fooled, batch = fooled, self._started(some, runs)
+                    adv, heights = self._run(batch, 0.0)
                 if self._runs == 1 and len(batch.items) == len(self._highest):
                     result = adv  # nothing to compare
                     break

@@ -16,15 +16,9 @@ from .. import _backends
 
 _CHANNELS = 16  # inputs and outputs come in multiples of it
 _FAST = ("avx512", "avx2")  # instruction sets with which it was measured to win
+_POINTS = 36
 _SIDE = 4  # of a tile of the result
 _LEAST_USED = 0.5  # of the tiles' pixels; where they stand out further there is little to gain
-
-# To the points 0, 1, -1, 2, -2 and infinity: G of the paper.
-_TO_POINTS = torch.tensor(
-    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6],
-     [0, 0, 1]],
-    dtype=torch.float64,
-)  # fmt: skip
 
 
 class Winograd:
@@ -32,11 +26,11 @@ class Winograd:
 
     def __init__(self, weight: Tensor) -> None:
         """``weight`` is ``[outputs, channels, 3, 3]``."""
-        outputs, channels, *_ = weight.shape
-        windows = weight.permute(2, 3, 1, 0).double().reshape(9, -1)
-        self._weights = (torch.kron(_TO_POINTS, _TO_POINTS) @ windows).float().view(-1, channels, outputs)
         core = _backends.native_core()
         assert core is not None
+        windows = weight.permute(2, 3, 1, 0).contiguous()
+        self._weights = torch.empty(_POINTS, *windows.shape[2:])
+        core.winograd_weights(windows, self._weights)
         self._convolve = core.winograd
 
     def __call__(

@@ -34,13 +34,13 @@ inline Wide above_zero(Wide value, Wide mask) { return mask <= Wide{} ? Wide{} :
 // B^T d: from six values of a row or column of a patch to the six points.
 inline void to_points(const Wide (&d)[patch], Wide (&v)[patch]) {
   const Wide four = all(4.0f), two = all(2.0f);
-  const Wide a = d[4] - four * d[2], b = d[3] - four * d[1];  // of points 1 and -1
-  const Wide c = d[4] - d[2], e = two * (d[3] - d[1]);        // of points 2 and -2
+  const Wide a = multiply_add(-four, d[2], d[4]), b = multiply_add(-four, d[1], d[3]);  // of points 1 and -1
+  const Wide c = d[4] - d[2], e = d[3] - d[1];                                          // of points 2 and -2
   v[0] = multiply_add(four, d[0] - d[2], c);
   v[1] = a + b;
   v[2] = a - b;
-  v[3] = c + e;
-  v[4] = c - e;
+  v[3] = multiply_add(two, e, c);
+  v[4] = multiply_add(-two, e, c);
   v[5] = multiply_add(four, d[1] - d[3], d[5] - d[3]);
 }
 
@@ -193,8 +193,43 @@ void convolve(const WinogradShape& shape, const WinogradArrays& arrays, std::siz
   }
 }
 
+typedef double Doubles __attribute__((vector_size(AISEC_WIDTH)));
+typedef float Half __attribute__((vector_size(AISEC_WIDTH / 2)));
+typedef float UnalignedHalf __attribute__((vector_size(AISEC_WIDTH / 2), aligned(4), may_alias));
+
+// G of the paper: from three values to the points.
+inline void to_points(const Doubles (&g)[3], Doubles (&v)[patch]) {
+  const Doubles sides = g[0] + g[2], far = g[0] / 24.0 + g[2] / 6.0, middle = g[1] / 12.0;
+  v[0] = g[0] / 4.0;
+  v[1] = -(sides + g[1]) / 6.0;
+  v[2] = -(sides - g[1]) / 6.0;
+  v[3] = far + middle;
+  v[4] = far - middle;
+  v[5] = g[2];
+}
+
+// In float64: each weight is rounded to float32 once.
+void spread_windows(const float* windows, std::size_t count, float* weights) {
+  for (std::size_t k = 0; k < count; k += width / 2) {
+    Doubles half[3][patch];
+    for (std::size_t j = 0; j < 3; ++j) {
+      Doubles g[3];
+      for (std::size_t i = 0; i < 3; ++i)
+        g[i] = __builtin_convertvector(*reinterpret_cast<const UnalignedHalf*>(windows + (i * 3 + j) * count + k),
+                                       Doubles);
+      to_points(g, half[j]);
+    }
+    for (std::size_t i = 0; i < patch; ++i) {
+      Doubles v[patch];
+      to_points({half[0][i], half[1][i], half[2][i]}, v);
+      for (std::size_t j = 0; j < patch; ++j)
+        *reinterpret_cast<UnalignedHalf*>(weights + (i * patch + j) * count + k) = __builtin_convertvector(v[j], Half);
+    }
+  }
+}
+
 }  // namespace
 
-WinogradKernels winograd_kernels() { return {&convolve}; }
+WinogradKernels winograd_kernels() { return {&convolve, &spread_windows}; }
 
 }  // namespace aisec_fast::AISEC_ISA

@@ -232,6 +232,8 @@ struct WinogradArrays;
 struct WinogradKernels {
   void (*convolve)(const WinogradShape& shape, const WinogradArrays& arrays, std::size_t first, std::size_t last,
                    std::size_t at_once, float* memory);
+  // From [3, 3, count] to [points, count]: as `convolve` takes them, count = channels * outputs.
+  void (*spread_windows)(const float* windows, std::size_t count, float* weights);
 };
 
 struct Kernels {
