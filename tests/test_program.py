@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aisec_fast import adversarial
-from aisec_fast.adversarial import _torch_model, _working_copy
+from aisec_fast.adversarial import _kept, _torch_model, _working_copy
 from aisec_fast.adversarial._program import Program, program
 from aisec_fast.adversarial._steps import Convolution
 from aisec_fast.adversarial._torch_model import TorchLoss, TorchModel
@@ -415,5 +416,76 @@ def test_the_module_is_asked_about_many_successes_at_a_time(monkeypatch) -> None
     with torch.no_grad():
         fooled = int((original(result).argmax(1) != y).sum())
     assert fooled > 30
-    assert fooled <= sum(asked) <= fooled + 5 * _torch_model._ROWS_TRIED  # looks at passes 2, 4, 8 and 16
+    assert fooled <= sum(asked) <= fooled + 5 * _torch_model._ROWS_TRIED  # looks at passes 1, 2, 4, 8 and 16
     assert min(asked[:-1]) >= _torch_model._MOST_WAITING
+
+
+class Scaling(Block):
+    """Something to change that is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.scale, self.table = 1.0, torch.ones(5)
+        self.calls: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS.append(len(x))
+        return super().forward(x) * self.scale * self.table
+
+
+CALLS: list[int] = []
+
+
+def through_data(m: Scaling) -> None:
+    m.first.weight.data[0] += 1.0  # leaves the version as it was
+
+
+def attribute(m: Scaling) -> None:
+    m.scale = -1.0
+
+
+def tensor_attribute(m: Scaling) -> None:
+    m.table[:3] = -2.0
+
+
+def one_more(m: Scaling) -> None:
+    m.calls.append(1)
+
+
+@pytest.mark.parametrize("change", [through_data, attribute, tensor_attribute, one_more], ids=lambda f: f.__name__)
+def test_a_list_is_kept_until_something_changes(change, monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    original = model(Scaling)
+    assert isinstance(first := working_copy(original, X), Program)
+    CALLS.clear()
+    assert working_copy(original, X) is first
+    assert not CALLS
+    assert working_copy(original, X[:5]) is not first
+    assert isinstance(first := working_copy(original, X), Program)
+    change(original)
+    CALLS.clear()
+    again = working_copy(original, X)
+    assert isinstance(again, Program)
+    assert again is not first
+    assert CALLS == [2, 3]
+    with torch.no_grad():
+        torch.testing.assert_close(again(X), original(X), rtol=1e-5, atol=1e-5)
+
+
+def test_a_list_goes_with_its_module_or_when_it_misleads(monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    original = model(lambda: Turning(6))
+    working_copy(original, X)
+    assert original in _kept._held
+    victim, _ = _torch_model.TorchModel.made(original, X, torch.zeros(7, dtype=torch.int64))
+    with victim.attacked(X):
+        victim.logits(X)
+        monkeypatch.setattr(Turning, "turned", True)  # not seen in the module itself
+        victim.logits(X)
+        assert not victim.has_copy
+    assert original not in _kept._held
+    working_copy(original, X)
+    held = len(_kept._held)
+    del original, victim
+    gc.collect()
+    assert len(_kept._held) == held - 1

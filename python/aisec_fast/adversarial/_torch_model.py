@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from . import _cuda_graphs, _rows_seen
+from . import _cuda_graphs, _kept, _rows_seen
 from ._activations import evenly, mixes, rows_at_once
 from ._graphs import GraphError, Graphs
 from ._losses import LOSSES, likeliest_others
@@ -234,11 +234,10 @@ class TorchModel:
         With those the lower precision, if they were computed in it: so is the tolerance then.
 
         They were tried at the samples, and a module may take another way elsewhere. Asked at passes 1, 2, 4, 8, ... on a few
-        rows, other ones each time; not at the first for a list of steps, which has just been tried in a pass like that. If
-        ``may_wait``, what a list gave is kept and compared later, by ``misled``.
+        rows, other ones each time. If ``may_wait``, what a list gave is kept and compared later, by ``misled``.
         """
         self._passes += 1
-        if not self.has_copy or self._passes & (self._passes - 1) or (self._passes == 1 and self.has_steps):
+        if not self.has_copy or self._passes & (self._passes - 1):
             return False
         rows = (torch.arange(min(_ROWS_TRIED, len(adv)), device=adv.device) + self._passes) % len(adv)
         if self.may_wait and self.has_steps:
@@ -258,6 +257,7 @@ class TorchModel:
             self._graphs.drop("replayed logits differ from the model's own")
             self._note(self._graphs.dropped)
         self._copy = None
+        _kept.forget(self._module)
         return True
 
     def _waiting(self) -> Tensor:
@@ -270,6 +270,7 @@ class TorchModel:
         if all(same_logits(logits, true) for (_, logits), true in zip(looks, parts, strict=True)):
             return False
         self._copy, self._misled = None, True
+        _kept.forget(self._module)
         return True
 
     def misled(self) -> bool:

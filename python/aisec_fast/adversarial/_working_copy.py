@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from . import _kept
 from ._program import Program, program
 from ._weighted import gradients
 
@@ -81,8 +82,14 @@ def _program(module: nn.Module, x: Tensor) -> Program | None:
     weights = sum(tensor.numel() for tensor in module.parameters())
     if weights * x[0].numel() * len(x) < _PAYS_FROM:  # each weight is used once a pixel at most
         return None
-    steps = program(module, x, -(-_PAYS_FROM // len(x)))
-    return steps if steps is not None and _does_the_same(steps, module, x[:_DIFFERENTIATED_ROWS]) else None
+    now = _kept.state(module, x)
+    steps = _kept.find(module, now)
+    if steps is None:
+        steps = program(module, x, -(-_PAYS_FROM // len(x)))
+        if steps is None or not _does_the_same(steps, module, x[:_DIFFERENTIATED_ROWS]):
+            return None
+        _kept.keep(module, now, steps)
+    return steps
 
 
 def _does_the_same(steps: Program, module: nn.Module, probe: Tensor) -> bool:
