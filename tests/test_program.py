@@ -192,8 +192,8 @@ import sys, torch
 from torch import nn
 from aisec_fast import adversarial
 conv = nn.Sequential(nn.Conv2d(3, 64, 3), nn.SiLU(), nn.Flatten(), nn.Linear(64 * 900, 9))
-x = torch.rand(16, 3, 32, 32)
-adversarial.pgd(conv, x, torch.zeros(16, dtype=torch.int64), eps=0.1, steps=10)
+x = torch.rand(32, 3, 32, 32)
+adversarial.pgd(conv, x, torch.zeros(32, dtype=torch.int64), eps=0.1, steps=10)
 print("sympy" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
