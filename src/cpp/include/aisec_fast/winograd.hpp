@@ -2,6 +2,8 @@
 // Convolutions of windows 3 x 3 by fewer products (docs/adversarial.md, section 8): sizes and arrays of a call.
 #include <cstddef>
 
+#include "aisec_fast/host_device.hpp"
+
 namespace aisec_fast {
 
 constexpr std::size_t winograd_side = 4,
@@ -13,9 +15,9 @@ constexpr std::size_t winograd_channels = 16;  // inputs and outputs are multipl
 struct WinogradShape {
   std::size_t images, rows, columns, channels, outputs;
 
-  std::size_t tile_rows() const { return (rows + winograd_side - 1) / winograd_side; }
-  std::size_t tile_columns() const { return (columns + winograd_side - 1) / winograd_side; }
-  std::size_t tiles() const { return images * tile_rows() * tile_columns(); }
+  AISEC_HD std::size_t tile_rows() const { return (rows + winograd_side - 1) / winograd_side; }
+  AISEC_HD std::size_t tile_columns() const { return (columns + winograd_side - 1) / winograd_side; }
+  AISEC_HD std::size_t tiles() const { return images * tile_rows() * tile_columns(); }
 };
 
 // `weights` are [points, channels, outputs]. Null for what is not there: `mask`, like x, keeps the values of x where it
