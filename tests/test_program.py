@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aisec_fast import adversarial
-from aisec_fast.adversarial import _torch_model, _working_copy
+from aisec_fast.adversarial import _kept, _torch_model, _working_copy
 from aisec_fast.adversarial._program import Program, program
+from aisec_fast.adversarial._steps import Convolution
+from aisec_fast.adversarial._torch_model import TorchLoss, TorchModel
 from aisec_fast.adversarial._working_copy import working_copy
 from tests.test_pgd_torch import few_threads
 from tests.test_working_copy import Block, model, same, state
@@ -114,6 +120,10 @@ CAN = {
     "twice": lambda: Written(twice),
     "deep": lambda: Written(deep),
     "doubled": lambda: Written(doubled),
+    "many channels": lambda: Block(16),
+    "many channels in place": lambda: Written(in_place, width=16),
+    "many channels, deep": lambda: Written(deep, width=16),
+    "many channels, before": lambda: Written(before, width=16),
 }  # fmt: skip
 CAN_ROWS = {
     "mlp": lambda: nn.Sequential(
@@ -164,6 +174,30 @@ def test_a_relu_is_part_of_another_step() -> None:
     assert len(program(model(), X)._steps) == 5  # three convolutions with norms, the mean and the head
     [first, *_] = program(model(CAN_ROWS["scaled"]), ROWS)._steps
     assert type(first).__name__ == "Linear"
+
+
+def test_windows_of_three_pixels_take_fewer_products() -> None:
+    kinds = [
+        (step.weight.shape[1], step._winograd is not None)
+        for step in program(model(lambda: Written(deep, width=32)), X)._steps
+        if isinstance(step, Convolution)
+    ]
+    assert kinds == [(3, False), (32, True), (32, True)]
+
+
+def test_nothing_large_is_imported_for_a_gradient() -> None:
+    """Torch imports sympy, which takes one or two seconds, where it is told what the gradient of a result is."""
+    code = """
+import sys, torch
+from torch import nn
+from aisec_fast import adversarial
+conv = nn.Sequential(nn.Conv2d(3, 64, 3), nn.SiLU(), nn.Flatten(), nn.Linear(64 * 900, 9))
+x = torch.rand(32, 3, 32, 32)
+adversarial.pgd(conv, x, torch.zeros(32, dtype=torch.int64), eps=0.1, steps=10)
+print("sympy" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def branching(m: Any, x: Tensor) -> Tensor:
@@ -316,3 +350,142 @@ def test_a_list_that_misleads_on_the_way_is_dropped(monkeypatch) -> None:
         logits = victim.logits(X)
         assert not victim.has_copy
         assert torch.equal(logits, victim.own_logits(X))
+
+
+class Late(Turning):
+    """Another model after so many calls."""
+
+    calls_left = 3  # recorded, tried, and one more
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls_left -= 1
+        self.turned = self.calls_left < 0
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_a_list_that_misled_an_attack_is_not_what_it_ends_with(early_stop, monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    attack: Any = functools.partial(
+        adversarial.pgd, x=X, y=torch.arange(7) % 5, eps=0.02, steps=12, random_start=False, early_stop=early_stop
+    )
+    turned = model(lambda: Late(6))
+    turned.calls_left = 0
+    expected = attack(turned, working_copy=False)
+    calls: list[int] = []
+    original = TorchModel.misled
+    monkeypatch.setattr(TorchModel, "misled", lambda self: calls.append(original(self)) or calls[-1])
+    late = model(lambda: Late(6))
+    late.calls_left = 2
+    assert torch.equal(attack(late, working_copy=True), expected)
+    assert calls == [True]
+
+
+@pytest.mark.parametrize("options", [{}, {"restarts": 3, "loss": "margin"}], ids=str)
+def test_what_the_module_does_not_confirm_goes_on_from_where_it_was(options, monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    original = model(CAN["cnn"])
+    with torch.no_grad():
+        y = original(X).argmax(1)
+    attack: Any = functools.partial(adversarial.pgd, original, X, y, eps=0.02, steps=12, seed=0, **options)
+    expected, stopped = attack(), attack(early_stop=True)
+    asked: list[int] = []
+
+    def denied(_: object, adv: Tensor, y: Tensor) -> np.ndarray:
+        asked.append(len(adv))
+        return np.zeros(len(adv), bool)
+
+    monkeypatch.setattr(TorchLoss, "settled", denied)
+    monkeypatch.setattr(TorchLoss, "confirmed", lambda _, hit, adv, y: hit & False)
+    found = attack(early_stop=True)
+    assert sum(asked) > 0
+    assert not torch.allclose(stopped, expected, atol=1e-3)
+    assert ((found - expected).abs() < 1e-6).double().mean() > 0.99
+
+
+def test_the_module_is_asked_about_many_successes_at_a_time(monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    x = torch.rand(60, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    original = model(CAN["cnn"])
+    with torch.no_grad():
+        y = original(x).argmax(1)
+    asked: list[int] = []
+    ask = TorchModel.own_logits
+    monkeypatch.setattr(TorchModel, "own_logits", lambda self, adv: asked.append(len(adv)) or ask(self, adv))
+    result = adversarial.pgd(original, x, y, eps=0.05, step_size=0.003, steps=20, random_start=False, early_stop=True)
+    with torch.no_grad():
+        fooled = int((original(result).argmax(1) != y).sum())
+    assert fooled > 30
+    assert fooled <= sum(asked) <= fooled + 5 * _torch_model._ROWS_TRIED  # looks at passes 1, 2, 4, 8 and 16
+    assert min(asked[:-1]) >= _torch_model._MOST_WAITING
+
+
+class Scaling(Block):
+    """Something to change that is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.scale, self.table = 1.0, torch.ones(5)
+        self.calls: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS.append(len(x))
+        return super().forward(x) * self.scale * self.table
+
+
+CALLS: list[int] = []
+
+
+def through_data(m: Scaling) -> None:
+    m.first.weight.data[0] += 1.0  # leaves the version as it was
+
+
+def attribute(m: Scaling) -> None:
+    m.scale = -1.0
+
+
+def tensor_attribute(m: Scaling) -> None:
+    m.table[:3] = -2.0
+
+
+def one_more(m: Scaling) -> None:
+    m.calls.append(1)
+
+
+@pytest.mark.parametrize("change", [through_data, attribute, tensor_attribute, one_more], ids=lambda f: f.__name__)
+def test_a_list_is_kept_until_something_changes(change, monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    original = model(Scaling)
+    assert isinstance(first := working_copy(original, X), Program)
+    CALLS.clear()
+    assert working_copy(original, X) is first
+    assert not CALLS
+    assert working_copy(original, X[:5]) is not first
+    assert isinstance(first := working_copy(original, X), Program)
+    change(original)
+    CALLS.clear()
+    again = working_copy(original, X)
+    assert isinstance(again, Program)
+    assert again is not first
+    assert CALLS == [2, 3]
+    with torch.no_grad():
+        torch.testing.assert_close(again(X), original(X), rtol=1e-5, atol=1e-5)
+
+
+def test_a_list_goes_with_its_module_or_when_it_misleads(monkeypatch) -> None:
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    original = model(lambda: Turning(6))
+    working_copy(original, X)
+    assert original in _kept._held
+    victim, _ = _torch_model.TorchModel.made(original, X, torch.zeros(7, dtype=torch.int64))
+    with victim.attacked(X):
+        victim.logits(X)
+        monkeypatch.setattr(Turning, "turned", True)  # not seen in the module itself
+        victim.logits(X)
+        assert not victim.has_copy
+    assert original not in _kept._held
+    working_copy(original, X)
+    held = len(_kept._held)
+    del original, victim
+    gc.collect()
+    assert len(_kept._held) == held - 1

@@ -5,7 +5,8 @@
 
 The networks of `aisec-fast bench` on scikit-learn's digits (28 x 28 grey for "cnn", 32 x 32 coloured for "resnet"), trained
 adversarially for a few epochs with PGD of two steps; weights stay in the temporary folder. Contenders take turns; figures are
-medians of the rounds. "floor" is steps x (forward + backward to the input) on the whole batch.
+medians of the rounds. "pgd" and "pgd early_stop" find the working copy of the attack before, "alone" has to make it. "floor"
+is steps x (forward + backward to the input) on the whole batch.
 
     python benchmarks/evidence/attacks.py --standard    AutoAttack's ensemble too, some minutes more
     python benchmarks/evidence/attacks.py --standard --rounds 0    the ensemble alone, in a file of its own
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aisec_fast import adversarial
+from aisec_fast.adversarial import _kept
 from aisec_fast.cli.bench import _models
 
 PLANS = {  # model: size of images, channels, epochs, radius of training, batch, steps, (radii)
@@ -99,11 +101,16 @@ def measured(name: str, rounds: int) -> list[dict[str, Any]]:
         def theirs(length: float = length, options: dict[str, Any] = options) -> Tensor:
             return torchattacks.PGD(model, alpha=length, **options)(x, y)
 
+        def alone(ours: Callable[[bool], Tensor] = ours) -> Tensor:
+            _kept.forget(model)
+            return ours(True)
+
         calls: dict[str, Callable[[], Any]] = {
             "floor": floor,
             "torchattacks": theirs,
             "pgd": lambda ours=ours: ours(False),
             "pgd early_stop": lambda ours=ours: ours(True),
+            "pgd early_stop alone": alone,
         }
         seconds: dict[str, list[float]] = {call: [] for call in calls}
         results = {}

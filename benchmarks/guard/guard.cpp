@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "aisec_fast/winograd.hpp"
 #include "clipping.hpp"
 #include "ghost.hpp"
 #include "instruction_sets.hpp"
@@ -63,6 +64,7 @@ struct Inputs {
   AdamStep adam{256.0, 0.9, 0.999, 0.01, 0.5, 1e-8, 0.0, 0.999, false};
   GramShape tokens{50, 80, 80};
   ConvShape conv{20, 10, 10, 20, 10, 10, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
+  WinogradShape images{1, 20, 20, 32, 32};
   std::vector<double> squares = std::vector<double>(1), bounds = std::vector<double>(1);
   Batch batch{DType::float32, rows, {{x.data(), static_cast<std::ptrdiff_t>(columns), columns}}};
 };
@@ -124,6 +126,12 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
       {"conv_rows",
        [&](const Kernels&) {
          conv_rows(in.conv, 1, in.x.data(), in.gradient.data(), in.out.data(), in.squares.data(), in.bounds.data());
+       }},
+      {"winograd",
+       [&](const Kernels& k) {
+         const WinogradArrays arrays{in.x.data(), in.gradient.data(), in.x.data(), nullptr,
+                                     in.x.data(), in.out.data(),      true};
+         k.winograd.convolve(in.images, arrays, 0, in.images.tiles(), 24, in.lengths.data());
        }},
   };
 }

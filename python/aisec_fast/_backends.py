@@ -77,6 +77,12 @@ def _core() -> ModuleType | None:
     return core
 
 
+def native_core() -> ModuleType | None:
+    """The native kernels where they are built and no other backend is forced."""
+    forced = _forced.get() or os.environ.get("AISEC_FAST_BACKEND")
+    return _core() if forced in (None, "", "native") else None
+
+
 @cache
 def _load(name: str) -> Backend | str:
     if name == "numba":

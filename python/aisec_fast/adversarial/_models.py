@@ -56,6 +56,15 @@ class Attackable(Protocol):
     def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:
         """Those of ``hit``, verdicts by logits of ``slope``, that are the model's own verdicts too."""
 
+    def may_wait(self) -> bool:
+        """Whether ``settled`` may be asked later instead of ``confirmed``, of many at a time: nearly all are confirmed."""
+
+    def settled(self, adv: Any, y: Any) -> Flags:
+        """Which of these, all hit by logits of ``slope``, fool the model itself."""
+
+    def misled(self) -> bool:
+        """Whether what ``slope`` gave since this was last asked was not the model's: then it will be from now on."""
+
     def losses(self, logits: Any, y: Any) -> Any:
         """Loss of each sample, NaN where a logit is NaN: restarts are compared by it."""
 
@@ -139,6 +148,18 @@ class GivenGradient:
     def confirmed(self, hit: Flags, adv: Any, y: Any) -> Flags:  # noqa: ARG002 - there is one model only
         """See :class:`Attackable`."""
         return hit
+
+    def may_wait(self) -> bool:
+        """See :class:`Attackable`."""
+        return False
+
+    def misled(self) -> bool:
+        """See :class:`Attackable`."""
+        return False
+
+    def settled(self, adv: Any, y: Any) -> Flags:
+        """See :class:`Attackable`."""
+        return self.fooled(self.predict(adv), y)
 
     def fooled(self, logits: Floats, y: Any) -> Flags:
         """See :class:`Attackable`."""

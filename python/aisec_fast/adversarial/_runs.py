@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from .._arrays import Array
 from .._backends import Backend
 from . import _rows, _start
 from ._ball import Ball
-from ._models import Attackable, Floats
+from ._models import Attackable, Flags, Floats
 from ._progress import Progress
 from ._watch import Watch
 
+_CLAIMS_AT_ONCE = 16  # the model is asked about so many successes at a time: few take it nearly as long
 _STACKED_VALUES = 1 << 21  # runs are stacked up to a batch of so many values, or to the size of the batch given
 
 
@@ -33,6 +35,63 @@ class _Batch:
         """These rows, as a batch of its own."""
         arrays = (_rows.take(values, rows) for values in (self.x, self.adv, self.y))
         return _Batch(self.items[rows], self.runs[rows], *arrays)
+
+
+@dataclass
+class _Climb:
+    """Rows on their way."""
+
+    steps: int  # taken
+    batch: _Batch
+    rows: _rows.Rows  # of the outcome
+    gradient: Any = None  # where they are, if it is known already
+
+    def kept(self, rows: _rows.Rows) -> _Climb:
+        """These rows alone."""
+        return _Climb(self.steps, self.batch.kept(rows), self.rows[rows], _rows.take(self.gradient, rows))
+
+
+@dataclass
+class _Outcome:
+    """Each row's result, and how high the attacker's loss is there."""
+
+    result: Any
+    heights: Floats
+
+    def store(self, rows: _rows.Rows, adv: Any, which: _rows.Rows) -> None:
+        """Keep those of a batch that holds these rows."""
+        if adv is not self.result:
+            _rows.put(self.result, rows[which], _rows.take(adv, which))
+
+
+class _Claims:
+    """Rows that fool by the logits of their gradients' pass, and that the model itself has not confirmed yet."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._held: list[tuple[_Climb, Flags]] = []
+
+    def add(self, climb: _Climb, hit: Flags) -> None:
+        """All rows of items of which these fool."""
+        self._held.append((climb, hit))
+        self.rows += np.count_nonzero(hit)
+
+    def confirmed(self, model: Attackable) -> list[tuple[_Climb, Flags]]:
+        """The same with the model's verdicts, from one call for all. Nothing is held then."""
+        held, self._held, self.rows = self._held, [], 0
+        if not held:
+            return []
+        hits = [np.flatnonzero(hit) for _, hit in held]
+        adv, y = (
+            _rows.concatenate(
+                [_rows.take(values(climb.batch), rows) for (climb, _), rows in zip(held, hits, strict=True)]
+            )
+            for values in (attrgetter("adv"), attrgetter("y"))
+        )
+        verdicts = np.split(model.settled(adv, y), np.cumsum([len(rows) for rows in hits])[:-1])
+        for (_, hit), rows, true in zip(held, hits, verdicts, strict=True):
+            hit[rows] = true
+        return held
 
 
 @dataclass
@@ -71,8 +130,12 @@ class Runs:
         while run < self._runs and len(left):
             stacked = 1 if run == 0 else max(1, min(self._runs - run, self._most_rows // len(left)))
             for begin in range(0, len(left), self._most_rows):
-                batch = self._started(left[begin : begin + self._most_rows], range(run, run + stacked))
+                some, runs, fooled = left[begin : begin + self._most_rows], range(run, run + stacked), self._fooled
+                batch = self._started(some, runs)
                 adv, heights = self._run(batch, len(batch.items) / len(left))
+                if self.model.misled():
+                    self._fooled, batch = fooled, self._started(some, runs)
+                    adv, heights = self._run(batch, 0.0)
                 if self._runs == 1 and len(batch.items) == len(self._highest):
                     result = adv  # nothing to compare
                     break
@@ -122,27 +185,48 @@ class Runs:
 
         Infinite where the row fools; -infinity where that is not asked, or where another run of its item fooled first.
         """
-        result, rows = batch.adv, np.arange(len(batch.items))  # rows of result that are still in the batch
-        heights = np.full(len(rows), -np.inf)
+        rows = np.arange(len(batch.items))
+        outcome = _Outcome(batch.adv, np.full(len(rows), -np.inf))
+        late = self._climb(_Climb(0, batch, rows), outcome, runs)
+        for climb in late:  # what the model did not confirm goes on from where it was
+            self._climb(climb, outcome, 0.0, wait=False)
+        return outcome.result, outcome.heights
+
+    def _climb(self, climb: _Climb, outcome: _Outcome, runs: float, *, wait: bool = True) -> list[_Climb]:
+        """The steps that are left, until an item is fooled. Returns what was stopped and has to go on.
+
+        Successes are confirmed by the model, and where they may ``wait``, many at a time: they leave the batch meanwhile.
+        """
+        batch, rows, gradient = climb.batch, climb.rows, climb.gradient
+        claims, late = _Claims(), []
         watch, step = Watch(), self._stepper(batch)
-        for k in range(self.steps):
-            slope = self.model.slope(batch.adv, batch.y, with_logits=self.early_stop, passes_left=self.steps - k)
-            gradient = slope.gradient
-            watch.note(k, slope.losses, gradient, slope.largest)
-            if self.early_stop:
-                watch.look()
-                hit = self.model.fooled(slope.logits, batch.y)
-                hit = self.model.confirmed(hit, batch.adv, batch.y)
-                if hit.any():
-                    _store(result, rows, batch.adv, np.flatnonzero(hit))
-                    heights[rows[hit]] = np.inf
-                    self._fooled += len(np.unique(batch.items[hit]))
-                    left = np.flatnonzero(~np.isin(batch.items, batch.items[hit]))
-                    if not len(left):
-                        return result, heights
-                    rows, batch, gradient = rows[left], batch.kept(left), _rows.take(gradient, left)
-                    step = self._stepper(batch)
+        for k in range(climb.steps, self.steps):
+            if gradient is None:
+                slope = self.model.slope(batch.adv, batch.y, with_logits=self.early_stop, passes_left=self.steps - k)
+                gradient = slope.gradient
+                watch.note(k, slope.losses, gradient, slope.largest)
+                if self.early_stop:
+                    watch.look()
+                    hit = self.model.fooled(slope.logits, batch.y)
+                    waits = wait and self.model.may_wait()
+                    if not waits:
+                        hit = self.model.confirmed(hit, batch.adv, batch.y)
+                    if hit.any():
+                        gone = np.isin(batch.items, batch.items[hit])
+                        leaves, left = np.flatnonzero(gone), np.flatnonzero(~gone)
+                        if waits:
+                            part = _Climb(k, batch.kept(leaves), rows[leaves], _rows.take(gradient, leaves))
+                            claims.add(part, hit[leaves])
+                            if claims.rows >= _CLAIMS_AT_ONCE:
+                                late += self._settle(claims, outcome)
+                        else:
+                            self._won(batch, rows, hit, outcome)
+                        if not len(left):
+                            return late + self._settle(claims, outcome)
+                        rows, batch, gradient = rows[left], batch.kept(left), _rows.take(gradient, left)
+                        step = self._stepper(batch)
             step(gradient)
+            gradient = None
             self._steps_done += runs
             self._tell()
         watch.look()
@@ -153,10 +237,25 @@ class Runs:
             watch.look()
             hit = self.model.fooled(logits, batch.y)
             climbed = np.minimum(_rows.to_host(losses) * np.sign(self.step_sizes[0]), np.finfo(float).max)
-            heights[rows] = np.where(hit, np.inf, climbed)
+            outcome.heights[rows] = np.where(hit, np.inf, climbed)
             self._fooled += len(np.unique(batch.items[hit]))
-        _store(result, rows, batch.adv, np.arange(len(rows)))
-        return result, heights
+        outcome.store(rows, batch.adv, np.arange(len(rows)))
+        return late + self._settle(claims, outcome)
+
+    def _won(self, batch: _Batch, rows: _rows.Rows, hit: Flags, outcome: _Outcome) -> None:
+        outcome.store(rows, batch.adv, np.flatnonzero(hit))
+        outcome.heights[rows[hit]] = np.inf
+        self._fooled += len(np.unique(batch.items[hit]))
+
+    def _settle(self, claims: _Claims, outcome: _Outcome) -> list[_Climb]:
+        """Ask the model about all claims, which are none then. Returns what it did not confirm."""
+        late = []
+        for climb, hit in claims.confirmed(self.model):
+            self._won(climb.batch, climb.rows, hit, outcome)
+            left = np.flatnonzero(~np.isin(climb.batch.items, climb.batch.items[hit]))
+            if len(left):
+                late.append(climb.kept(left))
+        return late
 
     def _stepper(self, batch: _Batch) -> Callable[[Any], None]:
         """The fused step of each radius on its rows."""
@@ -183,8 +282,3 @@ class Runs:
 
     def _tell(self) -> None:
         self.report(round(self._steps_done), self._total_steps, self._fooled if self._needs_verdict else None)
-
-
-def _store(result: Any, rows: _rows.Rows, adv: Any, which: _rows.Rows) -> None:
-    if adv is not result:
-        _rows.put(result, rows[which], _rows.take(adv, which))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from . import _rows
 from ._ball import Ball
 
-_VALUES_AT_A_TIME = 1 << 20
+_VALUES_AT_A_TIME = 1 << 16  # of float64: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RandomStarts:
             drawn = _draw(ball, directions, radii, count, size)
             begin, end = np.searchsorted(rows, (first, first + count))
             with np.errstate(over="ignore"):  # eps may lie beyond the dtype; the projection brings it back
-                kept[begin:end] = drawn[rows[begin:end] - first]
+                kept[begin:end] = drawn if end - begin == count else drawn[rows[begin:end] - first]
         return Drawn(kept.reshape(len(rows), *shape[1:]), ball.norm == "l0")
 
 
@@ -57,7 +57,11 @@ def _draw(
 ) -> npt.NDArray[np.float64]:
     """The next ``count`` rows."""
     if ball.norm == "linf":
-        return (2 * directions.random((count, size)) - 1) * ball.eps
+        values = directions.random((count, size))
+        values *= 2
+        values -= 1
+        values *= ball.eps
+        return values
     if ball.norm == "l0":
         changes = min(math.floor(ball.eps), size)
         order = directions.random((count, size)).argsort(axis=1, kind="stable")[:, :changes]

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ._weighted import gradients
+from ._winograd import Winograd, winograd
+
 aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
 LAST = torch.channels_last
 _FEW_CHANNELS = 4  # of a batch of images: their gradient is computed for several pixels at once
@@ -112,41 +115,55 @@ class Convolution(Step):
         """Lay the weights out, once they are final, as they are best for so many rows."""
         size = [rows, *self.shape]
         weight = self.weight.contiguous(memory_format=LAST)
-        self._forward = mkldnn._reorder_convolution_weight(
-            weight, self.padding, self.stride, self.dilation, self.groups, size
-        )
+        self._winograd = winograd(weight, self.stride, self.padding, self.dilation, self.groups, self.shape[1:])
+        if self.bias is not None:
+            self.bias = self.bias.contiguous()
+        if self._winograd is None:
+            self._forward = mkldnn._reorder_convolution_weight(
+                weight, self.padding, self.stride, self.dilation, self.groups, size
+            )
         self._backward = _input_gradient(weight, self.stride, self.padding, self.dilation, self.groups, size)
 
     def forward(self, inputs: Sequence[Tensor], kept: list[Any] | None) -> Tensor:
         """See :class:`Step`."""
-        x, unary = inputs[0].contiguous(memory_format=LAST), "relu" if self.relu else "none"
-        common = self._forward, self.bias, self.padding, self.stride, self.dilation, self.groups
-        if self.added:
-            other = inputs[1].contiguous(memory_format=LAST)
-            result: Tensor = mkldnn._convolution_pointwise.binary(
-                x, other, *common, "add", 1.0, unary if self.relu else None, [], None
-            )
+        x, *others = (values.contiguous(memory_format=LAST) for values in inputs)
+        if self._winograd is not None:
+            result: Tensor = self._winograd(x, bias=self.bias, added=others[0] if others else None, relu=self.relu)
         else:
-            result = mkldnn._convolution_pointwise(x, *common, unary, [], None)
+            result = self._convolved(x, *others)
         if kept is not None:
             kept.append(result if self.relu else None)
         return result
 
+    def _convolved(self, x: Tensor, *others: Tensor) -> Tensor:
+        unary = "relu" if self.relu else "none"
+        common = self._forward, self.bias, self.padding, self.stride, self.dilation, self.groups
+        result: Tensor
+        if others:
+            result = mkldnn._convolution_pointwise.binary(
+                x, *others, *common, "add", 1.0, unary if self.relu else None, [], None
+            )
+        else:
+            result = mkldnn._convolution_pointwise(x, *common, unary, [], None)
+        return result
+
     def backward(self, slope: Slope, kept: Any, slopes: Slopes) -> None:
         """See :class:`Step`."""
-        if self.relu:
-            slope = _masked(slope, kept)
+        mask = kept if self.relu else None
+        if mask is not None and (self.added or self._winograd is None):
+            slope, mask = _masked(slope, mask), None
         if self.added:
             slopes.share(self.takes[1], slope)
-        values = slope.values.contiguous(memory_format=LAST)
-        found = self._backward(values, slopes.own(self.takes[0]))
+        values, into = slope.values.contiguous(memory_format=LAST), slopes.own(self.takes[0])
+        found = self._backward(values, into) if mask is None else self._backward(values, into, mask)
         if found is not None:
             slopes.give(self.takes[0], found)
         slope.holders -= 1
 
 
 # From the gradient of a result to that of the input. Instead of that it may be added to the other tensor: then it is None.
-Gradient = Callable[[Tensor, Tensor | None], Tensor | None]
+# That of a convolution by Winograd's products also takes the result of a ReLU that followed it.
+Gradient = Callable[..., Tensor | None]
 
 
 def _input_gradient(
@@ -164,6 +181,8 @@ def _input_gradient(
         )[0]  # fmt: skip
     if stride == [1, 1]:
         turned = weight.flip(2, 3).transpose(0, 1)
+        if (fewer := winograd(turned, stride, back, dilation, groups, shape[1:])) is not None:
+            return lambda g, into, mask=None: _added_to(into, fewer, g, mask)
         if shape[0] <= _FEW_CHANNELS and dilation == [1, 1] and shape[1] % 2 == shape[2] % 2 == 0:
             return _several_pixels(turned, back, [rows, len(weight), *result])
         packed = mkldnn._reorder_convolution_weight(
@@ -190,6 +209,13 @@ def _input_gradient(
     return lambda g, _: mkldnn._convolution_transpose_pointwise(
         g, spread, None, padding, rest, stride, dilation, 1, "none", [], None
     )
+
+
+def _added_to(into: Tensor | None, convolution: Winograd, g: Tensor, mask: Tensor | None) -> Tensor | None:
+    if into is None or not into.is_contiguous(memory_format=LAST):
+        return convolution(g, mask=mask)
+    convolution(g, mask=mask, added=into, out=into)
+    return None
 
 
 def _several_pixels(turned: Tensor, back: list[int], size: list[int]) -> Gradient:
@@ -412,7 +438,8 @@ class Plain(Step):
         """See :class:`Step`."""
         with torch.enable_grad():
             leaves = [values.detach().requires_grad_() for values in kept]
-            found = torch.autograd.grad(self._call(leaves), leaves, slope.values)
+            found = gradients(self._call(leaves), slope.values, leaves)
         for place, values in zip(self.takes, found, strict=True):
+            assert values is not None
             slopes.share(place, Slope(values, 2))  # it may be an expanded one
         slope.holders -= 1

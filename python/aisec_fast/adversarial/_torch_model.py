@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from . import _cuda_graphs, _rows_seen
+from . import _cuda_graphs, _kept, _rows_seen
 from ._activations import evenly, mixes, rows_at_once
 from ._graphs import GraphError, Graphs
 from ._losses import LOSSES, likeliest_others
@@ -21,6 +21,7 @@ from ._randomness import Averaged, StraightThrough
 from ._working_copy import for_copy, is_plain, same_logits, working_copy
 
 _ROWS_TRIED = 4
+_MOST_WAITING = 12  # rows of looks: the module takes hardly longer for them than for those of one
 Values = Callable[[Tensor], Tensor]  # of logits [B, classes]: a value for each sample, [B]
 LabelValues = Callable[[Tensor, Tensor], Tensor]  # of logits and labels [B, ...]
 _log = logging.getLogger("aisec_fast.adversarial")
@@ -45,12 +46,20 @@ class TorchModel:
         self._rows_at_once: int | None = None
         self._lower: torch.dtype | None = None  # of passes with a gradient
         self._writes_to_input: bool | None = None  # not known yet
+        self.may_wait = False  # whether somebody asks ``misled`` in the end
+        self._looks: list[tuple[Tensor, Tensor]] = []  # rows, and the list's logits there, still to be compared
+        self._misled = False
         self.differences = 0  # samples that fooled the working copy and not the module
 
     @property
     def has_copy(self) -> bool:
         """Whether ``logits`` and ``gradient`` come from a working copy, a replay or in lower precision: successes are to be confirmed."""
         return self._copy is not None or self._lower is not None or (self._graphs is not None and self._graphs.in_use)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether ``logits`` and ``gradient`` come from a list of steps, in the module's own precision."""
+        return isinstance(self._copy, Program)
 
     @classmethod
     def made(
@@ -113,6 +122,7 @@ class TorchModel:
                 yield
             finally:
                 self._copy = self._rows_at_once = self._lower = None
+                self._looks, self._misled = [], False
                 graphs, self._graphs = self._graphs, None
                 if graphs is not None:
                     graphs.close()
@@ -202,7 +212,7 @@ class TorchModel:
 
     @staticmethod
     def _gradient(losses: Tensor, leaves: list[Tensor], *, keep: bool = False) -> Tensor:
-        slopes = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True, retain_graph=keep)
+        slopes = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, retain_graph=keep)
         if any(slope is None for slope in slopes):
             raise ValueError("model gave logits that do not depend on x, expected a model of x")
         return _joined(slopes).resolve_neg().contiguous()
@@ -224,14 +234,16 @@ class TorchModel:
         With those the lower precision, if they were computed in it: so is the tolerance then.
 
         They were tried at the samples, and a module may take another way elsewhere. Asked at passes 1, 2, 4, 8, ... on a few
-        rows, other ones each time.
+        rows, other ones each time. If ``may_wait``, what a list gave is kept and compared later, by ``misled``.
         """
         self._passes += 1
-        if not self.has_copy:
-            return False
-        if self._passes & (self._passes - 1):
+        if not self.has_copy or self._passes & (self._passes - 1):
             return False
         rows = (torch.arange(min(_ROWS_TRIED, len(adv)), device=adv.device) + self._passes) % len(adv)
+        if self.may_wait and self.has_steps:
+            self._looks.append((adv[rows], logits[rows].detach()))
+            waiting = sum(len(part) for part, _ in self._looks)
+            return waiting >= _MOST_WAITING and self._looked(self.own_logits(self._waiting()))
         if same_logits(logits[rows].detach(), self.own_logits(adv[rows]), coarse=lower):
             return False
         if lower:
@@ -245,7 +257,28 @@ class TorchModel:
             self._graphs.drop("replayed logits differ from the model's own")
             self._note(self._graphs.dropped)
         self._copy = None
+        _kept.forget(self._module)
         return True
+
+    def _waiting(self) -> Tensor:
+        return torch.cat([part for part, _ in self._looks])
+
+    def _looked(self, own: Tensor) -> bool:
+        """Whether the list's logits at the rows that wait are not these: then it is dropped."""
+        looks, self._looks = self._looks, []
+        parts = torch.split(own, [len(part) for part, _ in looks])
+        if all(same_logits(logits, true) for (_, logits), true in zip(looks, parts, strict=True)):
+            return False
+        self._copy, self._misled = None, True
+        _kept.forget(self._module)
+        return True
+
+    def misled(self) -> bool:
+        """Whether passes since this was last asked were led astray by a list of steps, which is dropped then."""
+        if self._looks:
+            self._looked(self.own_logits(self._waiting()))
+        misled, self._misled = self._misled, False
+        return misled
 
     def own_logits(self, adv: Tensor) -> Tensor:
         """Logits of the module itself, without a gradient: verdicts are made of these."""
@@ -264,11 +297,21 @@ class TorchModel:
         if not self.has_copy or not bool(hit.any()):
             return hit
         rows = hit.nonzero()[:, 0]
-        true = self.fooled(adv[rows], y[rows], targeted=targeted)
-        self.differences += int((~true).sum())
         confirmed = hit.clone()
-        confirmed[rows] = true
+        confirmed[rows] = self.settled(adv[rows], y[rows], targeted=targeted)
         return confirmed
+
+    def settled(self, adv: Tensor, y: Tensor, *, targeted: bool = False) -> Tensor:
+        """Which of these, all of them claims, fool the module itself. Others are counted. What waits is looked at with them."""
+        true: Tensor
+        if self._looks:
+            own = self.own_logits(torch.cat([adv, self._waiting()]))
+            self._looked(own[len(adv) :])
+            true = fools(own[: len(adv)], y, targeted=targeted)
+        else:
+            true = self.fooled(adv, y, targeted=targeted)
+        self.differences += int((~true).sum())
+        return true
 
     def _logits_of_leaf(self, leaf: Tensor) -> object:
         """Of a pass with a gradient, which alone may be in lower precision."""
@@ -338,6 +381,7 @@ class TorchLoss:
         precision: str | None,
     ) -> None:
         self._model, self._loss, self._targeted, self._targets = model, LOSSES[loss], targeted, targets
+        model.may_wait = True
         self._batch, self._copied, self._cuda_graph, self._precision = batch, working_copy, cuda_graph, precision
 
     def attacked(self) -> AbstractContextManager[object]:
@@ -378,6 +422,19 @@ class TorchLoss:
         flags = torch.from_numpy(hit).to(adv.device)
         confirmed: Flags = self._model.confirmed(flags, adv, _label(y), targeted=self._targeted).cpu().numpy()
         return confirmed
+
+    def may_wait(self) -> bool:
+        """See :class:`Attackable`: where a list of steps gives the logits, whose verdicts differ near the border alone."""
+        return self._model.has_steps
+
+    def misled(self) -> bool:
+        """See :class:`Attackable`."""
+        return self._model.misled()
+
+    def settled(self, adv: Tensor, y: Tensor) -> Flags:
+        """See :class:`Attackable`."""
+        flags: Flags = self._model.settled(adv, _label(y), targeted=self._targeted).cpu().numpy()
+        return flags
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """See :class:`Attackable`."""

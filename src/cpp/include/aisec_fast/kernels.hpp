@@ -225,6 +225,19 @@ struct GhostKernels {
   SampleNorm (*conv_gram)(const ConvShape& shape, const float* activation, const float* gradient, float* memory);
 };
 
+// Sizes and arrays: aisec_fast/winograd.hpp.
+struct WinogradShape;
+struct WinogradArrays;
+
+// The tiles first, ..., last - 1 of a result, `at_once` at a time. `memory`: winograd_points * at_once * (channels +
+// outputs) floats, aligned to 64 bytes.
+struct WinogradKernels {
+  void (*convolve)(const WinogradShape& shape, const WinogradArrays& arrays, std::size_t first, std::size_t last,
+                   std::size_t at_once, float* memory);
+  // From [3, 3, count] to [points, count]: as `convolve` takes them, count = channels * outputs.
+  void (*spread_windows)(const float* windows, std::size_t count, float* weights);
+};
+
 struct Kernels {
   const char* name;
   NoiseKernels noise;
@@ -235,6 +248,7 @@ struct Kernels {
   IntegerKernels integers;
   UpdateKernels update_float32, update_float64;
   GhostKernels ghost;
+  WinogradKernels winograd;
 };
 
 constexpr std::size_t noise_group = 512;  // samples that no two threads share: kernels start at multiples of it
