@@ -13,5 +13,6 @@ void bind_integers(pybind11::module_& module);
 void bind_update(pybind11::module_& module);
 void bind_records(pybind11::module_& module);
 void bind_ghost(pybind11::module_& module);
+void bind_products(pybind11::module_& module);
 void bind_files(pybind11::module_& module);
 }  // namespace aisec_fast

@@ -119,6 +119,12 @@ class Total:
         else:
             self.value.add_(part)
 
+    def space(self) -> Tensor:
+        """Memory for a part that fills all of it and is then added."""
+        if self.value is None and self.spare is not None:
+            return self.spare
+        return torch.empty_like(self.parameter, memory_format=torch.contiguous_format, requires_grad=False)
+
     def add_product(self, left: Tensor, right: Tensor) -> None:
         """Add the matrix product, which has the parameter's shape."""
         if self.value is None and self.spare is not None:

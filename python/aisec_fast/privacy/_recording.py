@@ -40,6 +40,8 @@ class Use:
     def measure(self) -> None:
         """Take norms, and keep small gradients in place of what they are made of."""
         rule = self.rule
+        if rule.measured_later():
+            return
         kept = [rule.kept(name) is not None for name in self.layer.parameters]
         for name, is_kept in zip(self.layer.parameters, kept, strict=True):
             if not is_kept or name in rule.kept_squares:

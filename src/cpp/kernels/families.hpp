@@ -11,4 +11,5 @@ AdversarialKernels adversarial_kernels();
 IntegerKernels integer_kernels();
 UpdateKernels update_kernels(DType dtype);
 GhostKernels ghost_kernels();
+ProductKernels product_kernels();
 }  // namespace aisec_fast::AISEC_ISA

@@ -19,6 +19,7 @@ Kernels kernels(bool sha_instructions) {
       update_kernels(DType::float32),
       update_kernels(DType::float64),
       ghost_kernels(),
+      product_kernels(),
   };
 }
 }  // namespace aisec_fast::AISEC_ISA

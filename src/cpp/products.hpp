@@ -1,0 +1,31 @@
+#pragma once
+// Sums over a batch and over threads, on top of the kernels of one instruction set (docs/products.md).
+#include <cstddef>
+#include <vector>
+
+#include "aisec_fast/kernels.hpp"
+
+namespace aisec_fast {
+
+// total [outputs, inputs] becomes the sum over samples of weight * sum_t output_t input_t^T.
+struct Product {
+  ProductShape shape;
+  const float *inputs, *outputs;
+  float* total;
+};
+// All products of a step, which have one batch.
+void weighted_products(const std::vector<Product>& products, const double* weights);
+
+// [rows, columns], float32.
+struct Matrix {
+  const float* values;
+  std::size_t columns;
+};
+// squares[m * rows + r] = the squared norm of row r of matrix m.
+void row_squares(const std::vector<Matrix>& matrices, std::size_t rows, double* squares);
+
+// input and gradient [batch, length, width], mean and scale [batch, length]; weights and biases [batch, width].
+void layer_norm_rows(const NormShape& shape, std::size_t batch, const float* input, const float* gradient,
+                     const float* mean, const float* scale, float* weights, float* biases);
+
+}  // namespace aisec_fast
