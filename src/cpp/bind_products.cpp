@@ -78,6 +78,41 @@ void run_layer_norm_rows(const py::object& input, const py::object& gradient, co
                   each[1].data<float>(), out[0].data<float>(), out[1].data<float>());
 }
 
+Lookups lookups_of(const ArrayView& tokens, const ArrayView& vectors, std::int64_t padding) {
+  tokens.on_device(dlpack::on_cpu).of_type(DType::int64).contiguous();
+  vectors.on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
+  if (tokens.dimensions() != 2 || vectors.dimensions() != 3)
+    throw py::value_error("tokens and vectors have other dimensions than 2 and 3");
+  if (vectors.size(0) != tokens.size(0) || vectors.size(1) != tokens.size(1))
+    throw py::value_error("vectors differs from tokens in its batch or its length");
+  return {tokens.size(0), tokens.size(1), vectors.size(2), tokens.data<std::int64_t>(), vectors.data<float>(), padding};
+}
+
+void run_embedding_squares(const py::object& tokens, const py::object& vectors, std::int64_t padding,
+                           const py::object& squares) {
+  const ArrayView places(tokens, "tokens"), values(vectors, "vectors"), found(squares, "squares");
+  const Lookups lookups = lookups_of(places, values, padding);
+  found.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous().of_size(lookups.batch).writable();
+  const py::gil_scoped_release unlocked;
+  embedding_squares(lookups, found.data<double>());
+}
+
+void run_embedding_total(const py::object& tokens, const py::object& vectors, std::int64_t padding,
+                         const py::object& weights, const py::object& total) {
+  const ArrayView places(tokens, "tokens"), values(vectors, "vectors"), factors(weights, "weights");
+  const Lookups lookups = lookups_of(places, values, padding);
+  factors.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous().of_size(lookups.batch);
+  const std::vector<ArrayView> sums = floats({total}, "total", 2);
+  const std::size_t words = sums[0].size(0);
+  if (sums[0].size(1) != lookups.width) throw py::value_error("total has another width than vectors");
+  sums[0].writable();
+  for (std::size_t i = 0; i < lookups.batch * lookups.length; ++i)
+    if (lookups.tokens[i] < 0 || static_cast<std::size_t>(lookups.tokens[i]) >= words)
+      throw py::value_error("tokens has one that total has no row for");
+  const py::gil_scoped_release unlocked;
+  embedding_total(lookups, factors.data<double>(), words, sums[0].data<float>());
+}
+
 }  // namespace
 
 void bind_products(py::module_& module) {
@@ -86,6 +121,10 @@ void bind_products(py::module_& module) {
   module.def("row_squares", &run_row_squares, py::arg("matrices"), py::arg("squares"));
   module.def("layer_norm_rows", &run_layer_norm_rows, py::arg("input"), py::arg("gradient"), py::arg("mean"),
              py::arg("scale"), py::arg("weights"), py::arg("biases"));
+  module.def("embedding_squares", &run_embedding_squares, py::arg("tokens"), py::arg("vectors"), py::arg("padding"),
+             py::arg("squares"));
+  module.def("embedding_total", &run_embedding_total, py::arg("tokens"), py::arg("vectors"), py::arg("padding"),
+             py::arg("weights"), py::arg("total"));
 }
 
 }  // namespace aisec_fast

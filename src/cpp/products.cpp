@@ -55,6 +55,23 @@ class Scratch {
   float* memory_;
 };
 
+// sum = the vectors at these places, in float64 and in their order.
+void sum_vectors(const Lookups& lookups, const std::size_t* places, std::size_t count, double* __restrict sum) {
+  std::fill(sum, sum + lookups.width, 0.0);
+  for (std::size_t k = 0; k < count; ++k) {
+    const float* const vector = lookups.vectors + places[k] * lookups.width;
+    for (std::size_t j = 0; j < lookups.width; ++j) sum[j] += static_cast<double>(vector[j]);
+  }
+}
+
+// The end of the run of equal keys that starts at `first`.
+template <class Key>
+std::size_t run_end(const std::vector<std::size_t>& places, std::size_t first, std::size_t last, const Key& key) {
+  std::size_t end = first + 1;
+  while (end < last && key(places[end]) == key(places[first])) ++end;
+  return end;
+}
+
 }  // namespace
 
 void weighted_products(const std::vector<Product>& products, const double* weights) {
@@ -102,6 +119,68 @@ void row_squares(const std::vector<Matrix>& matrices, std::size_t rows, double* 
         kernels.block_sums(set, std::min(norm_block, matrix.columns - first), 1.0, sums.data());
         for (std::size_t r = 0; r < sums.size(); ++r) to[r] += sums[r];
       }
+    }
+  });
+}
+
+void embedding_squares(const Lookups& lookups, double* squares) {
+  const std::size_t length = lookups.length, size = length * lookups.width;
+  const auto token = [&](std::size_t place) { return lookups.tokens[place]; };
+  parallel_for(lookups.batch, least_values / std::max<std::size_t>(size, 1) + 1,
+               [&](std::size_t begin, std::size_t end) {
+                 std::vector<std::size_t> places;
+                 std::vector<double> sum(lookups.width);
+                 for (std::size_t sample = begin; sample < end; ++sample) {
+                   places.clear();
+                   for (std::size_t t = sample * length; t < (sample + 1) * length; ++t)
+                     if (token(t) != lookups.padding) places.push_back(t);
+                   std::sort(places.begin(), places.end(), [&](std::size_t a, std::size_t b) {
+                     return token(a) < token(b) || (token(a) == token(b) && a < b);
+                   });
+                   double square = 0.0;
+                   for (std::size_t first = 0, stop; first < places.size(); first = stop) {
+                     stop = run_end(places, first, places.size(), token);
+                     sum_vectors(lookups, &places[first], stop - first, sum.data());
+                     double lanes[8] = {};
+                     std::size_t j = 0;
+                     for (; j + 8 <= sum.size(); j += 8)
+                       for (std::size_t l = 0; l < 8; ++l) lanes[l] += sum[j + l] * sum[j + l];
+                     for (; j < sum.size(); ++j) lanes[0] += sum[j] * sum[j];
+                     for (const double lane : lanes) square += lane;
+                   }
+                   squares[sample] = square;
+                 }
+               });
+}
+
+void embedding_total(const Lookups& lookups, const double* weights, std::size_t words, float* total) {
+  const auto token = [&](std::size_t place) { return lookups.tokens[place]; };
+  const auto sample = [&](std::size_t place) { return place / lookups.length; };
+  std::vector<std::size_t> places, starts;
+  for (std::size_t place = 0; place < lookups.batch * lookups.length; ++place)
+    if (token(place) != lookups.padding && weights[sample(place)] != 0.0) places.push_back(place);
+  std::sort(places.begin(), places.end(), [&](std::size_t a, std::size_t b) {
+    return token(a) < token(b) || (token(a) == token(b) && a < b);
+  });
+  for (std::size_t first = 0; first < places.size(); first = run_end(places, first, places.size(), token))
+    starts.push_back(first);
+  starts.push_back(places.size());
+  const std::size_t least = least_values / std::max<std::size_t>(lookups.width, 1) + 1;
+  parallel_for(words, least, [&](std::size_t begin, std::size_t end) {
+    std::fill(total + begin * lookups.width, total + end * lookups.width, 0.0f);
+  });
+  parallel_for(starts.size() - 1, least, [&](std::size_t begin, std::size_t end) {
+    std::vector<double> row(lookups.width), sum(lookups.width);
+    for (std::size_t run = begin; run < end; ++run) {
+      std::fill(sum.begin(), sum.end(), 0.0);
+      for (std::size_t first = starts[run], stop; first < starts[run + 1]; first = stop) {
+        stop = run_end(places, first, starts[run + 1], sample);
+        sum_vectors(lookups, &places[first], stop - first, row.data());
+        const double weight = weights[sample(places[first])];
+        for (std::size_t j = 0; j < row.size(); ++j) sum[j] += weight * row[j];
+      }
+      float* const to = total + static_cast<std::size_t>(token(places[starts[run]])) * lookups.width;
+      for (std::size_t j = 0; j < sum.size(); ++j) to[j] = static_cast<float>(sum[j]);
     }
   });
 }

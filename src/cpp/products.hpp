@@ -1,6 +1,7 @@
 #pragma once
 // Sums over a batch and over threads, on top of the kernels of one instruction set (docs/products.md).
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "aisec_fast/kernels.hpp"
@@ -27,5 +28,17 @@ void row_squares(const std::vector<Matrix>& matrices, std::size_t rows, double* 
 // input and gradient [batch, length, width], mean and scale [batch, length]; weights and biases [batch, width].
 void layer_norm_rows(const NormShape& shape, std::size_t batch, const float* input, const float* gradient,
                      const float* mean, const float* scale, float* weights, float* biases);
+
+// What an Embedding saw, [batch, length] tokens, and the gradient of what it gave, [batch, length, width].
+struct Lookups {
+  std::size_t batch, length, width;
+  const std::int64_t* tokens;
+  const float* vectors;
+  std::int64_t padding;  // tokens that are not trained; -1 for none
+};
+// squares[i] = the squared norm of sample i's gradient, whose row of a token is the sum of the vectors at that token.
+void embedding_squares(const Lookups& lookups, double* squares);
+// total [words, width] becomes the sum over samples of weight * gradient. Tokens are below `words`.
+void embedding_total(const Lookups& lookups, const double* weights, std::size_t words, float* total);
 
 }  // namespace aisec_fast

@@ -446,18 +446,31 @@ class EmbeddingGradients(LayerGradients):
     parameter_names = ("weight",)
 
     def __init__(self, layer: nn.Embedding, activation: Tensor, gradient: Tensor, *_unused: Any) -> None:
-        super().__init__(layer, activation, gradient)
-        tokens = activation.reshape(-1).long()
-        per_sample = activation.shape[1:].numel()
-        samples = torch.arange(self.batch, device=tokens.device).repeat_interleave(per_sample)
-        vectors = gradient.reshape(-1, layer.embedding_dim)
-        if layer.padding_idx is not None:
-            used = tokens != layer.padding_idx  # the padding row is never trained
-            tokens, samples, vectors = tokens[used], samples[used], vectors[used]
-        pairs, place = torch.unique(samples * layer.num_embeddings + tokens, return_inverse=True)
-        self.vectors = _sums_at(place, vectors.double(), pairs.shape[0]).to(vectors.dtype)
-        self.samples = pairs.div(layer.num_embeddings, rounding_mode="floor")
-        self.tokens = pairs - self.samples * layer.num_embeddings
+        tokens = activation.flatten(1) if activation.dim() > 1 else activation.unsqueeze(1)  # [B, T]
+        super().__init__(layer, tokens.long().contiguous(), gradient)
+        self._native = _native.kernels(gradient)
+        self._formed: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of gradients, and the sample and the token of each."""
+        if self._formed is None:
+            tokens, count = self.activation.flatten(), self.layer.num_embeddings
+            samples = torch.arange(self.batch, device=tokens.device).repeat_interleave(self.activation.shape[1])
+            vectors = self.gradient.reshape(-1, self.layer.embedding_dim)
+            if self.layer.padding_idx is not None:
+                used = tokens != self.layer.padding_idx  # the padding row is never trained
+                tokens, samples, vectors = tokens[used], samples[used], vectors[used]
+            pairs, place = torch.unique(samples * count + tokens, return_inverse=True)
+            rows = _sums_at(place, vectors.double(), pairs.shape[0]).to(vectors.dtype)
+            samples = pairs.div(count, rounding_mode="floor")
+            self._formed = rows, samples, pairs - samples * count
+        return self._formed
+
+    def _lookups(self) -> tuple[Tensor, Tensor, int]:
+        """What the kernels take: tokens [B, T], gradients [B, T, d], and the token that is not trained."""
+        padding = self.layer.padding_idx
+        vectors = self.gradient.reshape(*self.activation.shape, self.layer.embedding_dim).contiguous()
+        return self.activation, vectors, -1 if padding is None else padding
 
     def keeps(self, _name: str) -> bool:
         return False
@@ -466,20 +479,32 @@ class EmbeddingGradients(LayerGradients):
         return 0
 
     def norms(self, _name: str) -> Norms:
-        squares = _sums_at(self.samples, row_squares(self.vectors), self.batch)
+        if self._native is not None:
+            squares = torch.empty(self.batch, dtype=torch.float64)
+            self._native.embedding_squares(*self._lookups(), squares)
+        else:
+            vectors, samples, _ = self._entries()
+            squares = _sums_at(samples, row_squares(vectors), self.batch)
         return Norms(squares, squares)
 
     def _rows(self, _name: str, start: int, stop: int) -> Tensor:
-        inside = (self.samples >= start) & (self.samples < stop)
-        dense = self.vectors.new_zeros((stop - start, *self.layer.weight.shape))
-        dense[self.samples[inside] - start, self.tokens[inside]] = self.vectors[inside]
+        vectors, samples, tokens = self._entries()
+        inside = (samples >= start) & (samples < stop)
+        dense = vectors.new_zeros((stop - start, *self.layer.weight.shape))
+        dense[samples[inside] - start, tokens[inside]] = vectors[inside]
         return dense
 
     def add_total(self, _name: str, weights: Weights, total: Total) -> None:
-        words, place = torch.unique(self.tokens, return_inverse=True)
-        scaled = weights.at(self.samples).scale(self.vectors.double())
+        if self._native is not None:
+            whole = total.space()
+            self._native.embedding_total(*self._lookups(), weights.values, whole)
+            total.add(whole)
+            return
+        vectors, samples, tokens = self._entries()
+        words, place = torch.unique(tokens, return_inverse=True)
+        scaled = weights.at(samples).scale(vectors.double())
         sums = _sums_at(place, scaled, words.shape[0])
-        dense = self.vectors.new_zeros(self.layer.weight.shape)
+        dense = vectors.new_zeros(self.layer.weight.shape)
         dense[words] = sums.to(dense.dtype)
         total.add(dense)
 

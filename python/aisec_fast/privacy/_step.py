@@ -23,7 +23,7 @@ from ._clip import Norms, Total, Weights, weights_of
 from ._layers import chunks, kept_squares, measure_single_positions, row_squares, weighted_sums
 from ._precision import full_precision
 from ._probe import RowProbe
-from ._recording import Recorder, Use
+from ._recording import Recorder, Use, is_alone
 from ._sampling import Tally
 
 
@@ -150,7 +150,7 @@ class PrivateStep:
         for parameter in list(self._means):
             mean = self._means.pop(parameter)
             ours = 2  # references to the object: the name here and the argument of getrefcount
-            if sys.getrefcount(mean) == ours and _is_alone(mean):
+            if sys.getrefcount(mean) == ours and is_alone(mean):
                 spare[parameter] = mean
         return spare
 
@@ -258,14 +258,6 @@ class Sums:
     def take(self) -> list[Tensor]:
         """The sums, in the order of the parameters."""
         return [self.totals[id(p)].take() for p in self.parameters.values()]
-
-
-def _is_alone(tensor: Tensor) -> bool:
-    """Whether no other tensor, array or view shares the memory of ``tensor``."""
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    if count is None or not hasattr(tensor, "_use_count"):
-        return False
-    return bool(tensor._use_count() == 1 and count(tensor.untyped_storage()._cdata) == 2)  # its own, the one just made
 
 
 def batch_of(uses: list[Use]) -> int:
