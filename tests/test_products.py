@@ -180,13 +180,14 @@ def test_layer_norm_rows(core: Any, shape: tuple[int, int, int]) -> None:
     "shape", [(0, 3, 4, 5), (2, 0, 3, 4), (1, 1, 1, 1), (2, 64, 33, 17), (3, 65, 8, 600), (2, 200, 5, 1)]
 )
 def test_sums_of_tokens(core: Any, shape: tuple[int, ...]) -> None:
-    """gram_squares adds up the outputs in passing, and gives the same norms with and without."""
+    """gram_norms: the norms that follow from gram_squares, and the sums of outputs over tokens."""
     batch, length, d, p = shape
     inputs, outputs = normal((batch, length, d), 0), normal((batch, length, p), 1)
     squares, bounds = np.empty((2, batch))
     core.gram_squares(inputs, outputs, squares, bounds)
-    again, sums = np.empty((2, batch)), np.full((batch, p), 7.0, np.float32)
-    core.gram_squares(inputs, outputs, *again, sums)
-    assert bits(again) == bits(np.stack([squares, bounds]))
+    norms, sums = np.empty((2, batch)), np.full((batch, p), 7.0, np.float32)
+    core.gram_norms(inputs, outputs, 2.0**-10, *norms, sums)
+    upper = np.maximum(squares, 0.0) + 2.0**-10 * bounds**2
+    assert bits(norms) == bits(np.stack([upper, np.maximum(bounds**2, upper)]))
     wide = outputs.astype(np.float64)
     assert (np.abs(sums - wide.sum(axis=1)) <= length * U * np.abs(wide).sum(axis=1)).all()

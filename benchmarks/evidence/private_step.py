@@ -35,7 +35,7 @@ from aisec_fast.privacy import PrivacyEngine, _layers, _recording, _step
 PHASES = ("zero_grad", "forward", "backward", "step")
 CLOCKED = (  # (what, owner, function), of which outer ones contain inner ones
     ("norms", _recording.Recorder, "measure"),
-    ("norms: gram_squares", ghost, "gram_squares"),
+    ("norms: Gram matrices", _layers.LinearGradients, "_gram_norms"),
     ("norms: conv_rows", ghost, "conv_rows"),
     ("norms: conv_gram_squares", ghost, "conv_gram_squares"),
     ("norms: row norms", clipping, "_row_norms"),

@@ -67,18 +67,6 @@ def gram_squares(inputs: Any, outputs: Any) -> tuple[Any, Any]:
     return squares.value, bounds.value
 
 
-def _gram_squares(inputs: Any, outputs: Any) -> tuple[Any, Any, Any]:
-    """The sums of ``outputs`` over tokens, ``[B, p]``, made in passing, before :func:`gram_squares`. For torch on the CPU."""
-    a, g = _arrays.describe(inputs, "inputs"), _arrays.describe(outputs, "outputs")
-    backend = choose([a, g])
-    if backend.name != "native":
-        return (outputs.sum(1), *gram_squares(inputs, outputs))
-    squares, bounds = _per_sample(a), _per_sample(a)
-    sums = _arrays.empty_like(g, (g.shape[0], g.shape[2]), "float32")
-    backend.ghost.gram_squares(*backend.operands([a, g, squares, bounds, sums]))
-    return sums.value, squares.value, bounds.value
-
-
 def conv_gram_squares(
     activation: Any,
     gradient: Any,

@@ -1,7 +1,5 @@
 #include <pybind11/stl.h>
 
-#include <optional>
-
 #include "aisec_fast/ghost_call.hpp"
 #include "bind.hpp"
 #include "ghost.hpp"
@@ -16,18 +14,13 @@ ArrayView on_cpu(const py::object& array, const char* name) {
 }
 
 void run_gram_squares(const py::object& inputs, const py::object& outputs, const py::object& squares,
-                      const py::object& bounds, const py::object& sums) {
+                      const py::object& bounds) {
   const ArrayView a = on_cpu(inputs, "inputs"), g = on_cpu(outputs, "outputs");
   const ArrayView square = on_cpu(squares, "squares"), bound = on_cpu(bounds, "bounds");
   const GramShape shape = gram_shape(a, g, square, bound);
-  std::optional<ArrayView> sum;
-  if (!sums.is_none()) {
-    sum = on_cpu(sums, "sums");
-    sum->of_type(DType::float32).contiguous().of_size(a.size(0) * shape.outputs).writable();
-  }
   const py::gil_scoped_release unlocked;
   gram_squares(shape, a.size(0), a.data<float>(), g.data<float>(), square.data<double>(), bound.data<double>(),
-               sum ? sum->data<float>() : nullptr);
+               nullptr);
 }
 
 void run_conv_gram_squares(const py::object& activation, const py::object& gradient, const Pair& kernel,
@@ -57,7 +50,7 @@ void run_conv_rows(const py::object& activation, const py::object& gradient, con
 
 void bind_ghost(py::module_& module) {
   module.def("gram_squares", &run_gram_squares, py::arg("inputs"), py::arg("outputs"), py::arg("squares"),
-             py::arg("bounds"), py::arg("sums") = py::none());
+             py::arg("bounds"));
   module.def("conv_gram_squares", &run_conv_gram_squares, py::arg("activation"), py::arg("gradient"), py::arg("kernel"),
              py::arg("stride"), py::arg("before"), py::arg("dilation"), py::arg("groups"), py::arg("squares"),
              py::arg("bounds"));

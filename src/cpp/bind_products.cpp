@@ -1,7 +1,11 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "aisec_fast/array_view.hpp"
+#include "aisec_fast/ghost_call.hpp"
 #include "bind.hpp"
+#include "ghost.hpp"
 #include "products.hpp"
 
 namespace aisec_fast {
@@ -22,8 +26,8 @@ std::vector<ArrayView> floats(const Arrays& arrays, const char* name, std::size_
   return views;
 }
 
-void run_weighted_products(const Arrays& inputs, const Arrays& outputs, const py::object& weights,
-                           std::size_t samples, const Arrays& totals) {
+void run_weighted_products(const Arrays& inputs, const Arrays& outputs, const py::object& weights, std::size_t samples,
+                           const Arrays& totals) {
   const std::vector<ArrayView> a = floats(inputs, "inputs", 3), g = floats(outputs, "outputs", 3),
                                sums = floats(totals, "totals", 2);
   const ArrayView factors(weights, "weights");
@@ -78,6 +82,25 @@ void run_layer_norm_rows(const py::object& input, const py::object& gradient, co
                   each[1].data<float>(), out[0].data<float>(), out[1].data<float>());
 }
 
+// The squares and bounds of gram_squares as upper bounds of n^2 and A^2 (docs/privacy.md, section 3); sums of tokens.
+void run_gram_norms(const py::object& inputs, const py::object& outputs, double roundoff, const py::object& squares,
+                    const py::object& spreads, const py::object& sums) {
+  const ArrayView a(inputs, "inputs"), g(outputs, "outputs"), n(squares, "squares"), most(spreads, "spreads");
+  for (const ArrayView* view : {&a, &g, &n, &most}) view->on_device(dlpack::on_cpu);
+  const GramShape shape = gram_shape(a, g, n, most);
+  const std::size_t batch = a.size(0);
+  const std::vector<ArrayView> sum = floats({sums}, "sums", 2);
+  sum[0].of_size(batch * shape.outputs).writable();
+  double *const square = n.data<double>(), *const spread = most.data<double>();
+  const py::gil_scoped_release unlocked;
+  gram_squares(shape, batch, a.data<float>(), g.data<float>(), square, spread, sum[0].data<float>());
+  for (std::size_t i = 0; i < batch; ++i) {
+    const double whole = spread[i] * spread[i];
+    square[i] = std::max(square[i], 0.0) + roundoff * whole;
+    spread[i] = std::max(whole, square[i]);
+  }
+}
+
 Lookups lookups_of(const ArrayView& tokens, const ArrayView& vectors, std::int64_t padding) {
   tokens.on_device(dlpack::on_cpu).of_type(DType::int64).contiguous();
   vectors.on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
@@ -118,6 +141,8 @@ void run_embedding_total(const py::object& tokens, const py::object& vectors, st
 void bind_products(py::module_& module) {
   module.def("weighted_products", &run_weighted_products, py::arg("inputs"), py::arg("outputs"), py::arg("weights"),
              py::arg("samples"), py::arg("totals"));
+  module.def("gram_norms", &run_gram_norms, py::arg("inputs"), py::arg("outputs"), py::arg("roundoff"),
+             py::arg("squares"), py::arg("spreads"), py::arg("sums"));
   module.def("row_squares", &run_row_squares, py::arg("matrices"), py::arg("squares"));
   module.def("layer_norm_rows", &run_layer_norm_rows, py::arg("input"), py::arg("gradient"), py::arg("mean"),
              py::arg("scale"), py::arg("weights"), py::arg("biases"));

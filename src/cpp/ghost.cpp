@@ -70,16 +70,16 @@ void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs
       // The first rows of blocks have the most work: long and short ones in turn, so that threads have as much to do.
       const std::size_t sample = unit / rows, turn = unit % rows;
       const std::size_t row = turn % 2 == 0 ? turn / 2 : rows - 1 - turn / 2;
-      parts[sample * rows + row] = kernels.gram_row(shape, inputs + sample * shape.length * shape.inputs,
-                                                    outputs + sample * shape.length * shape.outputs, row,
-                                                    scratch.bytes(), &lengths[sample * shape.length], sums_of(sample, row));
+      parts[sample * rows + row] = kernels.gram_row(
+          shape, inputs + sample * shape.length * shape.inputs, outputs + sample * shape.length * shape.outputs, row,
+          scratch.bytes(), &lengths[sample * shape.length], sums_of(sample, row));
     }
   });
   if (sums != nullptr && rows == 0) std::fill(sums, sums + batch * shape.outputs, 0.0f);
   for (std::size_t sample = 0; sums != nullptr && sample < batch; ++sample)
     for (std::size_t row = 1; row < rows; ++row)
-      std::transform(sums_of(sample, row), sums_of(sample, row) + shape.outputs, sums_of(sample, 0),
-                     sums_of(sample, 0), [](float later, float sum) { return sum + later; });
+      std::transform(sums_of(sample, row), sums_of(sample, row) + shape.outputs, sums_of(sample, 0), sums_of(sample, 0),
+                     [](float later, float sum) { return sum + later; });
   for (std::size_t sample = 0; sample < batch; ++sample) {
     double square = 0.0, bound = 0.0;
     for (std::size_t row = 0; row < rows; ++row) square += parts[sample * rows + row];

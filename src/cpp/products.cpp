@@ -159,9 +159,8 @@ void embedding_total(const Lookups& lookups, const double* weights, std::size_t 
   std::vector<std::size_t> places, starts;
   for (std::size_t place = 0; place < lookups.batch * lookups.length; ++place)
     if (token(place) != lookups.padding && weights[sample(place)] != 0.0) places.push_back(place);
-  std::sort(places.begin(), places.end(), [&](std::size_t a, std::size_t b) {
-    return token(a) < token(b) || (token(a) == token(b) && a < b);
-  });
+  std::sort(places.begin(), places.end(),
+            [&](std::size_t a, std::size_t b) { return token(a) < token(b) || (token(a) == token(b) && a < b); });
   for (std::size_t first = 0; first < places.size(); first = run_end(places, first, places.size(), token))
     starts.push_back(first);
   starts.push_back(places.size());

@@ -10,6 +10,7 @@ import functools
 import operator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,14 +53,19 @@ def weights_of(norms: Norms, max_norm: float, clipping: str) -> Tensor:
     Automatic clipping normalises: ``min(C / (n + STABILITY), KAPPA C / A)``.
     """
     bound = max_norm * (1.0 - MARGIN)
-    norm = norms.squares.sqrt()
-    spread = norm if norms.spreads is norms.squares else norms.spreads.sqrt()
+    norm = _root(norms.squares)
+    spread = norm if norms.spreads is norms.squares else _root(norms.spreads)
     if clipping == "automatic":
         weights = torch.minimum(bound / (norm + STABILITY), KAPPA * bound / spread)
     else:
         weights = torch.minimum(bound / norm, KAPPA * bound / spread).clamp_(max=1.0)
     # An infinite norm or spread has weight 0, NaN is no number at all: neither is as large as that.
     return torch.where(weights >= LEAST_WEIGHT, weights, 0.0)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """numpy's root on the CPU: torch's wakes threads, which takes longer than all weights of a batch."""
+    return squares.sqrt() if squares.is_cuda else torch.from_numpy(np.sqrt(squares.numpy()))
 
 
 class Weights:

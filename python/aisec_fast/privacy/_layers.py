@@ -196,8 +196,7 @@ class LinearGradients(LayerGradients):
         d, p = self._widths()
         if self._has_gram_kernel():
             if self._by_gram is None:
-                self._kept["bias"], squares, lengths = ghost._gram_squares(self.inputs.contiguous(), self.outputs)
-                self._by_gram = _within(squares, ghost.gram_roundoff(self.length, d, p), lengths)
+                self._by_gram = self._gram_norms(ghost.gram_roundoff(self.length, d, p))
             return self._by_gram
         a, g = _vector_norms(self.inputs), _vector_norms(self.outputs)
         lengths = (a * g).sum(1)
@@ -218,6 +217,17 @@ class LinearGradients(LayerGradients):
         """Whether a kernel makes the norms by Gram matrices, and the bias's gradients in passing."""
         fits = self.dtype == torch.float32 and max(self._widths()) <= ghost.LARGEST_WIDTH
         return self.length > 1 and fits and not _on_gpu(self.gradient) and not self._dear_gram()
+
+    def _gram_norms(self, roundoff: float) -> Norms:
+        inputs, outputs = self.inputs.contiguous(), self.outputs
+        if self._native is None:
+            self._kept["bias"] = outputs.sum(1)
+            squares, lengths = ghost.gram_squares(inputs, outputs)
+            return _within(squares, roundoff, lengths)
+        self._kept["bias"] = sums = outputs.new_empty((self.batch, outputs.shape[2]))
+        norms = Norms(*torch.empty((2, self.batch), dtype=torch.float64).unbind())
+        self._native.gram_norms(inputs, outputs, roundoff, *norms, sums)
+        return norms
 
     def _gram_squares(self, start: int, stop: int) -> Tensor:
         """|sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t), from the T x T Gram matrices."""

@@ -43,8 +43,7 @@ void copy_panels(const float* from, std::size_t pitch, std::size_t rows, std::si
     std::size_t c = 0;
     if (factors[k] != 0.0f) {
       for (; c + tile_columns <= columns; c += tile_columns, panel += rows * tile_columns)
-        for (std::size_t v = 0; v < tile_vectors; ++v)
-          store(panel + v * float_lanes, load(from + c + v * float_lanes));
+        for (std::size_t v = 0; v < tile_vectors; ++v) store(panel + v * float_lanes, load(from + c + v * float_lanes));
       if (c < columns) {
         for (std::size_t i = 0; i < tile_columns; ++i) panel[i] = c + i < columns ? from[c + i] : 0.0f;
         c = columns;
