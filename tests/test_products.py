@@ -126,7 +126,7 @@ def test_refusals() -> None:
         ([a], [g[:1]], w, 1, [total]), ([a], [g], w[:1], 1, [total]), ([a], [g], w, 1, [total.T]), ([a], [g], w, 0, [total]),
         ([a], [g], w, 1, []), ([a[:, :2]], [g[:, :2]], w, 1, [total]), ([a[0]], [g[0]], w, 1, [total]),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="differs|values|contiguous|samples|number|dimensions|shape"):
+        with pytest.raises(ValueError, match=r"differs|values|contiguous|samples|number|dimensions|shape"):
             _core.weighted_products(*arguments)
     with pytest.raises(TypeError, match="dtype"):
         _core.weighted_products([a.astype(np.float64)], [g], w, 1, [total])
@@ -191,3 +191,56 @@ def test_sums_of_tokens(core: Any, shape: tuple[int, ...]) -> None:
     assert bits(norms) == bits(np.stack([upper, np.maximum(bounds**2, upper)]))
     wide = outputs.astype(np.float64)
     assert (np.abs(sums - wide.sum(axis=1)) <= length * U * np.abs(wide).sum(axis=1)).all()
+
+
+def lookups(batch: int, length: int, width: int, words: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(4).integers(0, words, (batch, length)), normal((batch, length, width), 5)
+
+
+def embedding_rows(tokens: np.ndarray, vectors: np.ndarray, padding: int, words: int) -> np.ndarray:
+    """Each sample's gradient [B, words, d], in float64."""
+    rows = np.zeros((len(tokens), words, vectors.shape[2]))
+    for i, t in np.ndindex(tokens.shape):
+        if tokens[i, t] != padding:
+            rows[i, tokens[i, t]] += vectors[i, t]
+    return rows
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5, 4), (2, 0, 3, 4), (3, 1, 1, 2), (7, 9, 17, 5), (5, 40, 8, 300)])
+@pytest.mark.parametrize("padding", [-1, 1])
+def test_embeddings(shape: tuple[int, ...], padding: int, threads: Any) -> None:
+    """Tokens that repeat inside a sample and between samples; a sample of weight zero is not read."""
+    batch, length, width, words = shape
+    tokens, vectors = lookups(batch, length, width, words)
+    exact = embedding_rows(tokens, vectors, padding, words)
+    squares = np.full(batch, 7.0)
+    _core.embedding_squares(tokens, vectors, padding, squares)
+    assert np.allclose(squares, (exact**2).sum(axis=(1, 2)), rtol=2.0**-45, atol=0)
+    weights = np.random.default_rng(2).random(batch)
+    weights[1::2] = 0.0
+    vectors[1::2] = np.nan
+    exact[1::2] = 0.0
+    found = []
+    for count in (1, 3):
+        threads(count)
+        total = np.full((words, width), 7.0, np.float32)
+        _core.embedding_total(tokens, vectors, padding, weights, total)
+        truth = np.tensordot(weights, exact, 1)
+        terms = np.tensordot(weights, np.abs(exact), 1)
+        assert (np.abs(total - truth) <= U * np.abs(truth) + 2.0**-45 * terms).all()
+        found.append(bits(total))
+    assert found[0] == found[1]
+
+
+def test_embedding_of_integers_is_exact() -> None:
+    tokens, vectors = lookups(6, 30, 11, 7)
+    vectors = np.rint(vectors * 3).astype(np.float32)
+    total, squares, weights = np.empty((7, 11), np.float32), np.empty(6), np.array([1.0, 2, 0, 1, 3, 1])
+    _core.embedding_total(tokens, vectors, 2, weights, total)
+    rows = embedding_rows(tokens, vectors, 2, 7)
+    assert total.tolist() == np.tensordot(weights, rows, 1).tolist()
+    _core.embedding_squares(tokens, vectors, 2, squares)
+    assert squares.tolist() == (rows**2).sum(axis=(1, 2)).tolist()
+    for wrong in (tokens - 1, tokens + 1):
+        with pytest.raises(ValueError, match="no row"):
+            _core.embedding_total(wrong, vectors, 2, weights, total)

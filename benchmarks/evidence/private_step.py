@@ -42,7 +42,7 @@ CLOCKED = (  # (what, owner, function), of which outer ones contain inner ones
     ("norms: normalisations", _layers.GroupNormGradients, "_rows"),
     ("norms: normalisations", _layers.LayerNormGradients, "_rows"),
     ("sums", _step.Sums, "add"),
-    ("sums: products of linear layers", _layers.LinearGradients, "add_total"),
+    ("sums: products of linear layers", _step, "add_products"),
     ("sums: products of convolutions", _layers.ConvGradients, "_add_product"),
     ("sums: kept rows", clipping, "_weighted_sums"),
     ("noise and update", _step.PrivateStep, "_release"),

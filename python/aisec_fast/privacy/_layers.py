@@ -249,15 +249,15 @@ class LinearGradients(LayerGradients):
         size = super()._block()
         return min(size, max(1, _native.DEPTH // self.length)) if self._native and self.length else size
 
+    def has_product(self, name: str) -> bool:
+        """Whether the sum of parameter ``name`` is one for ``add_products``."""
+        return name == "weight" and self._native is not None and not self.keeps(name)
+
     def add_total(self, name: str, weights: Weights, total: Total) -> None:
-        if name == "bias" or self._native is None or self.keeps(name):
+        if self.has_product(name):
+            add_products([(self, total)], weights)
+        else:
             super().add_total(name, weights, total)
-            return
-        # One product in blocks of samples, with the weights and the sum over blocks in it.
-        inputs, outputs = self.inputs.contiguous(), self.outputs
-        whole = total.space()
-        self._native.weighted_products([inputs], [outputs], weights.values, self._block(), [whole])
-        total.add(whole)
 
     def _add_product(self, start: int, stop: int, weights: Weights, total: Total) -> None:
         # [p, m T] times [m T, d]: the one product that a plain backward would do.
@@ -661,6 +661,21 @@ def measure_single_positions(uses: Iterable[Any]) -> None:
     for use, weight, bias in zip(found, (inputs * outputs).unbind(), outputs.unbind(), strict=True):
         norms = {"weight": Norms(weight, weight), "bias": Norms(bias, bias)}
         use.norms |= {name: norms[name] for name in use.layer.parameters}
+
+
+def add_products(sums: list[tuple[LinearGradients, Total]], weights: Weights) -> None:
+    """Add the weights' sums of linear layers with a product kernel: in one call, as waking threads takes its time, too."""
+    groups: dict[int, list[tuple[LinearGradients, Total]]] = {}
+    for rule, total in sums:
+        groups.setdefault(rule._block(), []).append((rule, total))
+    for block, group in groups.items():
+        native = group[0][0]._native
+        assert native is not None
+        wholes = [total.space() for _, total in group]
+        inputs, outputs = [rule.inputs.contiguous() for rule, _ in group], [rule.outputs for rule, _ in group]
+        native.weighted_products(inputs, outputs, weights.values, block, wholes)
+        for whole, (_, total) in zip(wholes, group, strict=True):
+            total.add(whole)
 
 
 def row_squares(rows: Tensor) -> Tensor:

@@ -20,7 +20,15 @@ from .._update import Noise
 from . import _charges, _optimizers
 from ._charges import Rounding
 from ._clip import Norms, Total, Weights, weights_of
-from ._layers import chunks, kept_squares, measure_single_positions, row_squares, weighted_sums
+from ._layers import (
+    LinearGradients,
+    add_products,
+    chunks,
+    kept_squares,
+    measure_single_positions,
+    row_squares,
+    weighted_sums,
+)
 from ._precision import full_precision
 from ._probe import RowProbe
 from ._recording import Recorder, Use, is_alone
@@ -229,9 +237,18 @@ class Sums:
                 name, use = uses[key][0]
                 use.added(name)
             kept.clear()
+        # Where a sum has its memory already nothing is to be let go of first: all such products in one call.
+        at_once: dict[int, LinearGradients] = {}
+        for key in products:
+            if len(uses[key]) == 1 and self.totals[key].ready():
+                name, use = uses[key][0]
+                if isinstance(use.rule, LinearGradients) and use.rule.has_product(name):
+                    at_once[key] = use.rule
+        add_products([(rule, self.totals[key]) for key, rule in at_once.items()], weights)
         for key in products:
             for name, use in uses[key]:
-                use.rule.add_total(name, weights, self.totals[key])
+                if key not in at_once:
+                    use.rule.add_total(name, weights, self.totals[key])
                 use.added(name)
 
     def _place(self, key: int, uses: list[tuple[str, Use]]) -> tuple[bool, int]:
