@@ -23,6 +23,7 @@ from aisec_fast.privacy import (
     PrivacyEngine,
     _charges,
     _clip,
+    _layers,
     _native,
     _precision,
     _probe,
@@ -180,6 +181,23 @@ def test_blocks_keep_their_charge_small() -> None:
     assert _charges.block_size(64, torch.float32) >= 8
     assert _charges.block_charge(2**15, 64, torch.float64) < 1e-3
     assert math.isinf(_charges.gamma(2**24, torch.float32))
+
+
+def test_what_a_linear_layers_sum_is_charged() -> None:
+    """Blocks of the kernel, as small as its registers like; those of torch's products, as large as the charge allows."""
+    layer = nn.Linear(4000, 4000)
+    for length, native, torchs in ((1, 128, 256), (2, 45, 45), (64, 2, 8), (128, 1, 4), (300, 1, 1)):
+        inputs, outputs = torch.randn(1, length, 4000), torch.randn(1, length, 4000)
+        found = _layers.LinearGradients(layer, inputs, outputs)
+        assert found.rounding("weight").samples == pytest.approx(native, abs=1)
+        assert found.rounding("weight") == _charges.rounding(length, found.rounding("weight").samples, torch.float32)
+        found._native = None
+        assert found.rounding("weight").samples == pytest.approx(torchs, abs=2)
+        assert found.rounding("bias") == _charges.Rounding()
+    first, second = _charges.rounding(64, 2, torch.float32), _charges.rounding(300, 1, torch.float32)
+    worst = _charges.Rounding(300, 1, max(first.charge, second.charge))
+    assert first.worst(second) == second.worst(first) == worst
+    assert first.worst(_charges.Rounding()) == _charges.Rounding().worst(first) == first
 
 
 def test_largest_batch() -> None:
