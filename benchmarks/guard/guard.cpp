@@ -115,8 +115,7 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
       {"l2_float32", [&](const Kernels& k) { k.adversarial.l2_float32(in.step, 0, rows); }},
       {"gram_squares",
        [&](const Kernels&) {
-         gram_squares(in.tokens, 1, in.x.data(), in.gradient.data(), in.squares.data(), in.bounds.data(),
-                      nullptr);
+         gram_squares(in.tokens, 1, in.x.data(), in.gradient.data(), in.squares.data(), in.bounds.data(), nullptr);
        }},
       {"conv_gram_squares",
        [&](const Kernels&) {
