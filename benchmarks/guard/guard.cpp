@@ -117,6 +117,11 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
        [&](const Kernels&) {
          gram_squares(in.tokens, 1, in.x.data(), in.gradient.data(), in.squares.data(), in.bounds.data(), nullptr);
        }},
+      {"weighted_product",
+       [&](const Kernels& k) {
+         k.products.weighted_product({4, 50, 80, 80, 2}, in.x.data(), in.gradient.data(), in.wide.data(),
+                                     {0, 80, 0, 80}, in.adv.data(), in.out.data());
+       }},
       {"conv_gram_squares",
        [&](const Kernels&) {
          conv_gram_squares(in.conv, 1, in.x.data(), in.gradient.data(), in.squares.data(), in.bounds.data());

@@ -212,8 +212,8 @@ struct SampleNorm {
 struct GhostKernels {
   std::size_t gram_bytes;
   // The part of the square that pairs of tokens (s, t), s <= t, give whose s is in block `row` of gram_block tokens;
-  // lengths[s] = an upper bound of |input s| |output s| for these s; sums [outputs], if not null, the sum of output s over
-  // them.
+  // lengths[s] = an upper bound of |input s| |output s| for these s; sums [outputs], if not null, the sum of output s
+  // over them.
   double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
                      double* lengths, float* sums);
   std::size_t (*conv_rows_scratch)(const ConvShape& shape);
@@ -265,9 +265,9 @@ struct Kernels {
   ProductKernels products;
 };
 
-constexpr std::size_t noise_group = 512;  // samples that no two threads share: kernels start at multiples of it
-constexpr std::size_t norm_block = 1024;  // values in one block sum
-constexpr std::size_t gram_block = 64;    // tokens whose Gram matrix is formed at a time
+constexpr std::size_t noise_group = 512;    // samples that no two threads share: kernels start at multiples of it
+constexpr std::size_t norm_block = 1024;    // values in one block sum
+constexpr std::size_t gram_block = 64;      // tokens whose Gram matrix is formed at a time
 constexpr std::size_t product_depth = 128;  // tokens of a product that are added in registers
 
 }  // namespace aisec_fast
