@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import platform
+import resource
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +18,7 @@ pytest.importorskip("dp_accounting")
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from aisec_fast import noise
+from aisec_fast import _backends, noise
 from aisec_fast.cli.bench import _memory, _models, _training
 from aisec_fast.privacy import PrivacyEngine, _layers
 
@@ -59,6 +63,74 @@ def check(make: Callable[[], Case], **options: Any) -> None:
     assert said == said_low
     for one, other in zip(fast, low, strict=True):
         assert torch.equal(one, other)
+
+
+class Transposed(nn.Module):
+    """Its loss sees the output transposed, so that the gradient that comes back is not contiguous."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).transpose(1, 2)
+
+
+def transposed_case() -> Case:
+    torch.manual_seed(0)
+    model, x = Transposed(), torch.randn(9, 4, 5)
+
+    def loss_of(output: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output, y, reduction="none").mean(1)
+
+    return model, x, torch.randint(6, (9, 4)), loss_of
+
+
+def test_transposed_gradients() -> None:
+    check(transposed_case)
+
+
+def test_a_gradient_that_somebody_holds_is_left_alone() -> None:
+    """A hook of the user's on the layer's own node sees the copy that the engine has laid out; the next step makes another."""
+    model, x, y, loss_of = transposed_case()
+    held: list[Tensor] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, optimizer = make_private(model, "fast", check_rows=False)
+        for _ in range(3):
+            optimizer.zero_grad()
+            output = model(x)
+            output.grad_fn.next_functions[0][0].register_prehook(lambda gradients: held.append(gradients[0]))
+            copies = [gradient.clone() for gradient in held]
+            loss_of(output, y).mean().backward()
+            optimizer.step()
+            assert all(torch.equal(a, b) for a, b in zip(held[:-1], copies, strict=True))
+    assert len({gradient.data_ptr() for gradient in held}) == 3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of another C library")
+def test_freed_memory_is_kept() -> None:
+    """As many pages as have been freed cost nothing the next time."""
+    program = """
+import resource, torch
+from aisec_fast import _backends
+assert _backends.keep_freed_memory()
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**20) for _ in range(40)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40 * 2**22 / resource.getpagesize() / 100
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+def test_only_fast_steps_keep_freed_memory(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(_backends, "keep_freed_memory", lambda: calls.append(True))
+    make_private(transposed_case()[0], memory)
+    assert len(calls) == (memory == "fast")
 
 
 @pytest.fixture

@@ -18,7 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from aisec_fast import BudgetError, PrivacyError, accounting, noise
-from aisec_fast.privacy import BatchMemoryManager, PrivacyEngine, _charges, _clip, _precision, _probe, schedulers
+from aisec_fast.privacy import (
+    BatchMemoryManager,
+    PrivacyEngine,
+    _charges,
+    _clip,
+    _layers,
+    _native,
+    _precision,
+    _probe,
+    schedulers,
+)
 from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, MARGIN, STABILITY, Norms, Weights, weights_of
 
 from .test_privacy import private, small_loader, small_model, train
@@ -173,6 +183,23 @@ def test_blocks_keep_their_charge_small() -> None:
     assert math.isinf(_charges.gamma(2**24, torch.float32))
 
 
+def test_what_a_linear_layers_sum_is_charged() -> None:
+    """Blocks of the kernel, as small as its registers like; those of torch's products, as large as the charge allows."""
+    layer = nn.Linear(4000, 4000)
+    for length, native, torchs in ((1, 128, 256), (2, 45, 45), (64, 2, 8), (128, 1, 4), (300, 1, 1)):
+        inputs, outputs = torch.randn(1, length, 4000), torch.randn(1, length, 4000)
+        found = _layers.LinearGradients(layer, inputs, outputs)
+        assert found.rounding("weight").samples == pytest.approx(native, abs=1)
+        assert found.rounding("weight") == _charges.rounding(length, found.rounding("weight").samples, torch.float32)
+        found._native = None
+        assert found.rounding("weight").samples == pytest.approx(torchs, abs=2)
+        assert found.rounding("bias") == _charges.Rounding()
+    first, second = _charges.rounding(64, 2, torch.float32), _charges.rounding(300, 1, torch.float32)
+    worst = _charges.Rounding(300, 1, max(first.charge, second.charge))
+    assert first.worst(second) == second.worst(first) == worst
+    assert first.worst(_charges.Rounding()) == _charges.Rounding().worst(first) == first
+
+
 def test_largest_batch() -> None:
     """The cap is exceeded with probability below 2^-64, by the exact binomial tail."""
     from scipy import stats
@@ -214,6 +241,7 @@ def test_products_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) ->
     torch.set_float32_matmul_precision("medium")
     try:
         monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
+        monkeypatch.setattr(_native, "kernels", lambda _values: None)  # torch's products, as on a GPU
         train(model, optimizer, [next(iter(loader))])
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

@@ -30,19 +30,19 @@ import torch
 import aisec_fast
 from aisec_fast import clipping, ghost
 from aisec_fast.cli.bench import _models, _training
-from aisec_fast.privacy import PrivacyEngine, _clip, _layers, _recording, _step
+from aisec_fast.privacy import PrivacyEngine, _layers, _recording, _step
 
 PHASES = ("zero_grad", "forward", "backward", "step")
 CLOCKED = (  # (what, owner, function), of which outer ones contain inner ones
     ("norms", _recording.Recorder, "measure"),
-    ("norms: gram_squares", ghost, "gram_squares"),
+    ("norms: Gram matrices", _layers.LinearGradients, "_gram_norms"),
     ("norms: conv_rows", ghost, "conv_rows"),
     ("norms: conv_gram_squares", ghost, "conv_gram_squares"),
     ("norms: row norms", clipping, "_row_norms"),
     ("norms: normalisations", _layers.GroupNormGradients, "_rows"),
     ("norms: normalisations", _layers.LayerNormGradients, "_rows"),
     ("sums", _step.Sums, "add"),
-    ("sums: products of linear layers", _clip.Total, "add_product"),
+    ("sums: products of linear layers", _step, "add_products"),
     ("sums: products of convolutions", _layers.ConvGradients, "_add_product"),
     ("sums: kept rows", clipping, "_weighted_sums"),
     ("noise and update", _step.PrivateStep, "_release"),

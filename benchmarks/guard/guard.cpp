@@ -117,7 +117,12 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
       {"l2_float32", [&](const Kernels& k) { k.adversarial.l2_float32(in.step, 0, rows); }},
       {"gram_squares",
        [&](const Kernels&) {
-         gram_squares(in.tokens, 1, in.x.data(), in.gradient.data(), in.squares.data(), in.bounds.data());
+         gram_squares(in.tokens, 1, in.x.data(), in.gradient.data(), in.squares.data(), in.bounds.data(), nullptr);
+       }},
+      {"weighted_product",
+       [&](const Kernels& k) {
+         k.products.weighted_product({4, 50, 80, 80, 2}, in.x.data(), in.gradient.data(), in.wide.data(),
+                                     {0, 80, 0, 80}, in.adv.data(), in.out.data());
        }},
       {"conv_gram_squares",
        [&](const Kernels&) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import os
@@ -207,6 +208,21 @@ def share_torch_threads() -> bool:
     home = Path(sys.modules["torch"].__file__ or "").parent
     found = [*home.glob("lib/libgomp*.so*"), *home.parent.glob("torch.libs/libgomp*.so*")]
     return any(core.share_openmp(str(path)) for path in found)
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed at the end of its heap, up to 2 GiB, for code that will ask for as much again.
+
+    By default it gives more than twice the largest block back to the system, and a step of a training pays for the same pages
+    again each time. For the whole process, as is malloc. False where there is no glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_threshold, largest = -1, -3, 32 << 20  # M_..., and the most that malloc allows
+    options = ctypes.CDLL(None)
+    # Setting one stops malloc from adapting both: blocks of up to `largest` would come from the heap soon all the same.
+    return bool(options.mallopt(mmap_threshold, largest) and options.mallopt(trim_threshold, 2**31 - 1))
 
 
 def version() -> str:

@@ -14,5 +14,6 @@ void bind_update(pybind11::module_& module);
 void bind_records(pybind11::module_& module);
 void bind_ghost(pybind11::module_& module);
 void bind_winograd(pybind11::module_& module);
+void bind_products(pybind11::module_& module);
 void bind_files(pybind11::module_& module);
 }  // namespace aisec_fast

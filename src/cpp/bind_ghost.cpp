@@ -19,7 +19,8 @@ void run_gram_squares(const py::object& inputs, const py::object& outputs, const
   const ArrayView square = on_cpu(squares, "squares"), bound = on_cpu(bounds, "bounds");
   const GramShape shape = gram_shape(a, g, square, bound);
   const py::gil_scoped_release unlocked;
-  gram_squares(shape, a.size(0), a.data<float>(), g.data<float>(), square.data<double>(), bound.data<double>());
+  gram_squares(shape, a.size(0), a.data<float>(), g.data<float>(), square.data<double>(), bound.data<double>(),
+               nullptr);
 }
 
 void run_conv_gram_squares(const py::object& activation, const py::object& gradient, const Pair& kernel,

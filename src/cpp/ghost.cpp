@@ -52,10 +52,17 @@ void for_samples(std::size_t batch, std::size_t products, std::size_t scratch_fl
 }  // namespace
 
 void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs, const float* outputs, double* squares,
-                  double* bounds) {
+                  double* bounds, float* sums) {
   const GhostKernels& kernels = active_kernels().ghost;
   const std::size_t rows = (shape.length + gram_block - 1) / gram_block;
   std::vector<double> parts(batch * rows), lengths(batch * shape.length);
+  // Of each block of tokens; the first one's is made where the sum is.
+  std::vector<float> more(sums == nullptr ? 0 : batch * (std::max<std::size_t>(rows, 1) - 1) * shape.outputs);
+  const auto sums_of = [&](std::size_t sample, std::size_t row) {
+    return sums == nullptr ? nullptr
+           : row == 0      ? sums + sample * shape.outputs
+                           : more.data() + (sample * (rows - 1) + row - 1) * shape.outputs;
+  };
   const std::size_t products = std::min(shape.length, gram_block) * shape.length * (shape.inputs + shape.outputs);
   parallel_for(parts.size(), least_units(products), [&](std::size_t begin, std::size_t end) {
     const Scratch scratch(kernels.gram_bytes);
@@ -63,11 +70,16 @@ void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs
       // The first rows of blocks have the most work: long and short ones in turn, so that threads have as much to do.
       const std::size_t sample = unit / rows, turn = unit % rows;
       const std::size_t row = turn % 2 == 0 ? turn / 2 : rows - 1 - turn / 2;
-      parts[sample * rows + row] = kernels.gram_row(shape, inputs + sample * shape.length * shape.inputs,
-                                                    outputs + sample * shape.length * shape.outputs, row,
-                                                    scratch.bytes(), &lengths[sample * shape.length]);
+      parts[sample * rows + row] = kernels.gram_row(
+          shape, inputs + sample * shape.length * shape.inputs, outputs + sample * shape.length * shape.outputs, row,
+          scratch.bytes(), &lengths[sample * shape.length], sums_of(sample, row));
     }
   });
+  if (sums != nullptr && rows == 0) std::fill(sums, sums + batch * shape.outputs, 0.0f);
+  for (std::size_t sample = 0; sums != nullptr && sample < batch; ++sample)
+    for (std::size_t row = 1; row < rows; ++row)
+      std::transform(sums_of(sample, row), sums_of(sample, row) + shape.outputs, sums_of(sample, 0), sums_of(sample, 0),
+                     [](float later, float sum) { return sum + later; });
   for (std::size_t sample = 0; sample < batch; ++sample) {
     double square = 0.0, bound = 0.0;
     for (std::size_t row = 0; row < rows; ++row) square += parts[sample * rows + row];

@@ -6,9 +6,10 @@
 
 namespace aisec_fast {
 
-// inputs [batch, length, inputs], outputs [batch, length, outputs]; squares and bounds [batch].
+// inputs [batch, length, inputs], outputs [batch, length, outputs]; squares and bounds [batch];
+// sums [batch, outputs] of the outputs over the tokens, or null.
 void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs, const float* outputs, double* squares,
-                  double* bounds);
+                  double* bounds, float* sums);
 // activation [batch, channels, rows, columns], gradient [batch, out_channels, out_rows, out_columns].
 void conv_gram_squares(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient,
                        double* squares, double* bounds);

@@ -13,5 +13,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   aisec_fast::bind_records(module);
   aisec_fast::bind_ghost(module);
   aisec_fast::bind_winograd(module);
+  aisec_fast::bind_products(module);
   aisec_fast::bind_files(module);
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -29,6 +30,24 @@ def least(dtype: torch.dtype) -> float:
     """The smallest positive number of ``dtype``: what a product that underflows loses at most."""
     info = torch.finfo(dtype)
     return info.tiny * info.eps
+
+
+class Rounding(NamedTuple):
+    """Of a float sum over samples: nothing, or blocks of ``samples`` samples with at most ``terms`` products each."""
+
+    terms: int = 0
+    samples: int = 0
+    charge: float = 0.0  # that of one block
+
+    def worst(self, other: Rounding) -> Rounding:
+        """What holds for either."""
+        samples = min(self.samples, other.samples) or max(self.samples, other.samples)
+        return Rounding(max(self.terms, other.terms), samples, max(self.charge, other.charge))
+
+
+def rounding(terms: int, samples: int, dtype: torch.dtype) -> Rounding:
+    """Of blocks of ``samples`` samples with ``terms`` products each."""
+    return Rounding(terms, samples, block_charge(samples, terms, dtype))
 
 
 @functools.cache

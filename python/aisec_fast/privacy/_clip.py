@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,15 +52,21 @@ def weights_of(norms: Norms, max_norm: float, clipping: str) -> Tensor:
 
     Automatic clipping normalises: ``min(C / (n + STABILITY), KAPPA C / A)``.
     """
+    on_cpu = not norms.squares.is_cuda
+    xp: Any = np if on_cpu else torch  # numpy takes half the time, and torch's root wakes threads
+    squares, spreads = (values.numpy() if on_cpu else values for values in norms)
     bound = max_norm * (1.0 - MARGIN)
-    norm = norms.squares.sqrt()
-    spread = norm if norms.spreads is norms.squares else norms.spreads.sqrt()
-    if clipping == "automatic":
-        weights = torch.minimum(bound / (norm + STABILITY), KAPPA * bound / spread)
-    else:
-        weights = torch.minimum(bound / norm, KAPPA * bound / spread).clamp_(max=1.0)
-    # An infinite norm or spread has weight 0, NaN is no number at all: neither is as large as that.
-    return torch.where(weights >= LEAST_WEIGHT, weights, 0.0)
+    with np.errstate(all="ignore"):
+        norm = xp.sqrt(squares)
+        spread = norm if norms.spreads is norms.squares else xp.sqrt(spreads)
+        if clipping == "automatic":
+            weights = xp.minimum(bound / (norm + STABILITY), KAPPA * bound / spread)
+        else:
+            weights = xp.minimum(bound / norm, KAPPA * bound / spread).clip(max=1.0)
+        # An infinite norm or spread has weight 0, NaN is no number at all: neither is as large as that.
+        weights = xp.where(weights >= LEAST_WEIGHT, weights, 0.0)
+    found: Tensor = torch.from_numpy(weights) if on_cpu else weights
+    return found
 
 
 class Weights:
@@ -118,6 +125,16 @@ class Total:
             self.value = part.contiguous()
         else:
             self.value.add_(part)
+
+    def ready(self) -> bool:
+        """Whether nothing has been added, and memory is there."""
+        return self.value is None and self.spare is not None
+
+    def space(self) -> Tensor:
+        """Memory for a part that fills all of it and is then added."""
+        if self.value is None and self.spare is not None:
+            return self.spare
+        return torch.empty_like(self.parameter, memory_format=torch.contiguous_format, requires_grad=False)
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
         """Add the matrix product, which has the parameter's shape."""

@@ -146,6 +146,8 @@ class PrivacyEngine:
             )
         check_rows = _checks.flag(check_rows, "check_rows")
         _backends.share_torch_threads()
+        if self.memory == "fast" and next(module.parameters()).is_cpu:
+            _backends.keep_freed_memory()
         mean = loss_reduction == "mean"
         mechanism = Mechanism(multiplier, clip, shares, clipping, expected if mean else 1.0, most, mean)
         recorder = _recording.Recorder(batch_first, lasting=self.memory == "fast")

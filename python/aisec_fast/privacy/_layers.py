@@ -9,6 +9,8 @@ A rule is made for one use of a layer, in the backward pass, and answers for eac
     add_total(name, weights, total)    adds the sum over samples of weight times gradient; a sample of weight 0 is
                                selected away, never multiplied, so that its NaN or Inf stays out
     terms(name)                how many products of one sample a float sum of ``add_total`` adds up; 0: none
+    rounding(name)             what such a sum is charged for
+    measured_later()           whether ``measure_single_positions`` takes the norms, of all layers at once
 
 ``activation`` and ``gradient`` have the batch in dimension 0. Sources: Goodfellow 2015 (norms of a Linear layer from
 its input and output gradient), Li et al. 2022 (Gram matrices for sequences), Rochette et al. 2019 (grouped
@@ -18,7 +20,7 @@ convolutions). Error bounds: docs/privacy.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import clipping, ghost
-from ._charges import block_size, gamma, least
+from . import _native
+from ._charges import Rounding, block_size, gamma, least, rounding
 from ._clip import Norms, Total, Weights
 
 # Elements that one temporary of a rule may hold (64 MiB of float32): larger work is done a few samples at a time.
@@ -109,13 +112,22 @@ class LayerGradients:
         """Products of one sample in a float sum of ``add_total``; 0 if gradients are kept and summed in float64."""
         return 0 if name in self._kept or self.keeps(name) else self._terms()
 
+    def rounding(self, name: str) -> Rounding:
+        """What the sum over samples of ``add_total`` is charged for."""
+        terms = self.terms(name)
+        return rounding(terms, self._block(), self.dtype) if terms else Rounding()
+
+    def measured_later(self) -> bool:
+        """True if the norms are for ``measure_single_positions``."""
+        return False
+
     def add_total(self, name: str, weights: Weights, total: Total) -> None:
         """Add the sum over samples of ``weights[i]`` times sample i's gradient to ``total``."""
         rows = self.kept(name)
         if rows is not None:
             total.add(weighted_sums([rows], weights)[0])
             return
-        size = block_size(self._terms(), self.dtype)
+        size = self._block()
         for start in range(self._add_blocks(size, weights, total), self.batch, size):
             stop = min(self.batch, start + size)
             self._add_product(start, stop, weights.part(start, stop), total)
@@ -123,6 +135,10 @@ class LayerGradients:
     def _add_blocks(self, _size: int, _weights: Weights, _total: Total) -> int:
         """Add blocks of ``size`` samples in fewer operations than ``_add_product`` would; the number of samples in them."""
         return 0
+
+    def _block(self) -> int:
+        """How many samples one product of ``add_total`` sums up."""
+        return block_size(self._terms(), self.dtype)
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         raise NotImplementedError
@@ -150,6 +166,8 @@ class LinearGradients(LayerGradients):
         self.inputs = activation.flatten(1, -2) if activation.dim() > 2 else activation.unsqueeze(1)  # [B, T, d]
         self.outputs = gradient.flatten(1, -2) if gradient.dim() > 2 else gradient.unsqueeze(1)  # [B, T, p]
         self.length = self.inputs.shape[1]
+        self._native = None if _on_gpu(gradient) else _native.kernels(gradient)
+        self._by_gram: Norms | None = None
 
     def forget(self) -> None:
         super().forget()
@@ -167,16 +185,19 @@ class LinearGradients(LayerGradients):
     def _widths(self) -> tuple[int, int]:
         return self.inputs.shape[2], self.outputs.shape[2]
 
+    def measured_later(self) -> bool:
+        return self.length == 1 and self._native is not None and max(self._widths()) <= ghost.LARGEST_WIDTH
+
     def _norms(self, name: str) -> Norms:
         if self.length == 1:  # the gradient is an outer product, and the bias's is one of its factors
             self.kept_squares["bias"] = row_squares(self.outputs)
             squares = row_squares(self.inputs) * self.kept_squares["bias"]
             return Norms(squares, squares)
         d, p = self._widths()
-        native = self.dtype == torch.float32 and max(d, p) <= ghost.LARGEST_WIDTH and not _on_gpu(self.gradient)
-        if native and not self._dear_gram():
-            squares, lengths = ghost.gram_squares(self.inputs.contiguous(), self.outputs)
-            return _within(squares, ghost.gram_roundoff(self.length, d, p), lengths)
+        if self._has_gram_kernel():
+            if self._by_gram is None:
+                self._by_gram = self._gram_norms(ghost.gram_roundoff(self.length, d, p))
+            return self._by_gram
         a, g = _vector_norms(self.inputs), _vector_norms(self.outputs)
         lengths = (a * g).sum(1)
         if self._dear_gram():
@@ -186,6 +207,27 @@ class LinearGradients(LayerGradients):
         # p (sum a)^2 + d (sum g)^2 + T^2 products and sums below the normal range, in fewer operations than that
         few = (p + d + self.length**2) * least(self.dtype) * ((a + g).sum(1) + 1.0).square()
         return _within(squares, gamma(d + p + 4, self.dtype), lengths, few)
+
+    def kept(self, name: str) -> Tensor | None:
+        if name == "bias" and self.layer.weight.requires_grad and self._has_gram_kernel():
+            self._norms("weight")
+        return super().kept(name)
+
+    def _has_gram_kernel(self) -> bool:
+        """Whether a kernel makes the norms by Gram matrices, and the bias's gradients in passing."""
+        fits = self.dtype == torch.float32 and max(self._widths()) <= ghost.LARGEST_WIDTH
+        return self.length > 1 and fits and not _on_gpu(self.gradient) and not self._dear_gram()
+
+    def _gram_norms(self, roundoff: float) -> Norms:
+        inputs, outputs = self.inputs.contiguous(), self.outputs
+        if self._native is None:
+            self._kept["bias"] = outputs.sum(1)
+            squares, lengths = ghost.gram_squares(inputs, outputs)
+            return _within(squares, roundoff, lengths)
+        self._kept["bias"] = sums = outputs.new_empty((self.batch, outputs.shape[2]))
+        norms = Norms(*torch.empty((2, self.batch), dtype=torch.float64).unbind())
+        self._native.gram_norms(inputs, outputs, roundoff, *norms, sums)
+        return norms
 
     def _gram_squares(self, start: int, stop: int) -> Tensor:
         """|sum_t g_t a_t^T|^2 = sum_st (a_s . a_t)(g_s . g_t), from the T x T Gram matrices."""
@@ -202,6 +244,20 @@ class LinearGradients(LayerGradients):
 
     def _terms(self) -> int:
         return self.length
+
+    def _block(self) -> int:
+        size = super()._block()
+        return min(size, max(1, _native.DEPTH // self.length)) if self._native and self.length else size
+
+    def has_product(self, name: str) -> bool:
+        """Whether the sum of parameter ``name`` is one for ``add_products``."""
+        return name == "weight" and self._native is not None and not self.keeps(name)
+
+    def add_total(self, name: str, weights: Weights, total: Total) -> None:
+        if self.has_product(name):
+            add_products([(self, total)], weights)
+        else:
+            super().add_total(name, weights, total)
 
     def _add_product(self, start: int, stop: int, weights: Weights, total: Total) -> None:
         # [p, m T] times [m T, d]: the one product that a plain backward would do.
@@ -400,18 +456,31 @@ class EmbeddingGradients(LayerGradients):
     parameter_names = ("weight",)
 
     def __init__(self, layer: nn.Embedding, activation: Tensor, gradient: Tensor, *_unused: Any) -> None:
-        super().__init__(layer, activation, gradient)
-        tokens = activation.reshape(-1).long()
-        per_sample = activation.shape[1:].numel()
-        samples = torch.arange(self.batch, device=tokens.device).repeat_interleave(per_sample)
-        vectors = gradient.reshape(-1, layer.embedding_dim)
-        if layer.padding_idx is not None:
-            used = tokens != layer.padding_idx  # the padding row is never trained
-            tokens, samples, vectors = tokens[used], samples[used], vectors[used]
-        pairs, place = torch.unique(samples * layer.num_embeddings + tokens, return_inverse=True)
-        self.vectors = _sums_at(place, vectors.double(), pairs.shape[0]).to(vectors.dtype)
-        self.samples = pairs.div(layer.num_embeddings, rounding_mode="floor")
-        self.tokens = pairs - self.samples * layer.num_embeddings
+        tokens = activation.flatten(1) if activation.dim() > 1 else activation.unsqueeze(1)  # [B, T]
+        super().__init__(layer, tokens.long().contiguous(), gradient)
+        self._native = _native.kernels(gradient)
+        self._formed: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of gradients, and the sample and the token of each."""
+        if self._formed is None:
+            tokens, count = self.activation.flatten(), self.layer.num_embeddings
+            samples = torch.arange(self.batch, device=tokens.device).repeat_interleave(self.activation.shape[1])
+            vectors = self.gradient.reshape(-1, self.layer.embedding_dim)
+            if self.layer.padding_idx is not None:
+                used = tokens != self.layer.padding_idx  # the padding row is never trained
+                tokens, samples, vectors = tokens[used], samples[used], vectors[used]
+            pairs, place = torch.unique(samples * count + tokens, return_inverse=True)
+            rows = _sums_at(place, vectors.double(), pairs.shape[0]).to(vectors.dtype)
+            samples = pairs.div(count, rounding_mode="floor")
+            self._formed = rows, samples, pairs - samples * count
+        return self._formed
+
+    def _lookups(self) -> tuple[Tensor, Tensor, int]:
+        """What the kernels take: tokens [B, T], gradients [B, T, d], and the token that is not trained."""
+        padding = self.layer.padding_idx
+        vectors = self.gradient.reshape(*self.activation.shape, self.layer.embedding_dim).contiguous()
+        return self.activation, vectors, -1 if padding is None else padding
 
     def keeps(self, _name: str) -> bool:
         return False
@@ -420,20 +489,32 @@ class EmbeddingGradients(LayerGradients):
         return 0
 
     def norms(self, _name: str) -> Norms:
-        squares = _sums_at(self.samples, row_squares(self.vectors), self.batch)
+        if self._native is not None:
+            squares = torch.empty(self.batch, dtype=torch.float64)
+            self._native.embedding_squares(*self._lookups(), squares)
+        else:
+            vectors, samples, _ = self._entries()
+            squares = _sums_at(samples, row_squares(vectors), self.batch)
         return Norms(squares, squares)
 
     def _rows(self, _name: str, start: int, stop: int) -> Tensor:
-        inside = (self.samples >= start) & (self.samples < stop)
-        dense = self.vectors.new_zeros((stop - start, *self.layer.weight.shape))
-        dense[self.samples[inside] - start, self.tokens[inside]] = self.vectors[inside]
+        vectors, samples, tokens = self._entries()
+        inside = (samples >= start) & (samples < stop)
+        dense = vectors.new_zeros((stop - start, *self.layer.weight.shape))
+        dense[samples[inside] - start, tokens[inside]] = vectors[inside]
         return dense
 
     def add_total(self, _name: str, weights: Weights, total: Total) -> None:
-        words, place = torch.unique(self.tokens, return_inverse=True)
-        scaled = weights.at(self.samples).scale(self.vectors.double())
+        if self._native is not None:
+            whole = total.space()
+            self._native.embedding_total(*self._lookups(), weights.values, whole)
+            total.add(whole)
+            return
+        vectors, samples, tokens = self._entries()
+        words, place = torch.unique(tokens, return_inverse=True)
+        scaled = weights.at(samples).scale(vectors.double())
         sums = _sums_at(place, scaled, words.shape[0])
-        dense = self.vectors.new_zeros(self.layer.weight.shape)
+        dense = vectors.new_zeros(self.layer.weight.shape)
         dense[words] = sums.to(dense.dtype)
         total.add(dense)
 
@@ -447,6 +528,14 @@ class LayerNormGradients(LayerGradients):
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         shape = self.layer.normalized_shape
         values = self.gradient
+        native = _native.kernels(values)
+        if native is not None and self.statistics is not None and len(shape) == 1:
+            flat = [one.reshape(self.batch, -1, *shape).contiguous() for one in (self.activation, values)]
+            each = [one.reshape(self.batch, -1) for one in self.statistics]
+            weight, bias = (values.new_empty((self.batch, *shape)) for _ in range(2))
+            native.layer_norm_rows(*flat, *each, weight, bias)
+            self._kept |= {"weight": weight, "bias": bias}
+            return self._kept[name]
         if name == "weight":
             if self.statistics is None:
                 normalised = functional.layer_norm(self.activation, shape, None, None, self.layer.eps)
@@ -553,6 +642,40 @@ def position_rank(layer: Any) -> int:
 def supported_names() -> str:
     """The layer types that have a rule, for messages."""
     return ", ".join(rule.layer_type.__name__ for rule in RULES)
+
+
+def measure_single_positions(uses: Iterable[Any]) -> None:
+    """Take the norms of those uses of linear layers of one position that have none, in one call.
+
+    A sample's gradient there is an outer product, and the bias's is one of its factors.
+    """
+    found = [use for use in dict.fromkeys(uses) if use.rule.measured_later() and not use.norms]
+    native = found and found[0].rule._native
+    if not native:
+        return
+    rules = [use.rule for use in found]
+    matrices = [_matrix(rule.inputs) for rule in rules] + [rule.outputs.flatten(1) for rule in rules]
+    squares = torch.empty((len(matrices), rules[0].batch), dtype=torch.float64)
+    native.row_squares(matrices, squares)
+    inputs, outputs = squares.chunk(2)
+    for use, weight, bias in zip(found, (inputs * outputs).unbind(), outputs.unbind(), strict=True):
+        norms = {"weight": Norms(weight, weight), "bias": Norms(bias, bias)}
+        use.norms |= {name: norms[name] for name in use.layer.parameters}
+
+
+def add_products(sums: list[tuple[LinearGradients, Total]], weights: Weights) -> None:
+    """Add the weights' sums of linear layers with a product kernel: in one call, as waking threads takes its time, too."""
+    groups: dict[int, list[tuple[LinearGradients, Total]]] = {}
+    for rule, total in sums:
+        groups.setdefault(rule._block(), []).append((rule, total))
+    for block, group in groups.items():
+        native = group[0][0]._native
+        assert native is not None
+        wholes = [total.space() for _, total in group]
+        inputs, outputs = [rule.inputs.contiguous() for rule, _ in group], [rule.outputs for rule, _ in group]
+        native.weighted_products(inputs, outputs, weights.values, block, wholes)
+        for whole, (_, total) in zip(wholes, group, strict=True):
+            total.add(whole)
 
 
 def row_squares(rows: Tensor) -> Tensor:

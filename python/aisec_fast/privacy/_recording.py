@@ -8,6 +8,7 @@ recorded. A first layer's output has no node and goes through a *tap*, an identi
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from functools import partial
 from typing import Any, NoReturn
@@ -40,6 +41,8 @@ class Use:
     def measure(self) -> None:
         """Take norms, and keep small gradients in place of what they are made of."""
         rule = self.rule
+        if rule.measured_later():
+            return
         kept = [rule.kept(name) is not None for name in self.layer.parameters]
         for name, is_kept in zip(self.layer.parameters, kept, strict=True):
             if not is_kept or name in rule.kept_squares:
@@ -60,7 +63,7 @@ class Recorder:
         self._forwards: Counter[int] = Counter()  # calls of each layer since the last ``drop``
         self._pass: int | None = None
         self._failure: str | None = None
-        self._memory = _Memory()
+        self._memory, self._layouts = _Memory(), _Memory()
         self._streams: set[Any] = set()  # of a GPU, on which uses were measured
         # An input of the tap that requires grad: a first layer, whose own input requires none, is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
@@ -84,6 +87,13 @@ class Recorder:
         use = Use(layer, self._rule(layer, activation, gradient, statistics))
         self._uses.append(use)
         return use
+
+    def laid_out(self, layer: CoveredLayer, gradient: Tensor) -> Tensor:
+        """A contiguous copy of ``gradient``."""
+        if not self.lasting or gradient.is_cuda:
+            return gradient.contiguous()
+        self._layouts.let_go(layer)
+        return self._layouts.take(layer, gradient.shape, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
 
     def measure(self, use: Use) -> None:
         """Measure what only this use needs, while it is in cache."""
@@ -133,6 +143,15 @@ class Recorder:
         self._forwards.clear()
         self._streams.clear()
         self._memory.busy.clear()
+        self._layouts.busy.clear()
+
+
+def is_alone(tensor: Tensor) -> bool:
+    """Whether no other tensor, array or view shares the memory of ``tensor``."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None or not hasattr(tensor, "_use_count"):
+        return False
+    return bool(tensor._use_count() == 1 and count(tensor.untyped_storage()._cdata) == 2)  # its own, the one just made
 
 
 class _Memory:
@@ -152,6 +171,13 @@ class _Memory:
         if block is None or block.numel() < size or block.dtype != dtype or block.device != device:
             block = self.blocks[key] = torch.empty(size, dtype=dtype, device=device)
         return block[:size].view(shape)
+
+    def let_go(self, layer: CoveredLayer) -> None:
+        """Forget memory that somebody else (a hook of the user's) still holds."""
+        block = self.blocks.pop(id(layer), None)
+        ours = 2  # references to the object: the name here and the argument of getrefcount
+        if block is not None and sys.getrefcount(block) == ours and is_alone(block):
+            self.blocks[id(layer)] = block
 
 
 class _Watch:
@@ -185,7 +211,7 @@ class _Watch:
                 "operation"
             )
         # A gradient that came through a transposition is laid out anew once, for the node and for the record.
-        laid_out = gradient.contiguous()
+        laid_out = gradient if gradient.is_contiguous() else self.recorder.laid_out(self.layer, gradient)
         use = self.recorder.add(self.layer, activation, laid_out, statistics)
         if self.recorder.lasting or statistics is not None:
             self.recorder.measure(use)

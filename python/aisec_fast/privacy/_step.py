@@ -18,11 +18,20 @@ from .._errors import PrivacyError
 from .._sources import Source
 from .._update import Noise
 from . import _charges, _optimizers
+from ._charges import Rounding
 from ._clip import Norms, Total, Weights, weights_of
-from ._layers import chunks, kept_squares, row_squares, weighted_sums
+from ._layers import (
+    LinearGradients,
+    add_products,
+    chunks,
+    kept_squares,
+    measure_single_positions,
+    row_squares,
+    weighted_sums,
+)
 from ._precision import full_precision
 from ._probe import RowProbe
-from ._recording import Recorder, Use
+from ._recording import Recorder, Use, is_alone
 from ._sampling import Tally
 
 
@@ -149,7 +158,7 @@ class PrivateStep:
         for parameter in list(self._means):
             mean = self._means.pop(parameter)
             ours = 2  # references to the object: the name here and the argument of getrefcount
-            if sys.getrefcount(mean) == ours and _is_alone(mean):
+            if sys.getrefcount(mean) == ours and is_alone(mean):
                 spare[parameter] = mean
         return spare
 
@@ -167,7 +176,7 @@ class Sums:
         self.parameters, self.mechanism, self.most_parts = parameters, mechanism, most_parts
         self.totals = {id(p): Total(p, spare.get(p)) for p in parameters.values()}
         self.samples = 0
-        self._terms: dict[int, list[int]] = {id(p): [] for p in parameters.values()}
+        self._roundings: dict[int, list[Rounding]] = {id(p): [] for p in parameters.values()}  # of each use
 
     def add(self, found: list[Use]) -> None:
         """Clip the samples of one backward pass and add them. Raises PrivacyError if uses disagree on the batch size."""
@@ -177,8 +186,9 @@ class Sums:
             for name, parameter in use.layer.parameters.items():
                 uses[id(parameter)].append((name, use))
         for key, of_parameter in uses.items():
-            terms = [use.rule.terms(name) for name, use in of_parameter]
-            self._terms[key] = [max(pair) for pair in zip_longest(self._terms[key], terms, fillvalue=0)]
+            roundings = [use.rule.rounding(name) for name, use in of_parameter]
+            pairs = zip_longest(self._roundings[key], roundings, fillvalue=Rounding())
+            self._roundings[key] = [one.worst(other) for one, other in pairs]
         self.samples += batch
         if self.samples > self.mechanism.most_samples:
             raise PrivacyError(
@@ -199,6 +209,7 @@ class Sums:
 
     def _add_clipped(self, uses: dict[int, list[tuple[str, Use]]], batch: int, max_norm: float, scale: float) -> None:
         """Clip over the parameters of ``uses`` together."""
+        measure_single_positions([use for of_parameter in uses.values() for _, use in of_parameter])
         kept: dict[int, Tensor] = {}
         unmeasured: list[int] = []
         parts: list[Norms] = []
@@ -226,9 +237,18 @@ class Sums:
                 name, use = uses[key][0]
                 use.added(name)
             kept.clear()
+        # Where a sum has its memory already nothing is to be let go of first: all such products in one call.
+        at_once: dict[int, LinearGradients] = {}
+        for key in products:
+            if len(uses[key]) == 1 and self.totals[key].ready():
+                name, use = uses[key][0]
+                if isinstance(use.rule, LinearGradients) and use.rule.has_product(name):
+                    at_once[key] = use.rule
+        add_products([(rule, self.totals[key]) for key, rule in at_once.items()], weights)
         for key in products:
             for name, use in uses[key]:
-                use.rule.add_total(name, weights, self.totals[key])
+                if key not in at_once:
+                    use.rule.add_total(name, weights, self.totals[key])
                 use.added(name)
 
     def _place(self, key: int, uses: list[tuple[str, Use]]) -> tuple[bool, int]:
@@ -243,28 +263,18 @@ class Sums:
         single = several = adding = 0.0
         for parameter in self.parameters.values():
             additions = 0
-            for terms in self._terms[id(parameter)]:
-                block = _charges.block_size(terms, parameter.dtype) if terms else most
-                additions += math.ceil(most / block) + self.most_parts
-                charge = _charges.block_charge(block, terms, parameter.dtype) if terms else 0.0
-                if terms == 1 and len(self._terms[id(parameter)]) == 1:
-                    single = max(single, charge)
+            for found in self._roundings[id(parameter)]:
+                additions += math.ceil(most / (found.samples or most)) + self.most_parts
+                if found.terms == 1 and len(self._roundings[id(parameter)]) == 1:
+                    single = max(single, found.charge)
                 else:
-                    several = max(several, charge)
+                    several = max(several, found.charge)
             adding = max(adding, _charges.adding_charge(most, additions, parameter.dtype))
         return math.hypot(single, several) + adding
 
     def take(self) -> list[Tensor]:
         """The sums, in the order of the parameters."""
         return [self.totals[id(p)].take() for p in self.parameters.values()]
-
-
-def _is_alone(tensor: Tensor) -> bool:
-    """Whether no other tensor, array or view shares the memory of ``tensor``."""
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    if count is None or not hasattr(tensor, "_use_count"):
-        return False
-    return bool(tensor._use_count() == 1 and count(tensor.untyped_storage()._cdata) == 2)  # its own, the one just made
 
 
 def batch_of(uses: list[Use]) -> int:

@@ -12,4 +12,5 @@ IntegerKernels integer_kernels();
 UpdateKernels update_kernels(DType dtype);
 GhostKernels ghost_kernels();
 WinogradKernels winograd_kernels();
+ProductKernels product_kernels();
 }  // namespace aisec_fast::AISEC_ISA

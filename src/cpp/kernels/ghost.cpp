@@ -41,10 +41,26 @@ void fetch(const float* tokens, std::size_t width, std::size_t token, std::size_
   for (std::size_t i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
 }
 
+// sums[i] = the sum of column i over the tokens, one after the other.
+void add_rows(const float (&tokens)[packed_rows][packed_width], std::size_t rows, std::size_t count, float* sums) {
+  for (std::size_t i = 0; i < count; i += float_lanes) {
+    Floats sum = load(tokens[0] + i);
+    for (std::size_t r = 1; r < rows; ++r) sum += load(tokens[r] + i);
+    if (i + float_lanes <= count) {
+      store(sums + i, sum);
+      continue;
+    }
+    alignas(64) float edge[float_lanes];
+    store(edge, sum);
+    for (std::size_t lane = 0; i + lane < count; ++lane) sums[i + lane] = edge[lane];
+  }
+}
+
 // gram[t][s] = a_s . a_t for the tokens s of one block and t of another, or the same: then where s <= t alone.
 // `then`, of `then_width` values a token, is what will be worked on after that.
 void gram_of(const float* tokens, std::size_t length, std::size_t width, std::size_t first, std::size_t second,
-             const float* then, std::size_t then_width, GramScratch& scratch, double (&gram)[packed_rows][gram_block]) {
+             const float* then, std::size_t then_width, GramScratch& scratch, double (&gram)[packed_rows][gram_block],
+             float* sums = nullptr) {
   const bool same = first == second;
   const std::size_t rows = least(gram_block, length - first), columns = least(gram_block, length - second);
   for (std::size_t t = 0; t < packed_rows; ++t)
@@ -53,6 +69,7 @@ void gram_of(const float* tokens, std::size_t length, std::size_t width, std::si
     const std::size_t count = least(gram_chunk, width - begin);
     pack(tokens, length, width, first, begin, count, scratch.first);
     if (!same) pack(tokens, length, width, second, begin, count, scratch.second);
+    if (sums != nullptr) add_rows(scratch.first, rows, count, sums + begin);
     const auto& other = same ? scratch.first : scratch.second;
     const bool more = begin + gram_chunk < width;
     const float* const soon = more ? tokens : then;
@@ -72,16 +89,17 @@ void gram_of(const float* tokens, std::size_t length, std::size_t width, std::si
 }
 
 // The part of the sum over pairs of tokens (s, t), s <= t, whose s is in block `row`.
-// lengths[s] = an upper bound of |a_s| |g_s| for those s.
+// lengths[s] = an upper bound of |a_s| |g_s| for those s; `sums` of their outputs, if it is not null.
 double gram_row(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
-                double* lengths) {
+                double* lengths, float* sums) {
   const StandardArithmetic standard;
   GramScratch& scratch = *static_cast<GramScratch*>(memory);
   const std::size_t first = row * gram_block;
   double total = 0.0;
   for (std::size_t second = first; second < shape.length; second += gram_block) {
     gram_of(inputs, shape.length, shape.inputs, first, second, outputs, shape.outputs, scratch, scratch.inputs);
-    gram_of(outputs, shape.length, shape.outputs, first, second, nullptr, 0, scratch, scratch.outputs);
+    gram_of(outputs, shape.length, shape.outputs, first, second, nullptr, 0, scratch, scratch.outputs,
+            second == first ? sums : nullptr);
     const std::size_t columns = least(gram_block, shape.length - second);
     for (std::size_t t = 0; t < columns; ++t) {
       const double *a = scratch.inputs[t], *g = scratch.outputs[t];

@@ -20,6 +20,7 @@ Kernels kernels(bool sha_instructions) {
       update_kernels(DType::float64),
       ghost_kernels(),
       winograd_kernels(),
+      product_kernels(),
   };
 }
 }  // namespace aisec_fast::AISEC_ISA

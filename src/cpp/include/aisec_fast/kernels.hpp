@@ -214,9 +214,10 @@ struct SampleNorm {
 struct GhostKernels {
   std::size_t gram_bytes;
   // The part of the square that pairs of tokens (s, t), s <= t, give whose s is in block `row` of gram_block tokens;
-  // lengths[s] = an upper bound of |input s| |output s| for these s.
+  // lengths[s] = an upper bound of |input s| |output s| for these s; sums [outputs], if not null, the sum of output s
+  // over them.
   double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
-                     double* lengths);
+                     double* lengths, float* sums);
   std::size_t (*conv_rows_scratch)(const ConvShape& shape);
   // Without a bound, which takes time of its own, if it is not `bounded`.
   SampleNorm (*conv_rows)(const ConvShape& shape, const float* activation, const float* gradient, bool bounded,
@@ -238,6 +239,34 @@ struct WinogradKernels {
   void (*spread_windows)(const float* windows, std::size_t count, float* weights);
 };
 
+// A linear layer's batch: inputs [batch, length, inputs], outputs' gradients [batch, length, outputs]. The products of
+// `block` samples are one float32 sum, before it is added to those of the others.
+struct ProductShape {
+  std::size_t batch, length, inputs, outputs, block;
+};
+
+// The part of a weight [outputs, inputs] that one call makes.
+struct ProductPart {
+  std::size_t first_output, outputs, first_input, inputs;
+};
+
+struct NormShape {
+  std::size_t length, width;
+};
+
+// docs/products.md.
+struct ProductKernels {
+  std::size_t (*scratch)(const ProductPart& part);  // floats; `memory` is aligned to 64 bytes
+  // total [outputs, inputs] = sum over samples of weight * sum_t output_t input_t^T, in this part of it. A sample of
+  // weight zero is selected away.
+  void (*weighted_product)(const ProductShape& shape, const float* inputs, const float* outputs, const double* weights,
+                           const ProductPart& part, float* memory, float* total);
+  // One sample's gradients of a LayerNorm over the last dimension, from what it read, the gradient of what it gave
+  // ([length, width] both), and the mean and 1 / deviation of each position.
+  void (*layer_norm)(const NormShape& shape, const float* input, const float* gradient, const float* mean,
+                     const float* scale, float* weight, float* bias);
+};
+
 struct Kernels {
   const char* name;
   NoiseKernels noise;
@@ -249,10 +278,12 @@ struct Kernels {
   UpdateKernels update_float32, update_float64;
   GhostKernels ghost;
   WinogradKernels winograd;
+  ProductKernels products;
 };
 
-constexpr std::size_t noise_group = 512;  // samples that no two threads share: kernels start at multiples of it
-constexpr std::size_t norm_block = 1024;  // values in one block sum
-constexpr std::size_t gram_block = 64;    // tokens whose Gram matrix is formed at a time
+constexpr std::size_t noise_group = 512;    // samples that no two threads share: kernels start at multiples of it
+constexpr std::size_t norm_block = 1024;    // values in one block sum
+constexpr std::size_t gram_block = 64;      // tokens whose Gram matrix is formed at a time
+constexpr std::size_t product_depth = 128;  // tokens of a product that are added in registers
 
 }  // namespace aisec_fast

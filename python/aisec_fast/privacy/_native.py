@@ -1,0 +1,20 @@
+"""Kernels that private steps alone use, on the CPU in float32 (docs/products.md); torch's operations do it elsewhere."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .. import _backends
+
+DEPTH = 128  # terms of a product that are added in registers (product_depth in kernels.hpp)
+
+
+def kernels(values: Tensor) -> ModuleType | None:
+    """The native kernels if they are in use and ``values`` is theirs to work on."""
+    if values.dtype != torch.float32 or not values.is_cpu:
+        return None
+    backend = _backends.choose_host("activation")
+    return backend.ghost if backend.name == "native" else None

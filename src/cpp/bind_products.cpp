@@ -1,0 +1,155 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
+
+#include "aisec_fast/array_view.hpp"
+#include "aisec_fast/ghost_call.hpp"
+#include "bind.hpp"
+#include "ghost.hpp"
+#include "products.hpp"
+
+namespace aisec_fast {
+namespace {
+
+using Arrays = std::vector<py::object>;
+
+std::vector<ArrayView> floats(const Arrays& arrays, const char* name, std::size_t dimensions) {
+  std::vector<ArrayView> views;
+  views.reserve(arrays.size());
+  for (const py::object& array : arrays) {
+    const ArrayView& view = views.emplace_back(array, name);
+    view.on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
+    if (view.dimensions() != dimensions)
+      throw py::value_error(view.name() + " has an array of " + std::to_string(view.dimensions()) +
+                            " dimensions, expected " + std::to_string(dimensions));
+  }
+  return views;
+}
+
+void run_weighted_products(const Arrays& inputs, const Arrays& outputs, const py::object& weights, std::size_t samples,
+                           const Arrays& totals) {
+  const std::vector<ArrayView> a = floats(inputs, "inputs", 3), g = floats(outputs, "outputs", 3),
+                               sums = floats(totals, "totals", 2);
+  const ArrayView factors(weights, "weights");
+  factors.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous();
+  if (a.size() != g.size() || a.size() != sums.size())
+    throw py::value_error("inputs, outputs and totals differ in their number");
+  if (samples == 0) throw py::value_error("samples is 0, expected at least one sample");
+  std::vector<Product> products;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i].size(0) != g[i].size(0) || a[i].size(1) != g[i].size(1))
+      throw py::value_error("outputs differs from inputs in its batch or its length");
+    factors.of_size(a[i].size(0));
+    if (sums[i].size(0) != g[i].size(2) || sums[i].size(1) != a[i].size(2))
+      throw py::value_error("totals has another shape than [outputs, inputs]");
+    sums[i].writable();
+    products.push_back({{a[i].size(0), a[i].size(1), a[i].size(2), g[i].size(2), samples},
+                        a[i].data<float>(),
+                        g[i].data<float>(),
+                        sums[i].data<float>()});
+  }
+  const py::gil_scoped_release unlocked;
+  weighted_products(products, factors.data<double>());
+}
+
+void run_row_squares(const Arrays& matrices, const py::object& squares) {
+  const std::vector<ArrayView> views = floats(matrices, "matrices", 2);
+  const ArrayView found(squares, "squares");
+  found.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous().writable();
+  if (views.empty()) return;
+  const std::size_t rows = views[0].size(0);
+  found.of_size(views.size() * rows);
+  std::vector<Matrix> wanted;
+  for (const ArrayView& view : views) {
+    if (view.size(0) != rows) throw py::value_error("matrices differ in their number of rows");
+    wanted.push_back({view.data<float>(), view.size(1)});
+  }
+  const py::gil_scoped_release unlocked;
+  row_squares(wanted, rows, found.data<double>());
+}
+
+void run_layer_norm_rows(const py::object& input, const py::object& gradient, const py::object& mean,
+                         const py::object& scale, const py::object& weights, const py::object& biases) {
+  const std::vector<ArrayView> in = floats({input, gradient}, "input or gradient", 3),
+                               each = floats({mean, scale}, "mean or scale", 2),
+                               out = floats({weights, biases}, "weights or biases", 2);
+  const std::size_t batch = in[0].size(0), length = in[0].size(1), width = in[0].size(2);
+  for (const ArrayView& view : in) view.of_size(batch * length * width);
+  for (const ArrayView& view : each) view.of_size(batch * length);
+  for (const ArrayView& view : out) view.of_size(batch * width).writable();
+  const py::gil_scoped_release unlocked;
+  layer_norm_rows({length, width}, batch, in[0].data<float>(), in[1].data<float>(), each[0].data<float>(),
+                  each[1].data<float>(), out[0].data<float>(), out[1].data<float>());
+}
+
+// The squares and bounds of gram_squares as upper bounds of n^2 and A^2 (docs/privacy.md, section 3); sums of tokens.
+void run_gram_norms(const py::object& inputs, const py::object& outputs, double roundoff, const py::object& squares,
+                    const py::object& spreads, const py::object& sums) {
+  const ArrayView a(inputs, "inputs"), g(outputs, "outputs"), n(squares, "squares"), most(spreads, "spreads");
+  for (const ArrayView* view : {&a, &g, &n, &most}) view->on_device(dlpack::on_cpu);
+  const GramShape shape = gram_shape(a, g, n, most);
+  const std::size_t batch = a.size(0);
+  const std::vector<ArrayView> sum = floats({sums}, "sums", 2);
+  sum[0].of_size(batch * shape.outputs).writable();
+  double *const square = n.data<double>(), *const spread = most.data<double>();
+  const py::gil_scoped_release unlocked;
+  gram_squares(shape, batch, a.data<float>(), g.data<float>(), square, spread, sum[0].data<float>());
+  for (std::size_t i = 0; i < batch; ++i) {
+    const double whole = spread[i] * spread[i];
+    square[i] = std::max(square[i], 0.0) + roundoff * whole;
+    spread[i] = std::max(whole, square[i]);
+  }
+}
+
+Lookups lookups_of(const ArrayView& tokens, const ArrayView& vectors, std::int64_t padding) {
+  tokens.on_device(dlpack::on_cpu).of_type(DType::int64).contiguous();
+  vectors.on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
+  if (tokens.dimensions() != 2 || vectors.dimensions() != 3)
+    throw py::value_error("tokens and vectors have other dimensions than 2 and 3");
+  if (vectors.size(0) != tokens.size(0) || vectors.size(1) != tokens.size(1))
+    throw py::value_error("vectors differs from tokens in its batch or its length");
+  return {tokens.size(0), tokens.size(1), vectors.size(2), tokens.data<std::int64_t>(), vectors.data<float>(), padding};
+}
+
+void run_embedding_squares(const py::object& tokens, const py::object& vectors, std::int64_t padding,
+                           const py::object& squares) {
+  const ArrayView places(tokens, "tokens"), values(vectors, "vectors"), found(squares, "squares");
+  const Lookups lookups = lookups_of(places, values, padding);
+  found.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous().of_size(lookups.batch).writable();
+  const py::gil_scoped_release unlocked;
+  embedding_squares(lookups, found.data<double>());
+}
+
+void run_embedding_total(const py::object& tokens, const py::object& vectors, std::int64_t padding,
+                         const py::object& weights, const py::object& total) {
+  const ArrayView places(tokens, "tokens"), values(vectors, "vectors"), factors(weights, "weights");
+  const Lookups lookups = lookups_of(places, values, padding);
+  factors.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous().of_size(lookups.batch);
+  const std::vector<ArrayView> sums = floats({total}, "total", 2);
+  const std::size_t words = sums[0].size(0);
+  if (sums[0].size(1) != lookups.width) throw py::value_error("total has another width than vectors");
+  sums[0].writable();
+  for (std::size_t i = 0; i < lookups.batch * lookups.length; ++i)
+    if (lookups.tokens[i] < 0 || static_cast<std::size_t>(lookups.tokens[i]) >= words)
+      throw py::value_error("tokens has one that total has no row for");
+  const py::gil_scoped_release unlocked;
+  embedding_total(lookups, factors.data<double>(), words, sums[0].data<float>());
+}
+
+}  // namespace
+
+void bind_products(py::module_& module) {
+  module.def("weighted_products", &run_weighted_products, py::arg("inputs"), py::arg("outputs"), py::arg("weights"),
+             py::arg("samples"), py::arg("totals"));
+  module.def("gram_norms", &run_gram_norms, py::arg("inputs"), py::arg("outputs"), py::arg("roundoff"),
+             py::arg("squares"), py::arg("spreads"), py::arg("sums"));
+  module.def("row_squares", &run_row_squares, py::arg("matrices"), py::arg("squares"));
+  module.def("layer_norm_rows", &run_layer_norm_rows, py::arg("input"), py::arg("gradient"), py::arg("mean"),
+             py::arg("scale"), py::arg("weights"), py::arg("biases"));
+  module.def("embedding_squares", &run_embedding_squares, py::arg("tokens"), py::arg("vectors"), py::arg("padding"),
+             py::arg("squares"));
+  module.def("embedding_total", &run_embedding_total, py::arg("tokens"), py::arg("vectors"), py::arg("padding"),
+             py::arg("weights"), py::arg("total"));
+}
+
+}  // namespace aisec_fast

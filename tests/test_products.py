@@ -1,0 +1,246 @@
+"""Kernels of private steps alone (docs/products.md): weighted products, rows' squares, LayerNorm's gradients, sums of
+tokens; on every instruction set, within the derived bounds of float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aisec_fast import _core
+from tests.conftest import NATIVE, bits, running
+
+U = 2.0**-24
+# batch, tokens, inputs, outputs, block: around tiles of 6 outputs by 8 or 16 inputs, pieces of 128 tokens, and the parts
+# of 192 x 512 that threads share out
+PRODUCTS = [
+    (1, 1, 1, 1, 1),
+    (3, 1, 17, 5, 2),
+    (5, 1, 16, 6, 5),
+    (300, 1, 33, 13, 128),
+    (7, 3, 15, 7, 2),
+    (4, 64, 40, 31, 2),
+]
+PRODUCTS += [(3, 129, 18, 20, 1), (2, 300, 9, 14, 2), (5, 40, 530, 200, 3), (33, 2, 1030, 7, 16)]
+
+
+@pytest.fixture(params=NATIVE)
+def core(request: pytest.FixtureRequest) -> Iterator[Any]:
+    for _ in running(request.param):
+        yield _core
+
+
+def normal(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def product(core: Any, inputs: np.ndarray, outputs: np.ndarray, weights: np.ndarray, block: int) -> np.ndarray:
+    total = np.full((outputs.shape[2], inputs.shape[2]), 7.0, np.float32)
+    core.weighted_products([inputs], [outputs], weights, block, [total])
+    return total
+
+
+def summed(inputs: np.ndarray, outputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    a, g = (values.astype(np.float64).reshape(-1, values.shape[2]) for values in (inputs, outputs))
+    return (g * np.repeat(weights, inputs.shape[1])[:, None]).T @ a
+
+
+def roundings(length: int, block: int, batch: int) -> float:
+    """Of one term on its way: those of its block of samples, and those of adding blocks."""
+    count = min(block, batch) * length + 4 + -(-batch // block)
+    return count * U / (1 - count * U)
+
+
+@pytest.mark.parametrize("shape", PRODUCTS)
+def test_weighted_product(core: Any, shape: tuple[int, ...]) -> None:
+    """Entry by entry within gamma times the sum of the terms' absolute values: no cancellation can hide a slip."""
+    batch, length, d, p, block = shape
+    inputs, outputs = normal((batch, length, d), 0), normal((batch, length, p), 1)
+    weights = np.random.default_rng(2).random(batch) + 0.1
+    error = np.abs(product(core, inputs, outputs, weights, block) - summed(inputs, outputs, weights))
+    assert (error <= roundings(length, block, batch) * summed(np.abs(inputs), np.abs(outputs), weights)).all()
+
+
+def test_weighted_product_of_integers_is_exact(core: Any) -> None:
+    """Every term counts once, whatever the blocks: integers lose nothing."""
+    rng = np.random.default_rng(3)
+    for batch, length, d, p, block in PRODUCTS:
+        inputs, outputs = (rng.integers(-3, 4, (batch, length, n)).astype(np.float32) for n in (d, p))
+        weights = rng.integers(0, 3, batch).astype(np.float64)
+        found = product(core, inputs, outputs, weights, block)
+        assert found.tolist() == summed(inputs, outputs, weights).tolist()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_samples_of_weight_zero_are_not_read(core: Any, bad: float) -> None:
+    for batch, length, d, p, block in PRODUCTS[3:]:
+        inputs, outputs, weights = normal((batch, length, d), 0), normal((batch, length, p), 1), np.ones(batch)
+        left_out = slice(1, None, 2)
+        weights[left_out] = 0.0
+        clean = product(core, inputs, outputs, weights, block)
+        assert np.isfinite(clean).all()
+        inputs[left_out], outputs[left_out] = bad, 3.0
+        assert bits(product(core, inputs, outputs, weights, block)) == bits(clean)
+        inputs[left_out], outputs[left_out] = 3.0, bad
+        assert bits(product(core, inputs, outputs, weights, block)) == bits(clean)
+
+
+def test_other_samples_blocks_do_not_change(core: Any) -> None:
+    """What is charged for a block is right only if a sample moves its own block alone: exact sums of blocks show it."""
+    inputs, outputs, weights = normal((6, 3, 20), 0), normal((6, 3, 11), 1), np.ones(6)
+    parts = [product(core, inputs[i : i + 2], outputs[i : i + 2], weights[i : i + 2], 2) for i in (0, 2, 4)]
+    assert bits(product(core, inputs, outputs, weights, 2)) == bits(parts[0] + parts[1] + parts[2])
+
+
+def test_bits_do_not_depend_on_threads_or_on_company(core: Any, threads: Any) -> None:
+    layers = [(normal((9, 4, d), d), normal((9, 4, p), p)) for d, p in ((600, 210), (16, 500), (3, 2))]
+    weights = np.random.default_rng(2).random(9)
+    alone = []
+    threads(1)
+    for inputs, outputs in layers:
+        alone.append(bits(product(core, inputs, outputs, weights, 3)))
+    for count in (1, 2, 3, 7):
+        threads(count)
+        totals = [np.empty((g.shape[2], a.shape[2]), np.float32) for a, g in layers]
+        core.weighted_products([a for a, _ in layers], [g for _, g in layers], weights, 3, totals)
+        assert [bits(total) for total in totals] == alone
+
+
+def test_empty(core: Any) -> None:
+    for batch, length in ((0, 3), (2, 0)):
+        inputs, outputs = normal((batch, length, 4), 0), normal((batch, length, 5), 1)
+        assert not product(core, inputs, outputs, np.ones(batch), 1).any()
+    core.weighted_products([], [], np.ones(3), 1, [])
+    core.row_squares([], np.empty(0))
+    squares = np.full((2, 3), 7.0)
+    core.row_squares([np.ones((3, 0), np.float32), np.ones((3, 2), np.float32)], squares)
+    assert squares.tolist() == [[0.0] * 3, [2.0] * 3]
+
+
+def test_refusals() -> None:
+    a, g, w = normal((2, 3, 4), 0), normal((2, 3, 5), 1), np.ones(2)
+    total = np.empty((5, 4), np.float32)
+    for arguments in (
+        ([a], [g[:1]], w, 1, [total]), ([a], [g], w[:1], 1, [total]), ([a], [g], w, 1, [total.T]), ([a], [g], w, 0, [total]),
+        ([a], [g], w, 1, []), ([a[:, :2]], [g[:, :2]], w, 1, [total]), ([a[0]], [g[0]], w, 1, [total]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"differs|values|contiguous|samples|number|dimensions|shape"):
+            _core.weighted_products(*arguments)
+    with pytest.raises(TypeError, match="dtype"):
+        _core.weighted_products([a.astype(np.float64)], [g], w, 1, [total])
+    with pytest.raises(ValueError, match="rows"):
+        _core.row_squares([a[0], g[0, :2]], np.empty(6))
+    with pytest.raises(ValueError, match="values"):
+        _core.row_squares([a[0]], np.empty(2))
+    with pytest.raises(ValueError, match="values"):
+        _core.layer_norm_rows(a, g, a[:, :, 0].copy(), a[:, :, 0].copy(), a[:, 0].copy(), a[:, 0].copy())
+
+
+def test_row_squares(core: Any, threads: Any) -> None:
+    """Relative error below 2^-40 (docs/clipping.md), the same bits whatever the threads and the other arrays."""
+    matrices = [normal((37, n), n) * np.float32(10.0) ** (n % 5 - 2) for n in (1, 7, 784, 1024, 1025, 5000)]
+    matrices[2][5, 3], matrices[3][6, 0] = np.nan, np.inf
+    found = np.full((len(matrices), 37), 7.0)
+    core.row_squares(matrices, found)
+    assert np.isnan(found[2, 5])
+    assert np.isinf(found[3, 6])
+    for matrix, squares in zip(matrices, found, strict=True):
+        finite = np.isfinite(squares)
+        truth = (matrix.astype(np.longdouble) ** 2).sum(axis=1)
+        assert (np.abs(squares[finite] - truth[finite]) <= 2.0**-40 * truth[finite]).all()
+        assert finite.sum() >= 36
+    threads(3)
+    for matrix, squares in zip(matrices, found, strict=True):
+        alone = np.empty(37)
+        core.row_squares([matrix], alone)
+        assert bits(alone) == bits(squares)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 3), (3, 1, 1), (4, 7, 33), (9, 64, 256)])
+def test_layer_norm_rows(core: Any, shape: tuple[int, int, int]) -> None:
+    """Within (T + 3) u of the sums of absolute values; the same bits on every instruction set."""
+    batch, length, width = shape
+    x, g = normal(shape, 0) + 2, normal(shape, 1)
+    mean, scale = normal((batch, length), 2), np.abs(normal((batch, length), 3))
+    weight, bias = (np.full((batch, width), 7.0, np.float32) for _ in range(2))
+    core.layer_norm_rows(x, g, mean, scale, weight, bias)
+    wide = [values.astype(np.float64) for values in (x, g, mean, scale)]
+    terms = (wide[0] - wide[2][:, :, None]) * wide[3][:, :, None] * wide[1]
+    for found, exact in ((weight, terms), (bias, wide[1])):
+        assert (np.abs(found - exact.sum(axis=1)) <= (length + 4) * U * np.abs(exact).sum(axis=1)).all()
+    core.use_instruction_set("baseline")
+    again = [np.empty_like(weight), np.empty_like(bias)]
+    core.layer_norm_rows(x, g, mean, scale, *again)
+    assert [bits(one) for one in again] == [bits(weight), bits(bias)]
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 3, 4, 5), (2, 0, 3, 4), (1, 1, 1, 1), (2, 64, 33, 17), (3, 65, 8, 600), (2, 200, 5, 1)]
+)
+def test_sums_of_tokens(core: Any, shape: tuple[int, ...]) -> None:
+    """gram_norms: the norms that follow from gram_squares, and the sums of outputs over tokens."""
+    batch, length, d, p = shape
+    inputs, outputs = normal((batch, length, d), 0), normal((batch, length, p), 1)
+    squares, bounds = np.empty((2, batch))
+    core.gram_squares(inputs, outputs, squares, bounds)
+    norms, sums = np.empty((2, batch)), np.full((batch, p), 7.0, np.float32)
+    core.gram_norms(inputs, outputs, 2.0**-10, *norms, sums)
+    upper = np.maximum(squares, 0.0) + 2.0**-10 * bounds**2
+    assert bits(norms) == bits(np.stack([upper, np.maximum(bounds**2, upper)]))
+    wide = outputs.astype(np.float64)
+    assert (np.abs(sums - wide.sum(axis=1)) <= length * U * np.abs(wide).sum(axis=1)).all()
+
+
+def lookups(batch: int, length: int, width: int, words: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(4).integers(0, words, (batch, length)), normal((batch, length, width), 5)
+
+
+def embedding_rows(tokens: np.ndarray, vectors: np.ndarray, padding: int, words: int) -> np.ndarray:
+    """Each sample's gradient [B, words, d], in float64."""
+    rows = np.zeros((len(tokens), words, vectors.shape[2]))
+    for i, t in np.ndindex(tokens.shape):
+        if tokens[i, t] != padding:
+            rows[i, tokens[i, t]] += vectors[i, t]
+    return rows
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5, 4), (2, 0, 3, 4), (3, 1, 1, 2), (7, 9, 17, 5), (5, 40, 8, 300)])
+@pytest.mark.parametrize("padding", [-1, 1])
+def test_embeddings(shape: tuple[int, ...], padding: int, threads: Any) -> None:
+    """Tokens that repeat inside a sample and between samples; a sample of weight zero is not read."""
+    batch, length, width, words = shape
+    tokens, vectors = lookups(batch, length, width, words)
+    exact = embedding_rows(tokens, vectors, padding, words)
+    squares = np.full(batch, 7.0)
+    _core.embedding_squares(tokens, vectors, padding, squares)
+    assert np.allclose(squares, (exact**2).sum(axis=(1, 2)), rtol=2.0**-45, atol=0)
+    weights = np.random.default_rng(2).random(batch)
+    weights[1::2] = 0.0
+    vectors[1::2] = np.nan
+    exact[1::2] = 0.0
+    found = []
+    for count in (1, 3):
+        threads(count)
+        total = np.full((words, width), 7.0, np.float32)
+        _core.embedding_total(tokens, vectors, padding, weights, total)
+        truth = np.tensordot(weights, exact, 1)
+        terms = np.tensordot(weights, np.abs(exact), 1)
+        assert (np.abs(total - truth) <= U * np.abs(truth) + 2.0**-45 * terms).all()
+        found.append(bits(total))
+    assert found[0] == found[1]
+
+
+def test_embedding_of_integers_is_exact() -> None:
+    tokens, vectors = lookups(6, 30, 11, 7)
+    vectors = np.rint(vectors * 3).astype(np.float32)
+    total, squares, weights = np.empty((7, 11), np.float32), np.empty(6), np.array([1.0, 2, 0, 1, 3, 1])
+    _core.embedding_total(tokens, vectors, 2, weights, total)
+    rows = embedding_rows(tokens, vectors, 2, 7)
+    assert total.tolist() == np.tensordot(weights, rows, 1).tolist()
+    _core.embedding_squares(tokens, vectors, 2, squares)
+    assert squares.tolist() == (rows**2).sum(axis=(1, 2)).tolist()
+    for wrong in (tokens - 1, tokens + 1):
+        with pytest.raises(ValueError, match="no row"):
+            _core.embedding_total(wrong, vectors, 2, weights, total)
