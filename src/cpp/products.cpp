@@ -114,8 +114,12 @@ void row_squares(const std::vector<Matrix>& matrices, std::size_t rows, double* 
       for (std::size_t first = 0; first < matrix.columns; first += norm_block) {
         const float* from = matrix.values + begin * matrix.columns + first;
         const auto stride = static_cast<std::ptrdiff_t>(matrix.columns);
-        const RowSet set{from, stride, end - begin, reinterpret_cast<const char*>(from),
-                         stride * static_cast<std::ptrdiff_t>(sizeof(float))};
+        const RowSet set{from,
+                         stride,
+                         end - begin,
+                         reinterpret_cast<const char*>(from),
+                         stride * static_cast<std::ptrdiff_t>(sizeof(float)),
+                         false};
         kernels.block_sums(set, std::min(norm_block, matrix.columns - first), 1.0, sums.data());
         for (std::size_t r = 0; r < sums.size(); ++r) to[r] += sums[r];
       }
