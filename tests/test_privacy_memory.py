@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import resource
 import subprocess
@@ -121,8 +122,18 @@ for _ in range(4):
     del blocks
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_TUNABLES", "MALLOC_"))}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=plain)
     assert int(done.stdout) < 40 * 2**22 / resource.getpagesize() / 100
+
+
+def test_settings_of_malloc_in_the_environment_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    _backends.keep_freed_memory.cache_clear()
+    try:
+        assert not _backends.keep_freed_memory()
+    finally:
+        _backends.keep_freed_memory.cache_clear()
 
 
 @pytest.mark.parametrize("memory", ["fast", "low"])

@@ -29,6 +29,7 @@ from typing import Any
 import blake3
 import numpy as np
 import record
+import rounds
 
 from aisec_fast import hashing, set_num_threads
 
@@ -133,17 +134,6 @@ def records() -> Iterator[tuple[str, float, Contenders]]:
     }  # fmt: skip
 
 
-def measured(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            time.sleep(0.02)  # threads of the one before wait actively for a while
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def ratio(seconds: dict[str, float]) -> float:
     return round(min(value for who, value in seconds.items() if who != "ours") / seconds["ours"], 3)
 
@@ -170,7 +160,7 @@ def main() -> int:
             for case, units, contenders in cases[what]():
                 results = [call() for call in contenders.values()]
                 wrong += any(result != results[0] for result in results)
-                seconds = measured(contenders, arguments.rounds)
+                seconds = rounds.interleaved(contenders, arguments.rounds)
                 medians = {who: statistics.median(times) for who, times in seconds.items()}
                 by_median, by_best = ratio(medians), ratio({who: min(times) for who, times in seconds.items()})
                 rows.append(

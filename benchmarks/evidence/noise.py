@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import record
 import torch
+from rounds import interleaved
 
 import aisec_fast
 from aisec_fast import _core, noise
@@ -35,19 +36,6 @@ LAWS: dict[str, Callable[..., Any]] = {
     "gaussian_s1024": lambda x, scale, **more: noise.add_gaussian(x, scale, granularity=2.0**-10, **more),
     "gaussian_float": lambda x, scale, **more: noise.add_gaussian(x, scale, exact=False, **more),
 }
-
-
-def interleaved(calls: dict[Any, Call], rounds: int) -> dict[Any, list[float]]:
-    seconds: dict[Any, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            time.sleep(0.005)  # threads of the one before wait actively for a while
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def on_threads(count: int, call: Call) -> Call:
@@ -66,6 +54,8 @@ def beside_normal(size: int, rounds: int) -> dict[str, dict[str, float]]:
         for threads in (1, 2):
             calls[name, threads] = on_threads(threads, lambda add=add: add(values, 1.0, source=source, out=values))
     calls["discrete"] = on_threads(1, lambda: noise.discrete_gaussian(size // 16, 100.0, source=source))
+    for call in calls.values():
+        call()
     seconds = interleaved(calls, rounds)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     best = {name: min(times) for name, times in seconds.items()}

@@ -215,9 +215,10 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed at the end of its heap, up to 2 GiB, for code that will ask for as much again.
 
     By default it gives more than twice the largest block back to the system, and a step of a training pays for the same pages
-    again each time. For the whole process, as is malloc. False where there is no glibc.
+    again each time. For the whole process, as is malloc. False where there is no glibc, and where the environment has settings
+    for malloc (GLIBC_TUNABLES, MALLOC_TRIM_THRESHOLD_ and the like): those stay.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ):
         return False
     trim_threshold, mmap_threshold, largest = -1, -3, 32 << 20  # M_..., and the most that malloc allows
     options = ctypes.CDLL(None)
