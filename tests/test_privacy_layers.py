@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,22 +20,30 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from aisec_fast.privacy import PrivacyEngine, _layers
-from aisec_fast.privacy._clip import MARGIN, Total, Weights
+from aisec_fast import PrivacyError
+from aisec_fast.privacy import PrivacyEngine, _charges, _layers
+from aisec_fast.privacy._clip import KAPPA, MARGIN, Total, Weights
 
 CLIP = 0.7
 LossOf = Callable[[Tensor, Tensor], Tensor]  # (model output, target) -> [B] losses
 
 
 def private_gradients(
-    model: nn.Module, x: Tensor, y: Tensor, loss_of: LossOf, *, reduction: str = "mean", batch_first: bool = True
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss_of: LossOf,
+    *,
+    reduction: str = "mean",
+    batch_first: bool = True,
+    memory: str = "fast",
 ) -> list[Tensor]:
     """The sum of clipped gradients that one noiseless step puts into ``.grad``, for a mean loss over the expected batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     records = TensorDataset(torch.arange(16))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no noise; a batch of our own
-        PrivacyEngine().make_private(
+        PrivacyEngine(memory=memory).make_private(
             module=model,
             optimizer=optimizer,
             data_loader=DataLoader(records, batch_size=16),
@@ -79,10 +88,11 @@ def check(
     reduction: str = "mean",
     batch_first: bool = True,
     tolerance: float = 1e-11,
+    memory: str = "fast",
 ) -> None:
     expected, norms = loop_gradients(model, x, y, loss_of, dim=0 if batch_first else 1)
     assert min(norms) < CLIP < max(norms), f"the test should clip some samples and not others: {norms}"
-    got = private_gradients(model, x, y, loss_of, reduction=reduction, batch_first=batch_first)
+    got = private_gradients(model, x, y, loss_of, reduction=reduction, batch_first=batch_first, memory=memory)
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g.double(), e, rtol=0.0, atol=tolerance * CLIP * len(norms))
 
@@ -144,10 +154,29 @@ def test_layer(name: str, chunked: bool, products: None, monkeypatch: pytest.Mon
     if chunked:
         monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", 1)
         monkeypatch.setattr(_layers, "KEEP_FACTOR", 0)
-        monkeypatch.setattr(_layers, "block_size", lambda _terms, _dtype: 2)
+        monkeypatch.setattr(_layers, "block_size", lambda _terms, _dtype, *, alone: 2)
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     check(make().double(), *data(shape), square_loss)
+
+
+SINGLE = LAYERS | {
+    f"linear, {length} tokens{named}": (partial(nn.Linear, *sizes, bias=bias), (9, length, sizes[0]))
+    for length in (20, 65, 129, 200)
+    for sizes in ((6, 5), (40, 70))
+    for named, bias in (("", True), (" without bias", False))
+    for named in (f" of {sizes[0]}{named}",)
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize("name", SINGLE)
+def test_layer_in_float32(name: str, memory: str, products: None) -> None:
+    """What kernels of our own do only there. Tolerance: as test_float32."""
+    make, shape = SINGLE[name]
+    torch.manual_seed(0)
+    check(make(), *data(shape, torch.float32), square_loss, tolerance=3e-4, memory=memory)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -423,7 +452,65 @@ def test_bad_gradient_of_a_transformer_sample() -> None:
         torch.testing.assert_close(g, e, rtol=0.0, atol=1e-11 * CLIP * 9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("memory", ["fast", "low"])
 @pytest.mark.parametrize("name", MODELS)
-def test_empty_batch(name: str, products: None) -> None:
-    model, x, y, loss = model_case(name, torch.float64)
-    assert all((g == 0).all() for g in private_gradients(model, x[:0], y[:0], loss))
+def test_empty_batch(name: str, memory: str, dtype: torch.dtype, products: None) -> None:
+    model, x, y, loss = model_case(name, dtype)
+    assert all((g == 0).all() for g in private_gradients(model, x[:0], y[:0], loss, memory=memory))
+
+
+@pytest.mark.filterwarnings("ignore:a step used a batch that did not come from the loader")
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize("name", ["embedding", "linear, short sequences: Gram", "linear"])
+def test_what_sums_are_made_of_may_not_change(name: str, memory: str) -> None:
+    """Norms are of what was there in the backward pass: nine tokens that become one would count three times."""
+    torch.manual_seed(0)
+    make, shape = LAYERS.get(name, (lambda: nn.Embedding(10, 4), (1, 9)))
+    model = make()
+    x = torch.arange(9).view(shape) if name == "embedding" else torch.randn(shape)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loader = DataLoader(TensorDataset(torch.arange(16)), batch_size=16)
+    model, optimizer, _ = PrivacyEngine(memory=memory).make_private(
+        module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=CLIP
+    )
+    model(x).square().sum().backward()
+    x.fill_(3)
+    with pytest.raises(PrivacyError, match=r"changed in place between backward\(\) and optimizer.step\(\)"):
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:a step used a batch that did not come from the loader")
+def test_single_terms_of_a_parameter_used_twice_may_cancel() -> None:
+    """The weight of a sample then goes by the sum of its terms' lengths, as for sequences, and so do the charges."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(30, 20)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) - self.layer(x * 0.875)
+
+    charges = {}
+    for model in (Twice(), nn.Linear(30, 20)):
+        torch.manual_seed(0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        loader = DataLoader(TensorDataset(torch.arange(256)), batch_size=256)
+        engine = PrivacyEngine()
+        model, optimizer, _ = engine.make_private(
+            module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=CLIP,
+            poisson_sampling=False,
+        )  # fmt: skip
+        model(torch.randn(256, 30)).square().sum().backward()
+        optimizer.step()
+        charges[type(model)] = engine.info()[0]["charges"]["float"]
+    block = min(_charges.block_size(1, torch.float32, alone=False), 128)
+    assert charges[Twice] > _charges.block_charge(block, 1, torch.float32, alone=False)
+    assert _charges.block_charge(block, 1, torch.float32, alone=False) == pytest.approx(
+        KAPPA * _charges.block_charge(block, 1, torch.float32)
+    )
+    # What is added up is as much longer.
+    once, twice = (_charges.adding_charge(256, 10, torch.float32, alone=alone) for alone in (True, False))
+    assert twice == KAPPA * once
+    assert charges[nn.Linear] < 0.004

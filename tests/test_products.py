@@ -112,6 +112,8 @@ def test_empty(core: Any) -> None:
     for batch, length in ((0, 3), (2, 0)):
         inputs, outputs = normal((batch, length, 4), 0), normal((batch, length, 5), 1)
         assert not product(core, inputs, outputs, np.ones(batch), 1).any()
+    for d, p in ((0, 5), (4, 0), (0, 0)):
+        assert product(core, normal((2, 3, d), 0), normal((2, 3, p), 1), np.ones(2), 1).shape == (p, d)
     core.weighted_products([], [], np.ones(3), 1, [])
     core.row_squares([], np.empty(0))
     squares = np.full((2, 3), 7.0)

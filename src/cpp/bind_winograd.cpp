@@ -43,7 +43,7 @@ struct Operand {
 };
 
 void convolve(const py::object& x_, const py::object& weights_, const py::object& mask_, const py::object& bias_,
-              const py::object& added_, bool relu, const py::object& out_) {
+              const py::object& added_, bool relu, const py::object& out_, bool threads) {
   const ArrayView x(x_, "x"), weights(weights_, "weights"), out(out_, "out");
   for (const ArrayView* view : {&x, &weights, &out})
     view->on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
@@ -62,7 +62,8 @@ void convolve(const py::object& x_, const py::object& weights_, const py::object
   const py::gil_scoped_release unlocked;
   const std::size_t area = shape.channels * shape.outputs;
   const std::size_t at_once = winograd_points * area <= cached_weights ? few_tiles : many_tiles;
-  parallel_for(shape.tiles(), least_products / (winograd_points * area) + 1, [&](std::size_t first, std::size_t last) {
+  const std::size_t least = threads ? least_products / (winograd_points * area) + 1 : shape.tiles();
+  parallel_for(shape.tiles(), least, [&](std::size_t first, std::size_t last) {
     const std::size_t tiles = std::min(at_once, last - first);
     active_kernels().winograd.convolve(shape, arrays, first, last, tiles,
                                        scratch(winograd_points * tiles * (shape.channels + shape.outputs)));
@@ -86,7 +87,7 @@ void spread(const py::object& windows_, const py::object& weights_) {
 void bind_winograd(py::module_& module) {
   module.def("winograd_weights", &spread, py::arg("windows"), py::arg("weights"));
   module.def("winograd", &convolve, py::arg("x"), py::arg("weights"), py::arg("mask"), py::arg("bias"),
-             py::arg("added"), py::arg("relu"), py::arg("out"));
+             py::arg("added"), py::arg("relu"), py::arg("out"), py::arg("threads") = true);
 }
 
 }  // namespace aisec_fast

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "instruction_sets.hpp"
+#include "kernels/standard_arithmetic.hpp"
 #include "thread_pool.hpp"
 
 namespace aisec_fast {
@@ -30,6 +31,7 @@ std::size_t share(std::size_t count, std::size_t parts, std::size_t tile) {
 // made by itself.
 void add_parts(const Product& product, std::size_t threads, std::vector<Work>& work) {
   const ProductShape& shape = product.shape;
+  if (shape.inputs == 0 || shape.outputs == 0) return;
   const std::size_t across = parts_of(shape.inputs, most_inputs);
   std::size_t down = parts_of(shape.outputs, most_outputs);
   if (shape.batch * shape.length * shape.inputs * shape.outputs >= threads * least_products)
@@ -106,6 +108,7 @@ void row_squares(const std::vector<Matrix>& matrices, std::size_t rows, double* 
   std::size_t columns = 0;
   for (const Matrix& matrix : matrices) columns += matrix.columns;
   parallel_for(rows, least_values / std::max<std::size_t>(columns, 1) + 1, [&](std::size_t begin, std::size_t end) {
+    const StandardArithmetic arithmetic;
     std::vector<double> sums(end - begin);
     for (std::size_t m = 0; m < matrices.size(); ++m) {
       const Matrix& matrix = matrices[m];
@@ -132,6 +135,7 @@ void embedding_squares(const Lookups& lookups, double* squares) {
   const auto token = [&](std::size_t place) { return lookups.tokens[place]; };
   parallel_for(lookups.batch, least_values / std::max<std::size_t>(size, 1) + 1,
                [&](std::size_t begin, std::size_t end) {
+                 const StandardArithmetic arithmetic;
                  std::vector<std::size_t> places;
                  std::vector<double> sum(lookups.width);
                  for (std::size_t sample = begin; sample < end; ++sample) {
@@ -173,6 +177,7 @@ void embedding_total(const Lookups& lookups, const double* weights, std::size_t 
     std::fill(total + begin * lookups.width, total + end * lookups.width, 0.0f);
   });
   parallel_for(starts.size() - 1, least, [&](std::size_t begin, std::size_t end) {
+    const StandardArithmetic arithmetic;
     std::vector<double> row(lookups.width), sum(lookups.width);
     for (std::size_t run = begin; run < end; ++run) {
       std::fill(sum.begin(), sum.end(), 0.0);

@@ -70,7 +70,8 @@ def _draw(
         return values
     # A direction uniform on the sphere of the norm: normal variables for L2, Laplace variables for L1.
     drawn = directions.standard_normal((count, size)) if ball.norm == "l2" else directions.laplace(size=(count, size))
-    lengths = np.sqrt(np.einsum("ij,ij->i", drawn, drawn)) if ball.norm == "l2" else np.abs(drawn).sum(axis=1)
+    # By sums whose order does not depend on the number of rows.
+    lengths = np.sqrt(np.square(drawn).sum(axis=1)) if ball.norm == "l2" else np.abs(drawn).sum(axis=1)
     scales: npt.NDArray[np.float64] = ball.eps * radii.random(count) ** (1 / size) / np.where(lengths > 0, lengths, 1)
     drawn *= scales[:, None]
     return drawn

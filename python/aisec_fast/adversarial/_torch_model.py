@@ -234,13 +234,20 @@ class TorchModel:
         With those the lower precision, if they were computed in it: so is the tolerance then.
 
         They were tried at the samples, and a module may take another way elsewhere. Asked at passes 1, 2, 4, 8, ... on a few
-        rows, other ones each time. If ``may_wait``, what a list gave is kept and compared later, by ``misled``.
+        rows, other ones each time. If ``may_wait``, what a list gave is kept and compared later, by ``misled``. Logits of a
+        list that are not finite are compared at once: a model that gives such logits is refused.
         """
         self._passes += 1
-        if not self.has_copy or self._passes & (self._passes - 1):
+        if not self.has_copy:
             return False
-        rows = (torch.arange(min(_ROWS_TRIED, len(adv)), device=adv.device) + self._passes) % len(adv)
-        if self.may_wait and self.has_steps:
+        odd = (~logits.detach().isfinite().all(1)).nonzero()[:, 0] if self.has_steps else logits.new_zeros(0)
+        if len(odd):
+            rows = odd[:_ROWS_TRIED]
+        elif self._passes & (self._passes - 1):
+            return False
+        else:
+            rows = (torch.arange(min(_ROWS_TRIED, len(adv)), device=adv.device) + self._passes) % len(adv)
+        if self.may_wait and self.has_steps and not len(odd):
             self._looks.append((adv[rows], logits[rows].detach()))
             waiting = sum(len(part) for part, _ in self._looks)
             return waiting >= _MOST_WAITING and self._looked(self.own_logits(self._waiting()))

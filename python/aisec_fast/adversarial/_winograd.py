@@ -56,9 +56,8 @@ class Winograd:
         if out is None:
             rows, _, height, width = x.shape
             out = torch.empty((rows, self._weights.shape[2], height, width), memory_format=torch.channels_last)
-        self._convolve(
-            _as_it_lies(x), self._weights, _as_it_lies(mask), bias, _as_it_lies(added), relu, _as_it_lies(out)
-        )
+        places = (_as_it_lies(x), self._weights, _as_it_lies(mask), bias, _as_it_lies(added), relu, _as_it_lies(out))
+        self._convolve(*places, torch.get_num_threads() > 1)  # in place of torch's convolutions, which keep to that
         return out
 
 

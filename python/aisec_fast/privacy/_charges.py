@@ -45,33 +45,39 @@ class Rounding(NamedTuple):
         return Rounding(max(self.terms, other.terms), samples, max(self.charge, other.charge))
 
 
-def rounding(terms: int, samples: int, dtype: torch.dtype) -> Rounding:
-    """Of blocks of ``samples`` samples with ``terms`` products each."""
-    return Rounding(terms, samples, block_charge(samples, terms, dtype))
+def rounding(terms: int, samples: int, dtype: torch.dtype, *, alone: bool = True) -> Rounding:
+    """Of blocks of ``samples`` samples with ``terms`` products each, of a parameter that is used once or not."""
+    return Rounding(terms, samples, block_charge(samples, terms, dtype, alone=alone))
 
 
 @functools.cache
-def block_size(terms: int, dtype: torch.dtype) -> int:
+def block_size(terms: int, dtype: torch.dtype, *, alone: bool = True) -> int:
     """The largest number of samples, at least 1, whose products may be summed at once within the charge."""
     low, high = 1, 2**24
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if block_charge(middle, terms, dtype) <= _BLOCK_CHARGE else (low, middle - 1)
+        low, high = (
+            (middle, high) if block_charge(middle, terms, dtype, alone=alone) <= _BLOCK_CHARGE else (low, middle - 1)
+        )
     return low
 
 
-def block_charge(samples: int, terms: int, dtype: torch.dtype) -> float:
+def block_charge(samples: int, terms: int, dtype: torch.dtype, *, alone: bool = True) -> float:
     """How far the products of one block can move beyond its exact sum, as a part of the clipping norm.
 
-    A sample of one term has a gradient no smaller than the sum of its terms' norms, so its KAPPA is 1.
+    A sample of one term has a gradient no smaller than the sum of its terms' norms, so its KAPPA is 1; unless it uses the
+    parameter several times (not ``alone``), when its terms may cancel.
     """
-    kappa = 1.0 if terms == 1 else KAPPA
+    kappa = 1.0 if terms == 1 and alone else KAPPA
     return (2 * samples - 1) * kappa * gamma(samples * terms + _EXTRA, dtype)
 
 
-def adding_charge(most_samples: int, additions: int, dtype: torch.dtype) -> float:
-    """The same for adding ``additions`` blocks of at most ``most_samples`` samples in all, and for one more rounding."""
-    return 2.0 * most_samples * gamma(additions + 1, dtype) * (1.0 + 2.0**-7)
+def adding_charge(most_samples: int, additions: int, dtype: torch.dtype, *, alone: bool = True) -> float:
+    """The same for adding ``additions`` blocks of at most ``most_samples`` samples in all, and for one more rounding.
+
+    What a sample gives is at most the clipping norm long, or KAPPA of it where its uses of the parameter may cancel.
+    """
+    return 2.0 * most_samples * (1.0 if alone else KAPPA) * gamma(additions + 1, dtype) * (1.0 + 2.0**-7)
 
 
 def largest_batch(records: int, rate: float) -> int:

@@ -69,6 +69,8 @@ class LayerGradients:
         self.layer, self.activation, self.gradient, self.statistics = layer, activation, gradient, statistics
         self.memory, self.sparing = memory or torch.empty, sparing
         self.batch, self.dtype = gradient.shape[0], gradient.dtype
+        # Whether the layer's parameters are used nowhere else: the norms of one term are the gradient's own then.
+        self.alone = True
         self._kept: dict[str, Tensor] = {}
         self.kept_squares: dict[str, Tensor] = {}
 
@@ -89,6 +91,11 @@ class LayerGradients:
     def forget(self) -> None:
         """Drop what all kept gradients were made from."""
         del self.activation, self.gradient
+
+    def made_of(self) -> list[Tensor]:
+        """What the sums will be made of."""
+        own = (getattr(self, "activation", None), getattr(self, "gradient", None))
+        return [one for one in own if one is not None] + list(self._kept.values())
 
     def held(self) -> int:
         """How many values are let go once the sums are made."""
@@ -115,7 +122,7 @@ class LayerGradients:
     def rounding(self, name: str) -> Rounding:
         """What the sum over samples of ``add_total`` is charged for."""
         terms = self.terms(name)
-        return rounding(terms, self._block(), self.dtype) if terms else Rounding()
+        return rounding(terms, self._block(), self.dtype, alone=self.alone) if terms else Rounding()
 
     def measured_later(self) -> bool:
         """True if the norms are for ``measure_single_positions``."""
@@ -138,7 +145,7 @@ class LayerGradients:
 
     def _block(self) -> int:
         """How many samples one product of ``add_total`` sums up."""
-        return block_size(self._terms(), self.dtype)
+        return block_size(self._terms(), self.dtype, alone=self.alone)
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         raise NotImplementedError
@@ -209,7 +216,8 @@ class LinearGradients(LayerGradients):
         return _within(squares, gamma(d + p + 4, self.dtype), lengths, few)
 
     def kept(self, name: str) -> Tensor | None:
-        if name == "bias" and self.layer.weight.requires_grad and self._has_gram_kernel():
+        comes = name == "bias" and name not in self._kept and self.layer.weight.requires_grad
+        if comes and self._has_gram_kernel():
             self._norms("weight")
         return super().kept(name)
 
@@ -318,7 +326,8 @@ class ConvGradients(LayerGradients):
     def _norms(self, name: str) -> Norms:
         layer, size, places = self.layer, self.layer.weight.numel(), math.prod(self.layer.kernel_size)
         if self.makes_twice(name):
-            squares = torch.cat([self._native_rows(start, stop)[1] for start, stop in self._small_parts()])
+            parts = [self._native_rows(start, stop)[1] for start, stop in self._small_parts()]
+            squares = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
             return Norms(squares, squares)
         if not self._dear_gram():
             squares, lengths = ghost.conv_gram_squares(*self._arguments(0, self.batch), **self._geometry())
@@ -530,8 +539,9 @@ class LayerNormGradients(LayerGradients):
         values = self.gradient
         native = _native.kernels(values)
         if native is not None and self.statistics is not None and len(shape) == 1:
-            flat = [one.reshape(self.batch, -1, *shape).contiguous() for one in (self.activation, values)]
-            each = [one.reshape(self.batch, -1) for one in self.statistics]
+            length = values.shape[1:].numel() // math.prod(shape)
+            flat = [one.reshape(self.batch, length, *shape).contiguous() for one in (self.activation, values)]
+            each = [one.reshape(self.batch, length) for one in self.statistics]
             weight, bias = (values.new_empty((self.batch, *shape)) for _ in range(2))
             native.layer_norm_rows(*flat, *each, weight, bias)
             self._kept |= {"weight": weight, "bias": bias}

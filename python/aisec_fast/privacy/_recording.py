@@ -31,12 +31,25 @@ class Use:
         self.layer, self.rule = layer, rule
         self.norms: dict[str, Norms] = {}  # those that are known before all gradients are
         self._open = set(layer.parameters)  # those whose sums are still to be made
+        self._versions: list[int] | None = None  # of what the sums will be made of, once norms are taken
 
     def added(self, name: str) -> None:
         """The sum of parameter ``name`` is made. After the last one, what the layer saw and what came back is let go."""
         self._open.discard(name)
         if not self._open:
             del self.rule
+
+    def seal(self) -> None:
+        """From now on what the sums will be made of may not change: norms are taken of it as it is."""
+        self._versions = [one._version for one in self.rule.made_of()]
+
+    def check(self) -> None:
+        """Raise PrivacyError if it has changed since: clipping would be by the norms of other values."""
+        if self._versions is not None and self._versions != [one._version for one in self.rule.made_of()]:
+            raise PrivacyError(
+                f"what module {self.layer.name!r} read, or the gradient of what it gave, was changed in place between "
+                "backward() and optimizer.step(); change it after the step, or work on a copy"
+            )
 
     def measure(self) -> None:
         """Take norms, and keep small gradients in place of what they are made of."""
@@ -100,6 +113,7 @@ class Recorder:
         if not use.layer.shares and self._forwards[id(use.layer)] == 1:
             with torch.no_grad(), full_precision():
                 use.measure()
+        use.seal()
 
     def _rule(
         self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None

@@ -185,6 +185,10 @@ class Sums:
         for use in found:
             for name, parameter in use.layer.parameters.items():
                 uses[id(parameter)].append((name, use))
+            use.check()
+        for of_parameter in uses.values():
+            for _, use in of_parameter:
+                use.rule.alone &= len(of_parameter) == 1
         for key, of_parameter in uses.items():
             roundings = [use.rule.rounding(name) for name, use in of_parameter]
             pairs = zip_longest(self._roundings[key], roundings, fillvalue=Rounding())
@@ -262,14 +266,14 @@ class Sums:
         most = self.mechanism.most_samples
         single = several = adding = 0.0
         for parameter in self.parameters.values():
-            additions = 0
+            additions, alone = 0, len(self._roundings[id(parameter)]) <= 1
             for found in self._roundings[id(parameter)]:
                 additions += math.ceil(most / (found.samples or most)) + self.most_parts
-                if found.terms == 1 and len(self._roundings[id(parameter)]) == 1:
+                if found.terms == 1 and alone:
                     single = max(single, found.charge)
                 else:
                     several = max(several, found.charge)
-            adding = max(adding, _charges.adding_charge(most, additions, parameter.dtype))
+            adding = max(adding, _charges.adding_charge(most, additions, parameter.dtype, alone=alone))
         return math.hypot(single, several) + adding
 
     def take(self) -> list[Tensor]:

@@ -1,7 +1,7 @@
 #pragma once
 // Rounding to nearest with denormal numbers: what the bounds of docs/noise.md depend on.
 
-namespace aisec_fast::AISEC_ISA {
+namespace aisec_fast {
 namespace {
 
 // While it lives this thread rounds to nearest and keeps denormal numbers, whatever the caller has set (on x86;
@@ -24,4 +24,4 @@ class StandardArithmetic {
 };
 
 }  // namespace
-}  // namespace aisec_fast::AISEC_ISA
+}  // namespace aisec_fast
