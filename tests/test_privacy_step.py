@@ -189,7 +189,7 @@ def test_what_a_linear_layers_sum_is_charged() -> None:
     for length, native, torchs in ((1, 128, 256), (2, 45, 45), (64, 2, 8), (128, 1, 4), (300, 1, 1)):
         inputs, outputs = torch.randn(1, length, 4000), torch.randn(1, length, 4000)
         found = _layers.LinearGradients(layer, inputs, outputs)
-        assert found.rounding("weight").samples == pytest.approx(native, abs=1)
+        assert found.rounding("weight").samples == pytest.approx(native, abs=1 if length == 2 else 0)
         assert found.rounding("weight") == _charges.rounding(length, found.rounding("weight").samples, torch.float32)
         found._native = None
         assert found.rounding("weight").samples == pytest.approx(torchs, abs=2)

@@ -160,6 +160,25 @@ def test_row_squares(core: Any, threads: Any) -> None:
         assert bits(alone) == bits(squares)
 
 
+def test_denormal_numbers_are_kept(core: Any) -> None:
+    """Whatever the caller has set: a norm of zero beside a product that is not would be a sample that is not clipped."""
+    torch = pytest.importorskip("torch")
+    tiny, squares = np.full((2, 40), 1e-40, np.float32), np.zeros((1, 2))
+    tokens, total = np.array([[0], [1]]), np.zeros((2, 40), np.float32)
+    alone, weights = np.zeros(2), np.ones(2)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        core.row_squares([tiny], squares)
+        core.embedding_squares(tokens, tiny[:, None], -1, alone)
+        core.embedding_total(tokens, tiny[:, None], -1, weights, total)
+    finally:
+        torch.set_flush_denormal(False)
+    np.testing.assert_allclose(squares[0], 40 * float(tiny[0, 0]) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(alone, squares[0], rtol=1e-12)
+    assert bits(total) == bits(tiny)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 3), (3, 1, 1), (4, 7, 33), (9, 64, 256)])
 def test_layer_norm_rows(core: Any, shape: tuple[int, int, int]) -> None:
     """Within (T + 3) u of the sums of absolute values; the same bits on every instruction set."""

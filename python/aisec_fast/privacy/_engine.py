@@ -39,7 +39,8 @@ class PrivacyEngine:
         secure_mode: accepted as in Opacus; noise is always exact and from a cryptographic generator.
         budget: an :class:`aisec_fast.accounting.Budget` to keep. The returned loaders then end when the next step would
             exceed it, and a step beyond it raises. Engines that share a budget share its account.
-        memory: "fast", or "low" for the same results from less memory, a little slower (docs/privacy.md, section 8).
+        memory: "fast", or "low" for the same results from less memory, a little slower. "fast" also lets glibc keep freed
+            memory, for the whole process from then on (docs/privacy.md, section 8).
 
     Raises:
         TypeError, ValueError: an argument, with its name.
