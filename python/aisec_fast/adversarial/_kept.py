@@ -2,7 +2,7 @@
 
 Version counters do not tell: what is written through ``.data`` leaves them as they were. So the weights are hashed, and
 beside them go the attributes of every submodule. What that cannot see (an object that was changed in place, a global, a
-class that was patched), another trial has to: a list that was kept is tried as a new one is.
+class that was patched), another trial has to: a list that was kept is tried again, on one row.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def _program(module: nn.Module, x: Tensor) -> Program | None:
     now = _kept.state(module, x)
     probe = x[:_DIFFERENTIATED_ROWS]
     kept = _kept.find(module, now)
-    if kept is not None and _does_the_same(kept, module, probe[:1]):  # a few rows take as long as many
+    if kept is not None and _does_the_same(kept, module, probe[:1]):  # three would take twice as long
         return kept
     steps = program(module, x, -(-_PAYS_FROM // len(x)))
     if steps is None or not _does_the_same(steps, module, probe):
