@@ -104,16 +104,22 @@ void conv_gram_squares(const ConvShape& shape, std::size_t batch, const float* a
 }
 
 void conv_rows(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient, float* rows,
-               double* squares, double* bounds) {
+               double* squares, double* bounds, const ConvSums& added) {
   const GhostKernels& kernels = active_kernels().ghost;
   const Extents sizes = extents(shape);
   for_samples(batch, sizes.rows * shape.out_rows * shape.out_columns, kernels.conv_rows_scratch(shape),
               [&](std::size_t sample, float* memory) {
+                float* const sums = added.sums == nullptr ? nullptr : added.sums + sample * shape.out_channels;
                 const SampleNorm norm =
                     kernels.conv_rows(shape, activation + sample * sizes.activation, gradient + sample * sizes.gradient,
-                                      bounds != nullptr, memory, rows + sample * sizes.rows);
+                                      bounds != nullptr, memory, rows + sample * sizes.rows, sums);
                 squares[sample] = norm.square;
                 if (bounds != nullptr) bounds[sample] = norm.bound;
+                if (sums == nullptr) return;
+                double square = 0.0;
+                for (std::size_t i = 0; i < shape.out_channels; ++i)
+                  square += static_cast<double>(sums[i]) * static_cast<double>(sums[i]);
+                added.squares[sample] = square;
               });
 }
 

@@ -10,11 +10,16 @@ namespace aisec_fast {
 // sums [batch, outputs] of the outputs over the tokens, or null.
 void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs, const float* outputs, double* squares,
                   double* bounds, float* sums);
+// Of the gradient over its positions, [batch, out_channels], and their squares, [batch]; null where they are not wanted.
+struct ConvSums {
+  float* sums;
+  double* squares;
+};
 // activation [batch, channels, rows, columns], gradient [batch, out_channels, out_rows, out_columns].
 void conv_gram_squares(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient,
                        double* squares, double* bounds);
 // rows [batch, out_channels, channels / groups, kernel...]; bounds may be null.
 void conv_rows(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient, float* rows,
-               double* squares, double* bounds);
+               double* squares, double* bounds, const ConvSums& added);
 
 }  // namespace aisec_fast

@@ -19,8 +19,9 @@ convolutions). Error bounds: docs/privacy.md.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -300,9 +301,12 @@ class ConvGradients(LayerGradients):
     ) -> None:  # fmt: skip
         super().__init__(layer, activation, gradient, statistics, memory, sparing)
         self.activation, self.padding = _padded(layer, activation)
+        self._keeps_weight: bool | None = None
 
     def keeps(self, name: str) -> bool:
-        return name == "bias" or (self._dear_gram() and _worth_keeping(self))
+        if self._keeps_weight is None:
+            self._keeps_weight = self._dear_gram() and _worth_keeping(self)
+        return name == "bias" or self._keeps_weight
 
     def makes_twice(self, name: str) -> bool:
         return self.sparing and name == "weight" and self.keeps(name) and self._native() and not _worth_keeping(self, 1)
@@ -319,9 +323,9 @@ class ConvGradients(LayerGradients):
         """True where gradients cost less than Gram matrices, or there is no kernel for these."""
         if not self._native():
             return True
-        layer, activation, gradient = self.layer, self.activation.shape[1:], self.gradient.shape[1:]
-        options = {"stride": layer.stride, "groups": layer.groups, "block": block_size(self._terms(), self.dtype)}
-        return ghost.cheapest_conv((1, *activation), (1, *gradient), layer.kernel_size, **options) == "rows"
+        layer, block = self.layer, block_size(self._terms(), self.dtype)
+        activation, gradient = self.activation.shape[1:], self.gradient.shape[1:]
+        return _rows_are_cheaper(activation, gradient, layer.kernel_size, layer.stride, layer.groups, block)
 
     def _norms(self, name: str) -> Norms:
         layer, size, places = self.layer, self.layer.weight.numel(), math.prod(self.layer.kernel_size)
@@ -370,9 +374,27 @@ class ConvGradients(LayerGradients):
         return gradients.view(batch, *weight.shape)
 
     def _native_rows(self, start: int, stop: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The gradients of some samples, and their squared norms: a sample's bits do not depend on the others."""
-        rows, squares, _ = ghost.conv_rows(*self._arguments(start, stop), **self._geometry(), out=out, bounded=False)
-        return rows, squares
+        """The gradients of some samples, and their squared norms: a sample's bits do not depend on the others.
+
+        Where the kernel can, and ``out`` is for the gradients of all, those of the bias come with them.
+        """
+        activation, gradient, kernel = self._arguments(start, stop)
+        native = _native.kernels(gradient)
+        if native is None or out is None:
+            rows, squares, _ = ghost.conv_rows(activation, gradient, kernel, **self._geometry(), out=out, bounded=False)
+            return rows, squares
+        layer, one_row = self.layer, gradient.dim() == 3  # [B, C, L] is one row of pixels
+        if one_row:
+            activation, gradient = activation.unsqueeze(2), gradient.unsqueeze(2)
+        first = (1,) * one_row
+        squares, bias = torch.empty((2, stop - start), dtype=torch.float64)
+        none, sums = torch.empty(0, dtype=torch.float64), torch.empty(gradient.shape[:2])
+        native.conv_rows(
+            activation, gradient, (*first, *kernel), (*first, *layer.stride), (*(0,) * one_row, *self.padding),
+            (*first, *layer.dilation), layer.groups, out, squares, none, sums, bias,
+        )  # fmt: skip
+        self._kept["bias"], self.kept_squares["bias"] = sums, bias
+        return out, squares
 
     def _small_parts(self) -> Iterator[tuple[int, int]]:
         return chunks(self.batch, self.layer.weight.numel(), PART_ELEMENTS)
@@ -437,6 +459,14 @@ class ConvGradients(LayerGradients):
             False, [0] * len(layer.kernel_size), groups, [False, True, False],
         )[1]  # fmt: skip
         return result
+
+
+@functools.lru_cache(maxsize=1024)
+def _rows_are_cheaper(
+    activation: torch.Size, gradient: torch.Size, kernel: Sequence[int], stride: Sequence[int], groups: int, block: int
+) -> bool:
+    shapes = (1, *activation), (1, *gradient)
+    return ghost.cheapest_conv(*shapes, kernel, stride=stride, groups=groups, block=block) == "rows"
 
 
 class Conv1dGradients(ConvGradients):
@@ -709,7 +739,13 @@ def weighted_sums(kept: list[Tensor], weights: Weights) -> list[Tensor]:
         return [one.new_zeros(one.shape[1:]) for one in kept]
     sums = list(kept)
     for group in _by_dtype(kept):
-        found = clipping._weighted_sums([_matrix(kept[i]) for i in group], weights.values)
+        rows = [_matrix(kept[i]) for i in group]
+        native = _native.kernels(rows[0])
+        if native is None:
+            found = clipping._weighted_sums(rows, weights.values)
+        else:
+            found = [torch.empty(one.shape[1]) for one in rows]
+            native.weighted_sum(rows, weights.values, found)
         for i, total in zip(group, found, strict=True):
             sums[i] = torch.as_tensor(total, device=kept[i].device).view(kept[i].shape[1:])
     return sums

@@ -221,8 +221,18 @@ AISEC_HD void row_tile(const float* planes, const std::size_t* offsets, const fl
     }
 }
 
-// rows [out_channels, channels / groups, kernel...]: one sample's gradient; its squared norm, and its bound.
-SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bounded, float* memory, float* rows) {
+// sums[v] = the sum over the positions of output v of a panel, in their order.
+AISEC_HD void add_positions(const float* panel, std::size_t positions, float (&sums)[tile_outputs]) {
+  Floats added[tile_vectors] = {};
+  for (std::size_t t = 0; t < positions; ++t)
+    for (std::size_t v = 0; v < tile_vectors; ++v) added[v] += load(panel + t * tile_outputs + v * float_lanes);
+  for (std::size_t v = 0; v < tile_vectors; ++v) store(sums + v * float_lanes, added[v]);
+}
+
+// rows [out_channels, channels / groups, kernel...]: one sample's gradient; its squared norm, and its bound. `sums`, if
+// it is not null: [out_channels], the gradient of the bias.
+SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bounded, float* memory, float* rows,
+                     float* sums) {
   const StandardArithmetic standard;
   // Where all that is read are pixels they are read in their place.
   const Padded needed = padded(c);
@@ -234,6 +244,7 @@ SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bo
   std::size_t* offsets = reinterpret_cast<std::size_t*>(memory);
   float* planes = memory + whole_lines(2 * (taps + tile_taps));
   float* panels = planes + whole_lines(channels * needed.rows * needed.columns);
+  const std::size_t row_values = c.out_channels * taps;
   std::size_t tap = 0;
   for (std::size_t channel = 0; channel < channels; ++channel)
     for (std::size_t kr = 0; kr < c.kernel[0]; ++kr)
@@ -254,11 +265,19 @@ SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bo
       float* panel = panels + block * positions * tile_outputs;
       transpose_copy(g + (group * outputs + first) * positions, positions, here, positions, panel, tile_outputs,
                      tile_outputs);
+      if (sums != nullptr) {
+        alignas(64) float added[tile_outputs];
+        add_positions(panel, positions, added);
+        for (std::size_t i = 0; i < here; ++i) sums[group * outputs + first + i] = added[i];
+      }
       float* to = rows + (group * outputs + first) * taps;
       for (std::size_t begin = 0; begin < taps; begin += flushed_taps) {
         alignas(64) float done[flushed_taps * tile_outputs];
         const std::size_t count = least(flushed_taps, taps - begin);
         for (std::size_t t = 0; t < count; t += tile_taps) {
+          // Memory gets ready for the next sample's gradients while these are computed.
+          const float* soon = rows + row_values + (group * outputs + first) * taps + (begin + t) * here;
+          for (std::size_t i = 0; i < tile_taps * here; i += 16) __builtin_prefetch(soon + i, 1, 2);
           if (here > float_lanes)
             row_tile<tile_vectors>(pixels, offsets + begin + t, panel, walk, count - t, done + t * tile_outputs,
                                    squares);

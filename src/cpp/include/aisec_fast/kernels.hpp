@@ -219,9 +219,10 @@ struct GhostKernels {
   double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
                      double* lengths, float* sums);
   std::size_t (*conv_rows_scratch)(const ConvShape& shape);
-  // Without a bound, which takes time of its own, if it is not `bounded`.
+  // Without a bound, which takes time of its own, if it is not `bounded`. `sums` [out_channels] of the gradient over
+  // the positions, if it is not null. Memory after the rows is fetched: that of the next sample's.
   SampleNorm (*conv_rows)(const ConvShape& shape, const float* activation, const float* gradient, bool bounded,
-                          float* memory, float* rows);
+                          float* memory, float* rows, float* sums);
   std::size_t (*conv_gram_scratch)(const ConvShape& shape);
   SampleNorm (*conv_gram)(const ConvShape& shape, const float* activation, const float* gradient, float* memory);
 };
