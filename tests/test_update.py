@@ -366,6 +366,33 @@ def test_torch_tensors_that_require_grad_are_refused() -> None:
         sgd([torch.ones(3, requires_grad=True)], [torch.ones(3)])
 
 
+@pytest.mark.parametrize(
+    ("params", "sums", "error", "message"),
+    [
+        ([0, 0], [1, 2], ValueError, r"^params\[1\] overlaps params\[0\]"),
+        ([0], [0], ValueError, r"^params\[0\] overlaps sums\[0\]"),
+        ([3], [0], ValueError, r"^params\[0\] has shape \(6, 4\), expected \(4, 6\)"),
+        ([4], [0], ValueError, r"^params\[0\] is not C-contiguous"),
+        ([5], [0], TypeError, r"^params\[0\] has dtype float64"),
+        ([0], [6], TypeError, r"^sums\[0\] has dtype float16"),
+        ([0, 1], [2], ValueError, r"^params has 2 arrays, expected 1"),
+        ([7], [8], ValueError, r"^sums\[0\] overlaps params\[0\]"),
+    ],
+)
+def test_tensors_are_refused_as_arrays_are(
+    params: list[int], sums: list[int], error: type[Exception], message: str
+) -> None:
+    """Tensors of torch go to the native kernels undescribed; what these refuse is described then."""
+    torch = pytest.importorskip("torch")
+    memory = torch.ones(100)
+    tensors = [*torch.ones(3, 4, 6), torch.ones(6, 4), torch.ones(6, 4).t(), torch.ones(4, 6, dtype=torch.float64)]
+    tensors += [torch.ones(4, 6, dtype=torch.float16), memory[:50], memory[49:99]]
+    with pytest.raises(error, match=message):
+        sgd([tensors[i] for i in params], [tensors[i] for i in sums])
+    for tensor in (*tensors, memory):
+        assert (tensor == 1.0).all()
+
+
 def test_a_kernel_checks_its_lists() -> None:
     one = (1.0, 1.0, 2.0**-20, keys(1), "chacha")
     with pytest.raises(ValueError, match="params has another length than sums"):
@@ -374,6 +401,10 @@ def test_a_kernel_checks_its_lists() -> None:
         _core.sgd_step([S], [P], [], *one, 0.1, 0.9, 0.0, 0.0, False, False, False)
     with pytest.raises(ValueError, match="keys has 1 keys, expected one for each"):
         _core.noisy_mean([S, P], *one)
-    with pytest.raises(ValueError, match="params has 2 values, expected 24"):
+    with pytest.raises(ValueError, match="params has another shape than sums"):
         _core.sgd_step([S], [P[0, :2]], [], *one, 0.1, 0.0, 0.0, 0.0, False, False, False)
+    for sums, params in (([S], [S]), ([MEMORY[:50]], [MEMORY[49:99]]), ([MEMORY[49:99]], [MEMORY[:50]])):
+        with pytest.raises(ValueError, match="overlap in memory"):
+            _core.sgd_step(sums, params, [], *one, 0.1, 0.0, 0.0, 0.0, False, False, False)
+    assert (MEMORY == 1.0).all()
     assert (S == 1.0).all()

@@ -266,7 +266,7 @@ def require_all_apart(outs: Sequence[Array], inputs: Sequence[Array] = (), *, in
         require_apart(outs[0], inputs[0], same_is_fine=in_place)
         return
     extents = sorted([array.extent() for array in (*outs, *inputs)])
-    if all([before[1] <= after[0] for before, after in itertools.pairwise(extents)]):
+    if all(before[1] <= after[0] for before, after in itertools.pairwise(extents)):
         return  # as is nearly every call
     everything = [(array.extent(), i, array, True) for i, array in enumerate(outs)]
     everything += [(array.extent(), i, array, False) for i, array in enumerate(inputs)]

@@ -24,13 +24,20 @@ class Source:
 
     def next_key(self) -> bytes:
         """A fresh 32-byte key; the state that made it is overwritten before it is returned."""
+        return self.next_keys(1)[0]
+
+    def next_keys(self, count: int) -> list[bytes]:
+        """So many keys, those that as many calls of :meth:`next_key` would give."""
+        keys = []
         with self._locks.setdefault(os.getpid(), threading.Lock()):
             self._enter_process()
-            derived = hashlib.blake2b(
-                b"aisec_fast call key", key=bytes(self._state), digest_size=2 * _KEY_BYTES
-            ).digest()
-            self._state[:] = derived[:_KEY_BYTES]
-        return derived[_KEY_BYTES:]
+            for _ in range(count):
+                derived = hashlib.blake2b(
+                    b"aisec_fast call key", key=bytes(self._state), digest_size=2 * _KEY_BYTES
+                ).digest()
+                self._state[:] = derived[:_KEY_BYTES]
+                keys.append(derived[_KEY_BYTES:])
+        return keys
 
     def _enter_process(self) -> None:
         """What a source does before each key, under its lock."""

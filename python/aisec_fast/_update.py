@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from . import _arrays, _checks
 from ._arrays import Array
-from ._backends import Backend, choose
+from ._backends import Backend, choose, choose_host, native_core
 from ._sources import Source, chosen
 from .noise import lattice_spacing
 
@@ -47,10 +47,7 @@ def noisy_mean(sums: Sequence[Any], noise: Noise, divisor: float) -> None:
         BackendError: the forced backend is missing or cannot reach the arrays.
     """
     release = _Release(noise, divisor)
-    lists = _lists({"sums": sums})
-    if lists["sums"]:
-        backend = _backend(lists)
-        backend.update.noisy_mean(backend.operands(lists["sums"]), *release.arguments(backend, len(sums)))
+    _run("noisy_mean", {"sums": sums}, release)
 
 
 def sgd(
@@ -98,12 +95,7 @@ def sgd(
     if (buffers is None) == (numbers[1] > 0):
         raise ValueError(f"buffers is {_length(buffers)}, expected {'a list' if momentum else 'None'} with {momentum=}")
     release = _Release(noise, divisor)
-    lists = _lists({"sums": sums, "params": params, "buffers": buffers})
-    if lists["sums"]:
-        backend = _backend(lists)
-        operands = [backend.operands(arrays) for arrays in lists.values()]
-        backend.update.sgd_step(*operands, *release.arguments(backend, len(sums)), *numbers, *flags)
-        _mark_changed(lists["params"])
+    _run("sgd_step", {"sums": sums, "params": params, "buffers": buffers}, release, *numbers, *flags)
 
 
 def adam(
@@ -161,12 +153,7 @@ def adam(
     ]
     release = _Release(noise, divisor)
     named = {"sums": sums, "params": params, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    lists = _lists({**named, "max_exp_avg_sq": max_exp_avg_sq})
-    if lists["sums"]:
-        backend = _backend(lists)
-        operands = [backend.operands(arrays) for arrays in lists.values()]
-        backend.update.adam_step(*operands, *release.arguments(backend, len(sums)), *numbers, on_maximum)
-        _mark_changed(lists["params"])
+    _run("adam_step", {**named, "max_exp_avg_sq": max_exp_avg_sq}, release, *numbers, on_maximum)
 
 
 class _Release:
@@ -182,8 +169,42 @@ class _Release:
 
     def arguments(self, backend: Backend, count: int) -> tuple[float, float, float, list[bytes], str]:
         """What a kernel takes after its arrays. Draws the keys: nothing may fail from here on but the kernel itself."""
-        keys = [self.source.next_key() for _ in range(count)] if self.sigma else []
+        keys = self.source.next_keys(count) if self.sigma else []
         return self.divisor, self.sigma, self.spacing, keys, backend.generator(self.source)
+
+
+def _run(name: str, values: dict[str, Sequence[Any] | None], release: _Release, *arguments: Any) -> None:
+    """Check the lists of arrays and call the kernel of this name."""
+    backend = _native_backend(values)
+    if backend is not None:  # whose kernels check all the rest
+        lists = [value or [] for value in values.values()]
+        try:
+            getattr(backend.update, name)(*lists, *release.arguments(backend, len(lists[0])), *arguments)
+        except (TypeError, ValueError):
+            _backend(_lists(values))  # raises in more detail
+            raise
+        _mark_changed(values.get("params") or [])
+        return
+    described = _lists(values)
+    if described["sums"]:
+        backend = _backend(described)
+        operands = [backend.operands(arrays) for arrays in described.values()]
+        getattr(backend.update, name)(*operands, *release.arguments(backend, len(operands[0])), *arguments)
+        _mark_changed([array.value for array in described.get("params", [])])
+
+
+def _native_backend(values: dict[str, Sequence[Any] | None]) -> Backend | None:
+    """The native one if every array is a plain tensor of torch that it can reach, as in every private step on the CPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not values["sums"] or native_core() is None:
+        return None
+    for arrays in values.values():
+        for one in arrays or ():
+            if type(one) is not torch.Tensor or not one.is_cpu or one.layout is not torch.strided or one.requires_grad:
+                return None
+            if one.is_neg() or one.is_conj() or one.untyped_storage().nbytes() == 0:
+                return None
+    return choose_host("sums")
 
 
 def _lists(values: dict[str, Sequence[Any] | None]) -> dict[str, list[Array]]:
@@ -215,11 +236,12 @@ def _backend(lists: dict[str, list[Array]]) -> Backend:
     return backend
 
 
-def _mark_changed(params: list[Array]) -> None:
+def _mark_changed(params: Sequence[Any]) -> None:
     """Tell torch's autograd: a backward through a graph from before the step must be refused, not go wrong."""
-    changed = [array.value for array in params if array.library == "torch"]
+    torch = sys.modules.get("torch")
+    changed = [] if torch is None else [value for value in params if isinstance(value, torch.Tensor)]
     if changed:
-        sys.modules["torch"].autograd.graph.increment_version(changed)
+        torch.autograd.graph.increment_version(changed)  # type: ignore[union-attr]
 
 
 def _length(arrays: Sequence[Any] | None) -> str:

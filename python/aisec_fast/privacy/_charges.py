@@ -45,6 +45,7 @@ class Rounding(NamedTuple):
         return Rounding(max(self.terms, other.terms), samples, max(self.charge, other.charge))
 
 
+@functools.lru_cache(maxsize=256)
 def rounding(terms: int, samples: int, dtype: torch.dtype, *, alone: bool = True) -> Rounding:
     """Of blocks of ``samples`` samples with ``terms`` products each, of a parameter that is used once or not."""
     return Rounding(terms, samples, block_charge(samples, terms, dtype, alone=alone))
@@ -72,6 +73,7 @@ def block_charge(samples: int, terms: int, dtype: torch.dtype, *, alone: bool = 
     return (2 * samples - 1) * kappa * gamma(samples * terms + _EXTRA, dtype)
 
 
+@functools.lru_cache(maxsize=256)
 def adding_charge(most_samples: int, additions: int, dtype: torch.dtype, *, alone: bool = True) -> float:
     """The same for adding ``additions`` blocks of at most ``most_samples`` samples in all, and for one more rounding.
 
@@ -87,6 +89,7 @@ def largest_batch(records: int, rate: float) -> int:
     return min(records, math.ceil(mean + excess))
 
 
+@functools.lru_cache(maxsize=256)
 def noise_scale(noise_multiplier: float, max_grad_norm: float, float_charge: float, size: int) -> tuple[float, float]:
     """(sigma, granularity) of the noise on the sum of ``size`` coordinates, all charges paid, sigma rounded up."""
     granularity = noise.default_granularity(noise_multiplier * max_grad_norm)

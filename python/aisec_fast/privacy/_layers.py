@@ -10,6 +10,8 @@ A rule is made for one use of a layer, in the backward pass, and answers for eac
                                selected away, never multiplied, so that its NaN or Inf stays out
     terms(name)                how many products of one sample a float sum of ``add_total`` adds up; 0: none
     rounding(name)             what such a sum is charged for
+    measures_by_torch()        whether norms and kept gradients may be made by products or convolutions of torch
+    adds_by_torch()            whether ``add_total`` may
     measured_later()           whether ``measure_single_positions`` takes the norms, of all layers at once
 
 ``activation`` and ``gradient`` have the batch in dimension 0. Sources: Goodfellow 2015 (norms of a Linear layer from
@@ -72,6 +74,7 @@ class LayerGradients:
         self.batch, self.dtype = gradient.shape[0], gradient.dtype
         # Whether the layer's parameters are used nowhere else: the norms of one term are the gradient's own then.
         self.alone = True
+        self.forgotten = False
         self._kept: dict[str, Tensor] = {}
         self.kept_squares: dict[str, Tensor] = {}
 
@@ -91,6 +94,7 @@ class LayerGradients:
 
     def forget(self) -> None:
         """Drop what all kept gradients were made from."""
+        self.forgotten = True
         del self.activation, self.gradient
 
     def made_of(self) -> list[Tensor]:
@@ -128,6 +132,14 @@ class LayerGradients:
     def measured_later(self) -> bool:
         """True if the norms are for ``measure_single_positions``."""
         return False
+
+    def measures_by_torch(self) -> bool:
+        """False if no product or convolution of torch is needed for norms and kept gradients."""
+        return True
+
+    def adds_by_torch(self) -> bool:
+        """False if none is needed for the sums."""
+        return not self.keeps("weight")
 
     def add_total(self, name: str, weights: Weights, total: Total) -> None:
         """Add the sum over samples of ``weights[i]`` times sample i's gradient to ``total``."""
@@ -195,6 +207,12 @@ class LinearGradients(LayerGradients):
 
     def measured_later(self) -> bool:
         return self.length == 1 and self._native is not None and max(self._widths()) <= ghost.LARGEST_WIDTH
+
+    def measures_by_torch(self) -> bool:
+        return not (self.measured_later() or (self._native is not None and self._has_gram_kernel()))
+
+    def adds_by_torch(self) -> bool:
+        return not (self.has_product("weight") or self.keeps("weight"))
 
     def _norms(self, name: str) -> Norms:
         if self.length == 1:  # the gradient is an outer product, and the bias's is one of its factors
@@ -302,6 +320,8 @@ class ConvGradients(LayerGradients):
         super().__init__(layer, activation, gradient, statistics, memory, sparing)
         self.activation, self.padding = _padded(layer, activation)
         self._keeps_weight: bool | None = None
+        self._norms_of_parts: Norms | None = None
+        self._has_kernel: bool | None = None
 
     def keeps(self, name: str) -> bool:
         if self._keeps_weight is None:
@@ -313,8 +333,16 @@ class ConvGradients(LayerGradients):
 
     def _native(self) -> bool:
         """Whether there is a kernel for this convolution."""
-        wide = max(self.layer.weight[0].numel(), self.layer.out_channels // self.layer.groups) > ghost.LARGEST_WIDTH
-        return self.dtype == torch.float32 and self.gradient.dim() <= 4 and not wide and not _on_gpu(self.gradient)
+        if self._has_kernel is None:
+            layer, gradient = self.layer, self.gradient
+            wide = max(layer.weight[0].numel(), layer.out_channels // layer.groups) > ghost.LARGEST_WIDTH
+            self._has_kernel = (
+                self.dtype == torch.float32 and gradient.dim() <= 4 and not wide and not _on_gpu(gradient)
+            )
+        return self._has_kernel
+
+    def measures_by_torch(self) -> bool:
+        return not self._native()
 
     def _by_patches(self) -> bool:
         return _on_gpu(self.gradient) and self.gradient.dim() <= 4
@@ -330,9 +358,9 @@ class ConvGradients(LayerGradients):
     def _norms(self, name: str) -> Norms:
         layer, size, places = self.layer, self.layer.weight.numel(), math.prod(self.layer.kernel_size)
         if self.makes_twice(name):
-            parts = [self._native_rows(start, stop)[1] for start, stop in self._small_parts()]
-            squares = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
-            return Norms(squares, squares)
+            if self._norms_of_parts is None:
+                self._norms_of_parts = self._measure_parts()
+            return self._norms_of_parts
         if not self._dear_gram():
             squares, lengths = ghost.conv_gram_squares(*self._arguments(0, self.batch), **self._geometry())
             channels, positions = (layer.in_channels, layer.out_channels), self._terms()
@@ -361,9 +389,11 @@ class ConvGradients(LayerGradients):
         if self._native():
             kept = self.keeps(name) and not self.makes_twice(name)
             out = self.memory((batch, *weight.shape), dtype=self.dtype, device=gradient.device) if kept else None
-            rows, squares = self._native_rows(start, stop, out)
+            rows, squares, bias = self._native_rows(start, stop, out)
             if kept:
                 self.kept_squares[name] = squares
+                if bias is not None:
+                    self._kept["bias"], self.kept_squares["bias"] = bias
             return rows
         if self._by_patches():
             return self._rows_of_patches(start, stop)
@@ -373,28 +403,48 @@ class ConvGradients(LayerGradients):
         gradients = self._backward(gradient.flatten(0, 1).unsqueeze(0), one_image, stacked, batch * self.layer.groups)
         return gradients.view(batch, *weight.shape)
 
-    def _native_rows(self, start: int, stop: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The gradients of some samples, and their squared norms: a sample's bits do not depend on the others.
+    def _measure_parts(self) -> Norms:
+        """The norms, a few samples at a time; the gradients of the bias are kept as they come by."""
+        found = [self._native_rows(start, stop)[1:] for start, stop in self._small_parts()]
+        if not found:
+            found = [(torch.zeros(0, dtype=torch.float64), None)]
+        squares = torch.cat([one for one, _ in found])
+        sums = [bias for _, bias in found if bias is not None]
+        if sums:
+            self._kept["bias"] = torch.cat([rows for rows, _ in sums])
+            self.kept_squares["bias"] = torch.cat([one for _, one in sums])
+        return Norms(squares, squares)
 
-        Where the kernel can, and ``out`` is for the gradients of all, those of the bias come with them.
+    def kept(self, name: str) -> Tensor | None:
+        comes = name == "bias" and name not in self._kept and self.layer.weight.requires_grad
+        if comes and self.makes_twice("weight"):
+            self._norms("weight")
+        return super().kept(name)
+
+    def _native_rows(
+        self, start: int, stop: int, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """The gradients of some samples and their squared norms; and of the bias both, where they come in passing.
+
+        A sample's bits do not depend on the others.
         """
         activation, gradient, kernel = self._arguments(start, stop)
         native = _native.kernels(gradient)
-        if native is None or out is None:
+        if native is None:
             rows, squares, _ = ghost.conv_rows(activation, gradient, kernel, **self._geometry(), out=out, bounded=False)
-            return rows, squares
+            return rows, squares, None
         layer, one_row = self.layer, gradient.dim() == 3  # [B, C, L] is one row of pixels
         if one_row:
             activation, gradient = activation.unsqueeze(2), gradient.unsqueeze(2)
         first = (1,) * one_row
-        squares, bias = torch.empty((2, stop - start), dtype=torch.float64)
-        none, sums = torch.empty(0, dtype=torch.float64), torch.empty(gradient.shape[:2])
+        rows = torch.empty((stop - start, *layer.weight.shape)) if out is None else out
+        squares, bias_squares = torch.empty((2, stop - start), dtype=torch.float64)
+        none, bias = torch.empty(0, dtype=torch.float64), torch.empty(gradient.shape[:2])
         native.conv_rows(
             activation, gradient, (*first, *kernel), (*first, *layer.stride), (*(0,) * one_row, *self.padding),
-            (*first, *layer.dilation), layer.groups, out, squares, none, sums, bias,
+            (*first, *layer.dilation), layer.groups, rows, squares, none, bias, bias_squares,
         )  # fmt: skip
-        self._kept["bias"], self.kept_squares["bias"] = sums, bias
-        return out, squares
+        return rows, squares, (bias, bias_squares)
 
     def _small_parts(self) -> Iterator[tuple[int, int]]:
         return chunks(self.batch, self.layer.weight.numel(), PART_ELEMENTS)
@@ -524,6 +574,12 @@ class EmbeddingGradients(LayerGradients):
     def keeps(self, _name: str) -> bool:
         return False
 
+    def measures_by_torch(self) -> bool:
+        return False
+
+    def adds_by_torch(self) -> bool:
+        return False
+
     def terms(self, _name: str) -> int:
         return 0
 
@@ -564,6 +620,9 @@ class LayerNormGradients(LayerGradients):
     layer_type = nn.LayerNorm
     takes_sequences = True
 
+    def measures_by_torch(self) -> bool:
+        return False
+
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         shape = self.layer.normalized_shape
         values = self.gradient
@@ -589,6 +648,9 @@ class GroupNormGradients(LayerGradients):
     """GroupNorm over [B, C, ...]: its samples' gradients have one value for each channel."""
 
     layer_type = nn.GroupNorm
+
+    def measures_by_torch(self) -> bool:
+        return False
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         if self.statistics is None or not self.batch or _on_gpu(self.gradient):
@@ -640,6 +702,8 @@ RULES: tuple[type[LayerGradients], ...] = (
     LayerNormGradients,
     GroupNormGradients,
 )
+# Rules that can use what the layer's forward has computed.
+STATISTICAL = (LayerNormGradients, GroupNormGradients)
 
 
 def _on_gpu(values: Tensor) -> bool:
@@ -739,15 +803,16 @@ def weighted_sums(kept: list[Tensor], weights: Weights) -> list[Tensor]:
         return [one.new_zeros(one.shape[1:]) for one in kept]
     sums = list(kept)
     for group in _by_dtype(kept):
-        rows = [_matrix(kept[i]) for i in group]
+        rows = [kept[i] for i in group]
         native = _native.kernels(rows[0])
         if native is None:
-            found = clipping._weighted_sums(rows, weights.values)
+            found = clipping._weighted_sums([_matrix(one) for one in rows], weights.values)
+            found = [torch.as_tensor(one, device=rows[0].device) for one in found]
         else:
-            found = [torch.empty(one.shape[1]) for one in rows]
-            native.weighted_sum(rows, weights.values, found)
+            found = [torch.empty(one.shape[1:]) for one in rows]
+            native.weighted_sum([one.contiguous() for one in rows], weights.values, found)
         for i, total in zip(group, found, strict=True):
-            sums[i] = torch.as_tensor(total, device=kept[i].device).view(kept[i].shape[1:])
+            sums[i] = total.view(kept[i].shape[1:])
     return sums
 
 

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from .._errors import PrivacyError
 from ._clip import Norms
 from ._coverage import CoveredLayer
-from ._layers import LayerGradients, Statistics, position_rank
+from ._layers import STATISTICAL, LayerGradients, Statistics, position_rank
 from ._precision import full_precision
 
 
@@ -50,6 +50,10 @@ class Use:
                 f"what module {self.layer.name!r} read, or the gradient of what it gave, was changed in place between "
                 "backward() and optimizer.step(); change it after the step, or work on a copy"
             )
+
+    def needs_torch(self) -> bool:
+        """Whether norms or sums that are still to be made may take products or convolutions of torch."""
+        return not self.rule.forgotten and (self.rule.measures_by_torch() or self.rule.adds_by_torch())
 
     def measure(self) -> None:
         """Take norms, and keep small gradients in place of what they are made of."""
@@ -111,7 +115,10 @@ class Recorder:
     def measure(self, use: Use) -> None:
         """Measure what only this use needs, while it is in cache."""
         if not use.layer.shares and self._forwards[id(use.layer)] == 1:
-            with torch.no_grad(), full_precision():
+            if use.rule.measures_by_torch():
+                with torch.no_grad(), full_precision():
+                    use.measure()
+            else:  # nothing that asks for a precision, or that autograd could record
                 use.measure()
         use.seal()
 
@@ -304,7 +311,8 @@ class _Thaw:
         activation: Tensor = args[0] if args else kwargs["input"]
         layer, recorder = self.freeze.layer, self.recorder
         if output.grad_fn is not None and not saved_tensors_are_hooked():
-            watch = _Watch(recorder, layer, activation.detach(), _statistics(output), output.output_nr)
+            statistics = _statistics(output) if layer.rule in STATISTICAL else None
+            watch = _Watch(recorder, layer, activation.detach(), statistics, output.output_nr)
             output.grad_fn.register_prehook(watch)
             if not recorder.lasting:
                 output.grad_fn.register_hook(watch.after)

@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -77,6 +78,7 @@ class PrivateStep:
         # Each gives uses of layers by samples that no data set holds, for every logical batch: canaries of an audit.
         self.guests: list[Callable[[], list[Use]]] = []
         self._means: dict[nn.Parameter, Tensor] = {}
+        self._same: list[int] = []  # what the module and the optimizer held when they were last looked at by name
 
     def info(self) -> dict[str, Any]:
         """See :meth:`PrivacyEngine.info`."""
@@ -98,10 +100,10 @@ class PrivateStep:
                 "optimizer.step(closure) evaluates the loss inside the step, which is not private; "
                 "call loss.backward() and then optimizer.step() without arguments"
             )
-        check_same(trainable(self.module), self.trainable, optimizer)
+        self._check_same(optimizer)
         uses = self.recorder.take()
         part = self.tally.next()
-        with torch.no_grad(), full_precision():
+        with torch.no_grad():
             for parameter in self.trainable.values():
                 parameter.grad = None  # so that the optimizer changes nothing, unless a release sets it
             if part.first:
@@ -116,10 +118,18 @@ class PrivateStep:
             sums.add(uses)
             if part.last:
                 for invite in self.guests:
-                    sums.add(invite())
+                    with full_precision():
+                        sums.add(invite())
                 self._release(optimizer, sums, part.from_loader)
             else:
                 self.sums = sums
+
+    def _check_same(self, optimizer: Optimizer) -> None:
+        """Raise PrivacyError if parameters were frozen, added or exchanged since make_private."""
+        now = [*_identities(self.module), *(id(p) for group in optimizer.param_groups for p in group["params"])]
+        if now != self._same:
+            check_same(trainable(self.module), self.trainable, optimizer)
+            self._same = now
 
     def _release(self, optimizer: Optimizer, sums: Sums, from_loader: bool) -> None:
         """Book the step, add the noise and take the mean; take the optimizer's step too where a kernel does it all."""
@@ -182,10 +192,12 @@ class Sums:
         """Clip the samples of one backward pass and add them. Raises PrivacyError if uses disagree on the batch size."""
         batch = batch_of(found)
         uses: dict[int, list[tuple[str, Use]]] = {id(p): [] for p in self.parameters.values()}
+        by_torch = False
         for use in found:
             for name, parameter in use.layer.parameters.items():
                 uses[id(parameter)].append((name, use))
             use.check()
+            by_torch |= use.needs_torch()
         for of_parameter in uses.values():
             for _, use in of_parameter:
                 use.rule.alone &= len(of_parameter) == 1
@@ -203,13 +215,15 @@ class Sums:
             return
         # A mean loss has divided each sample's gradient by the size of the batch.
         scale = float(batch) if self.mechanism.mean_loss else 1.0
-        if self.mechanism.clipping == "per_layer":
-            bounds = self.mechanism.shares
-            for name, parameter in self.parameters.items():
-                bound = self.mechanism.max_grad_norm * bounds[name]
-                self._add_clipped({id(parameter): uses[id(parameter)]}, batch, bound, scale)
-        else:
-            self._add_clipped(uses, batch, self.mechanism.max_grad_norm, scale)
+        by_torch = by_torch or any(len(of_parameter) > 1 for of_parameter in uses.values())
+        with full_precision() if by_torch else nullcontext():
+            if self.mechanism.clipping == "per_layer":
+                bounds = self.mechanism.shares
+                for name, parameter in self.parameters.items():
+                    bound = self.mechanism.max_grad_norm * bounds[name]
+                    self._add_clipped({id(parameter): uses[id(parameter)]}, batch, bound, scale)
+            else:
+                self._add_clipped(uses, batch, self.mechanism.max_grad_norm, scale)
 
     def _add_clipped(self, uses: dict[int, list[tuple[str, Use]]], batch: int, max_norm: float, scale: float) -> None:
         """Clip over the parameters of ``uses`` together."""
@@ -316,6 +330,21 @@ def measured(uses: list[tuple[str, Use]], batch: int, parameter: Tensor) -> Norm
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The module's parameters that require grad, each once."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _identities(module: nn.Module) -> list[int]:
+    """Of the parameters that require grad, in the order of the tree: without their names, which take most of the time."""
+    found: list[int] = []
+    waiting: list[nn.Module | None] = [module]
+    seen: set[nn.Module] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is not None and one not in seen:
+            seen.add(one)
+            parameters: dict[str, nn.Parameter | None] = one._parameters
+            found += [id(p) for p in parameters.values() if p is not None and p.requires_grad]
+            waiting += one._modules.values()
+    return found
 
 
 def check_same(now: dict[str, nn.Parameter], then: dict[str, nn.Parameter], optimizer: Optimizer) -> None:

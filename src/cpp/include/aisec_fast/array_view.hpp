@@ -110,6 +110,10 @@ class ArrayView {
       throw py::value_error(name_ + " has " + std::to_string(size()) + " values, expected " + std::to_string(expected));
     return *this;
   }
+  const ArrayView& of_shape(const ArrayView& other) const {
+    if (shape_ != other.shape_) throw py::value_error(name_ + " has another shape than " + other.name_);
+    return *this;
+  }
   const ArrayView& writable() const {
     if (!writable_) throw py::value_error(name_ + " is read-only");
     return *this;

@@ -1,5 +1,7 @@
 #pragma once
 // The lists of arrays and the noise of one step, checked, for both modules.
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "aisec_fast/array_view.hpp"
@@ -22,6 +24,21 @@ struct UpdateNoise {
   const std::string& generator;
 };
 
+// Arrays are written in parallel, so none may share memory with another. They are contiguous.
+inline void check_apart(const std::vector<UpdateItem>& items, std::size_t value_bytes) {
+  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> extents;
+  for (const UpdateItem& item : items)
+    for (const void* array :
+         {item.arrays.sums, item.arrays.params, item.arrays.state[0], item.arrays.state[1], item.arrays.state[2]})
+      if (array != nullptr && item.size > 0) {
+        const auto start = reinterpret_cast<std::uintptr_t>(array);
+        extents.emplace_back(start, start + item.size * value_bytes);
+      }
+  std::sort(extents.begin(), extents.end());
+  for (std::size_t i = 1; i < extents.size(); ++i)
+    if (extents[i].first < extents[i - 1].second) throw py::value_error("arrays of the call overlap in memory");
+}
+
 // `views` are those of all lists, one list after the other: sums, params, then state. Devices are the caller's to
 // check.
 template <class Views>
@@ -34,14 +51,16 @@ std::vector<UpdateItem> update_items(const Views& views, const std::vector<Updat
     if (lists[l].arrays.empty() && !lists[l].required) continue;
     if (lists[l].arrays.size() != count)
       throw py::value_error(std::string(lists[l].name) + " has another length than " + lists[0].name);
-    for (UpdateItem& item : items) {
+    for (std::size_t a = 0; a < count; ++a) {
+      UpdateItem& item = items[a];
       const ArrayView& view = views[place++];
       if (l == 0) item.size = view.size();
       if (views[0].dtype() != DType::float64) views[0].of_type(DType::float32);
-      view.of_type(views[0].dtype()).contiguous().writable().of_size(item.size);
+      view.of_type(views[0].dtype()).contiguous().writable().of_shape(views[a]);
       (l == 0 ? item.arrays.sums : l == 1 ? item.arrays.params : item.arrays.state[l - 2]) = view.template data<void>();
     }
   }
+  if (count > 0) check_apart(items, views[0].dtype() == DType::float64 ? sizeof(double) : sizeof(float));
   if (noise.keys.size() != (noise.sigma == 0.0 ? 0 : count))
     throw py::value_error("keys has " + std::to_string(noise.keys.size()) +
                           " keys, expected one for each of sums, or none without noise");
