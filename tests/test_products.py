@@ -265,3 +265,42 @@ def test_embedding_of_integers_is_exact() -> None:
     for wrong in (tokens - 1, tokens + 1):
         with pytest.raises(ValueError, match="no row"):
             _core.embedding_total(wrong, vectors, 2, weights, total)
+
+
+@pytest.mark.parametrize(
+    "case", [(3, 5, 9, 9, 21, 1), (2, 4, 7, 12, 8, 2), (1, 1, 1, 1, 1, 1), (0, 2, 3, 3, 4, 1), (2, 6, 6, 5, 34, 2)]
+)
+def test_biases_of_convolutions_come_with_rows(core: Any, case: tuple[int, ...], threads: Any) -> None:
+    """Sums over the positions in their order, one chain each, and their squares; the rows are those without them."""
+    batch, channels, rows, columns, outputs, groups = case
+    x, g = normal((batch, channels, rows, columns), 0), normal((batch, outputs, rows, columns), 1)
+    geometry = (1, 1), (1, 1), (0, 0), (1, 1), groups
+    gradients = [np.full((batch, outputs, channels // groups, 1, 1), 7.0, np.float32) for _ in range(2)]
+    squares, bias_squares, none = np.full((2, batch), 7.0), np.full(batch, 7.0), np.empty(0)
+    core.conv_rows(x, g, *geometry, gradients[0], squares[0], none)
+    for count in (1, 3):
+        threads(count)
+        sums = np.full((batch, outputs), 7.0, np.float32)
+        core.conv_rows(x, g, *geometry, gradients[1], squares[1], none, sums, bias_squares)
+        chain = np.zeros((batch, outputs), np.float32)
+        for row in range(rows):
+            for column in range(columns):
+                chain += g[:, :, row, column]
+        assert bits(sums) == bits(chain)
+        np.testing.assert_allclose(bias_squares, (sums.astype(np.float64) ** 2).sum(1), rtol=1e-15 * outputs)
+    assert bits(gradients[0]) == bits(gradients[1])
+    assert bits(squares[0]) == bits(squares[1])
+
+
+def test_sums_of_conv_rows_are_checked(core: Any) -> None:
+    x, g = normal((2, 3, 4, 4), 0), normal((2, 5, 4, 4), 1)
+    geometry = (1, 1), (1, 1), (0, 0), (1, 1), 1
+    rest = np.empty((2, 5, 3, 1, 1), np.float32), np.empty(2), np.empty(0)
+    good, squares = np.full((2, 5), 7.0, np.float32), np.empty(2)
+    with pytest.raises(ValueError, match="sums has 8 values, expected 10"):
+        core.conv_rows(x, g, *geometry, *rest, good[:, :4].copy(), squares)
+    with pytest.raises(ValueError, match="sum_squares has 1 values, expected 2"):
+        core.conv_rows(x, g, *geometry, *rest, good, squares[:1])
+    with pytest.raises(TypeError, match="sums has another dtype"):
+        core.conv_rows(x, g, *geometry, *rest, good.astype(np.float64), squares)
+    assert (good == 7.0).all()

@@ -36,7 +36,7 @@ PHASES = ("zero_grad", "forward", "backward", "step")
 CLOCKED = (  # (what, owner, function), of which outer ones contain inner ones
     ("norms", _recording.Recorder, "measure"),
     ("norms: Gram matrices", _layers.LinearGradients, "_gram_norms"),
-    ("norms: conv_rows", ghost, "conv_rows"),
+    ("norms: conv_rows", _layers.ConvGradients, "_native_rows"),
     ("norms: conv_gram_squares", ghost, "conv_gram_squares"),
     ("norms: row norms", clipping, "_row_norms"),
     ("norms: normalisations", _layers.GroupNormGradients, "_rows"),
@@ -44,7 +44,7 @@ CLOCKED = (  # (what, owner, function), of which outer ones contain inner ones
     ("sums", _step.Sums, "add"),
     ("sums: products of linear layers", _step, "add_products"),
     ("sums: products of convolutions", _layers.ConvGradients, "_add_product"),
-    ("sums: kept rows", clipping, "_weighted_sums"),
+    ("sums: kept rows", _step, "weighted_sums"),
     ("noise and update", _step.PrivateStep, "_release"),
 )
 
