@@ -256,6 +256,7 @@ struct NormShape {
 
 // docs/products.md.
 struct ProductKernels {
+  std::size_t tile_outputs, tile_inputs;            // parts of whole tiles lose nothing
   std::size_t (*scratch)(const ProductPart& part);  // floats; `memory` is aligned to 64 bytes
   // total [outputs, inputs] = sum over samples of weight * sum_t output_t input_t^T, in this part of it. A sample of
   // weight zero is selected away.
