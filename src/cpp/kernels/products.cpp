@@ -84,30 +84,6 @@ void put(const Wide (&sums)[tile_rows][tile_vectors], const Target& target, std:
     }
 }
 
-// What the next piece will be made of, fetched into the second-level cache a few lines at a time.
-class Ahead {
- public:
-  Ahead(const float* values, std::size_t first, std::size_t pitch, std::size_t rows, std::size_t columns)
-      : from_(rows == 0 ? values : values + first), pitch_(pitch), rows_(rows), columns_(columns) {}
-
-  void fetch(std::size_t count) {
-    for (; count > 0 && rows_ > 0; --count) {
-      __builtin_prefetch(from_ + column_, 0, 2);
-      column_ += line;
-      if (column_ < columns_) continue;
-      column_ = 0;
-      from_ += pitch_;
-      --rows_;
-    }
-  }
-  static std::size_t count(std::size_t rows, std::size_t columns) { return rows * ((columns + line - 1) / line); }
-
- private:
-  static constexpr std::size_t line = 16;
-  const float* from_;
-  std::size_t pitch_, rows_, columns_, column_ = 0;
-};
-
 // sums[r][v] = sum over the tokens of a[r] * (vector v at b), one after the other.
 inline void add_tokens(const float* a, std::size_t pitch, const float* b, std::size_t rows,
                        Wide (&sums)[tile_rows][tile_vectors]) {

@@ -215,9 +215,9 @@ struct GhostKernels {
   std::size_t gram_bytes;
   // The part of the square that pairs of tokens (s, t), s <= t, give whose s is in block `row` of gram_block tokens;
   // lengths[s] = an upper bound of |input s| |output s| for these s; sums [outputs], if not null, the sum of output s
-  // over them.
-  double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
-                     double* lengths, float* sums);
+  // over them. `next_inputs`, if not null, are those of the sample that the caller will come to next.
+  double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row,
+                     const float* next_inputs, void* memory, double* lengths, float* sums);
   std::size_t (*conv_rows_scratch)(const ConvShape& shape);
   // Without a bound, which takes time of its own, if it is not `bounded`.
   SampleNorm (*conv_rows)(const ConvShape& shape, const float* activation, const float* gradient, bool bounded,
