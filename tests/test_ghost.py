@@ -16,9 +16,11 @@ from aisec_fast import ghost
 from tests.conftest import WITHOUT_JIT, Kernels, Remembering, bits
 
 reference = Remembering("ghost")
-# batch, tokens, inputs, outputs: around the tiles of 4 x 3 tokens, blocks of 64, vectors of 4 to 16, chunks of 256
+# batch, tokens, inputs, outputs: around tiles of 4 x 3 or 4 x 4 tokens, blocks of 64, vectors of 4 to 16, chunks of 256
+# or 512
 GRAMS = [(0, 3, 4, 5), (2, 0, 3, 4), (1, 1, 1, 1), (2, 1, 7, 3), (3, 5, 1, 9), (2, 4, 3, 1), (2, 13, 16, 33)]
 GRAMS += [] if WITHOUT_JIT else [(2, 64, 33, 17), (2, 65, 300, 5), (1, 130, 20, 257), (3, 70, 256, 512)]
+GRAMS += [] if WITHOUT_JIT else [(3, 67, 530, 1040)]
 
 
 def normal(shape: tuple[int, ...], seed: int, scale: float = 1.0) -> np.ndarray:

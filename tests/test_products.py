@@ -13,8 +13,8 @@ from aisec_fast import _core
 from tests.conftest import NATIVE, bits, running
 
 U = 2.0**-24
-# batch, tokens, inputs, outputs, block: around tiles of 6 outputs by 8 or 16 inputs, pieces of 128 tokens, and the parts
-# of 192 x 512 that threads share out
+# batch, tokens, inputs, outputs, block: around tiles of 6 or 8 outputs by 8, 16 or 32 inputs, pieces of 128 tokens, and
+# the parts of 1024 x 512 that threads share out
 PRODUCTS = [
     (1, 1, 1, 1, 1),
     (3, 1, 17, 5, 2),
@@ -23,7 +23,7 @@ PRODUCTS = [
     (7, 3, 15, 7, 2),
     (4, 64, 40, 31, 2),
 ]
-PRODUCTS += [(3, 129, 18, 20, 1), (2, 300, 9, 14, 2), (5, 40, 530, 200, 3), (33, 2, 1030, 7, 16)]
+PRODUCTS += [(3, 129, 18, 20, 1), (2, 300, 9, 14, 2), (5, 40, 530, 200, 3), (33, 2, 1030, 7, 16), (3, 50, 33, 1033, 2)]
 
 
 @pytest.fixture(params=NATIVE)

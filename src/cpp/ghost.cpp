@@ -70,9 +70,12 @@ void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs
       // The first rows of blocks have the most work: long and short ones in turn, so that threads have as much to do.
       const std::size_t sample = unit / rows, turn = unit % rows;
       const std::size_t row = turn % 2 == 0 ? turn / 2 : rows - 1 - turn / 2;
-      parts[sample * rows + row] = kernels.gram_row(
-          shape, inputs + sample * shape.length * shape.inputs, outputs + sample * shape.length * shape.outputs, row,
-          scratch.bytes(), &lengths[sample * shape.length], sums_of(sample, row));
+      const float* const input = inputs + sample * shape.length * shape.inputs;
+      const bool goes_on = turn + 1 == rows && unit + 1 < end;
+      parts[sample * rows + row] =
+          kernels.gram_row(shape, input, outputs + sample * shape.length * shape.outputs, row,
+                           goes_on ? input + shape.length * shape.inputs : nullptr, scratch.bytes(),
+                           &lengths[sample * shape.length], sums_of(sample, row));
     }
   });
   if (sums != nullptr && rows == 0) std::fill(sums, sums + batch * shape.outputs, 0.0f);

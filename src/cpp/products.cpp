@@ -12,7 +12,9 @@
 namespace aisec_fast {
 namespace {
 
-constexpr std::size_t most_outputs = 256, most_inputs = 512;  // of a part, so that it stays in the second-level cache
+// Of a part: 128 tokens' inputs and outputs stay in the second-level cache. Rows of outputs as long as a page, since
+// each page that is not looked up for long costs a walk through tables.
+constexpr std::size_t most_outputs = 1024, most_inputs = 512;
 constexpr std::size_t least_products = std::size_t{1} << 17;  // smallest work that is worth a thread
 constexpr std::size_t least_values = std::size_t{1} << 15;
 
@@ -29,14 +31,15 @@ std::size_t share(std::size_t count, std::size_t parts, std::size_t tile) {
 
 // A weight's parts: as many for each thread, if it is large. Bits do not depend on it, since every value of a weight is
 // made by itself.
-void add_parts(const Product& product, std::size_t threads, std::vector<Work>& work) {
+void add_parts(const Product& product, const ProductKernels& kernels, std::size_t threads, std::vector<Work>& work) {
   const ProductShape& shape = product.shape;
   if (shape.inputs == 0 || shape.outputs == 0) return;
   const std::size_t across = parts_of(shape.inputs, most_inputs);
   std::size_t down = parts_of(shape.outputs, most_outputs);
   if (shape.batch * shape.length * shape.inputs * shape.outputs >= threads * least_products)
     while (down * across % threads != 0) ++down;
-  const std::size_t outputs = share(shape.outputs, down, 6), inputs = share(shape.inputs, across, 16);
+  const std::size_t outputs = share(shape.outputs, down, kernels.tile_outputs);
+  const std::size_t inputs = share(shape.inputs, across, kernels.tile_inputs);
   for (std::size_t o = 0; o < shape.outputs; o += outputs)
     for (std::size_t i = 0; i < shape.inputs; i += inputs)
       work.push_back({&product, {o, std::min(outputs, shape.outputs - o), i, std::min(inputs, shape.inputs - i)}});
@@ -86,11 +89,15 @@ void weighted_products(const std::vector<Product>& products, const double* weigh
     if (shape.batch * shape.length == 0)
       std::fill(product.total, product.total + shape.inputs * shape.outputs, 0.0f);
     else
-      add_parts(product, thread_count(), work);
+      add_parts(product, kernels, thread_count(), work);
   }
   std::size_t floats = 0;
   for (const Work& one : work) floats = std::max(floats, kernels.scratch(one.part));
-  // Each thread has memory of its own and takes the next part when it has done one.
+  // Each thread has memory of its own and takes the next part when it has done one; small ones last, as the others wait
+  // for the last one.
+  std::stable_sort(work.begin(), work.end(), [](const Work& a, const Work& b) {
+    return a.part.outputs * a.part.inputs > b.part.outputs * b.part.inputs;
+  });
   std::atomic<std::size_t> next{0};
   const std::size_t threads = std::min({thread_count(), work.size(), total / least_products + 1});
   parallel_for(threads, 1, [&](std::size_t, std::size_t) {

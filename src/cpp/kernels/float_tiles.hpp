@@ -18,7 +18,7 @@ typedef float Floats __attribute__((vector_size(tile_bytes)));
 typedef float UnalignedFloats __attribute__((vector_size(tile_bytes), aligned(4), may_alias));
 constexpr std::size_t float_lanes = tile_bytes / 4;
 
-AISEC_HD std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
+AISEC_HD constexpr std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
 AISEC_HD Floats load(const float* from) { return *reinterpret_cast<const UnalignedFloats*>(from); }
 AISEC_HD void store(float* to, Floats value) { *reinterpret_cast<UnalignedFloats*>(to) = value; }
 
@@ -30,54 +30,7 @@ AISEC_HD Floats multiply_add(Floats a, Floats b, Floats sum) {
 #endif
 }
 
-// The sums of neighbours, of a and b in turn, within 128 bits: a0+a1, a2+a3, b0+b1, b2+b3, a4+a5, ...
-AISEC_HD Floats add_pairs(Floats a, Floats b) {
-  return [&]<int... lane>(std::integer_sequence<int, lane...>) {
-    constexpr int n = static_cast<int>(float_lanes);
-    return __builtin_shufflevector(a, b, (lane / 4 * 4 + lane % 2 * 2 + (lane % 4 / 2) * n)...) +
-           __builtin_shufflevector(a, b, (lane / 4 * 4 + lane % 2 * 2 + (lane % 4 / 2) * n + 1)...);
-  }(std::make_integer_sequence<int, static_cast<int>(float_lanes)>{});
-}
-
-typedef float FourFloats __attribute__((vector_size(16)));
-typedef double FourDoubles __attribute__((vector_size(32)));
-typedef double UnalignedDoubles __attribute__((vector_size(32), aligned(8), may_alias));
-
-template <int part>
-AISEC_HD FourFloats quarter(Floats values) {
-  constexpr int first = 4 * part % static_cast<int>(float_lanes);
-  return __builtin_shufflevector(values, values, first, first + 1, first + 2, first + 3);
-}
-
-// The sums over the lanes of four vectors.
-AISEC_HD FourFloats add_lanes(Floats a, Floats b, Floats c, Floats d) {
-  const Floats sums = add_pairs(add_pairs(a, b), add_pairs(c, d));
-  if constexpr (float_lanes == 4) return quarter<0>(sums);
-  return quarter<0>(sums) + quarter<1>(sums);
-}
-
 AISEC_HD std::size_t round_up(std::size_t count) { return (count + float_lanes - 1) / float_lanes * float_lanes; }
-
-// to[c * to_pitch + r] += row r . column c, r < 4, over `count` values, whole vectors. Lane by lane in float32, then
-// the lanes in pairs.
-template <std::size_t columns_>
-AISEC_HD void add_dots(const float* rows, const float* columns, std::size_t pitch, std::size_t count, double* to,
-                       std::size_t to_pitch) {
-  Floats sums[columns_][4] = {};
-  for (std::size_t i = 0; i < count; i += float_lanes) {
-    Floats b[columns_];
-    for (std::size_t c = 0; c < columns_; ++c) b[c] = load(columns + c * pitch + i);
-    for (std::size_t r = 0; r < 4; ++r) {
-      const Floats a = load(rows + r * pitch + i);
-      for (std::size_t c = 0; c < columns_; ++c) sums[c][r] = multiply_add(a, b[c], sums[c][r]);
-    }
-  }
-  for (std::size_t c = 0; c < columns_; ++c) {
-    const FourFloats four = add_lanes(sums[c][0], sums[c][1], sums[c][2], sums[c][3]);
-    UnalignedDoubles* const totals = reinterpret_cast<UnalignedDoubles*>(to + c * to_pitch);
-    *totals += __builtin_convertvector(four, FourDoubles);
-  }
-}
 
 typedef double Doubles __attribute__((vector_size(tile_bytes)));
 

@@ -2,17 +2,17 @@
 // sums and what rounding may do: docs/ghost.md.
 #include "aisec_fast/ghost_math.hpp"
 #include "kernels/families.hpp"
-#include "kernels/float_tiles.hpp"
 #include "kernels/standard_arithmetic.hpp"
+#include "kernels/wide_floats.hpp"
 
 namespace aisec_fast::AISEC_ISA {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------- gram_squares
 
-constexpr std::size_t tile_rows = 4, tile_columns = 3;
-constexpr std::size_t gram_chunk = lane_roundings * float_lanes;  // values of a dot product that are added in float32
-constexpr std::size_t strip = 8;                                  // rows whose chunk stays in the first-level cache
+constexpr std::size_t tile_rows = 4, tile_columns = AISEC_WIDTH == 64 ? 4 : 3;  // with vectors of 64 bytes there are 32
+constexpr std::size_t gram_chunk = least(lane_roundings * wide_lanes, 512);     // values that are added in float32
+constexpr std::size_t strip = 8;  // rows whose chunk stays in the first-level cache
 constexpr std::size_t packed_width =
     gram_chunk + 16;                                 // a pitch that is no power of two: neighbours in other cache sets
 constexpr std::size_t packed_rows = gram_block + 2;  // what the last tile of three columns reads beyond the block
@@ -25,7 +25,7 @@ struct GramScratch {
 // Columns begin, ..., begin + count - 1 of the tokens from `first` on, and zeros up to whole vectors.
 void pack(const float* tokens, std::size_t length, std::size_t width, std::size_t first, std::size_t begin,
           std::size_t count, float (&to)[packed_rows][packed_width]) {
-  const std::size_t rows = least(gram_block, length - first), whole = round_up(count);
+  const std::size_t rows = least(gram_block, length - first), whole = round_wide(count);
   for (std::size_t r = 0; r < rows; ++r) {
     const float* from = tokens + (first + r) * width + begin;
     for (std::size_t i = 0; i < count; ++i) to[r][i] = from[i];
@@ -33,12 +33,6 @@ void pack(const float* tokens, std::size_t length, std::size_t width, std::size_
   }
   for (std::size_t r = rows; r < least(rows + tile_rows - 1, packed_rows); ++r)  // the rest of the last tiles
     for (std::size_t i = 0; i < whole; ++i) to[r][i] = 0.0f;
-}
-
-// Fetches what pack() copies for one token into the second-level cache: memory delivers while the caller computes.
-void fetch(const float* tokens, std::size_t width, std::size_t token, std::size_t begin, std::size_t count) {
-  const float* from = tokens + token * width + begin;
-  for (std::size_t i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
 }
 
 // sums[i] = the sum of column i over the tokens, one after the other.
@@ -56,15 +50,28 @@ void add_rows(const float (&tokens)[packed_rows][packed_width], std::size_t rows
   }
 }
 
+// Tokens that are worked on: two blocks of them, or the same twice.
+struct Blocks {
+  const float* tokens;
+  std::size_t width, first, second;
+};
+
+// What pack() copies of a block: the columns from `begin` on.
+Ahead fetched(const Blocks& blocks, std::size_t first, std::size_t length, std::size_t begin, std::size_t count) {
+  const std::size_t rows = count == 0 ? 0 : least(gram_block, length - first);
+  return Ahead(blocks.tokens, first * blocks.width + begin, blocks.width, rows, count);
+}
+
 // gram[t][s] = a_s . a_t for the tokens s of one block and t of another, or the same: then where s <= t alone.
-// `then`, of `then_width` values a token, is what will be worked on after that.
-void gram_of(const float* tokens, std::size_t length, std::size_t width, std::size_t first, std::size_t second,
-             const float* then, std::size_t then_width, GramScratch& scratch, double (&gram)[packed_rows][gram_block],
-             float* sums = nullptr) {
+// `then`, if it has tokens, is what will be worked on after that.
+void gram_of(const Blocks& blocks, std::size_t length, const Blocks& then, GramScratch& scratch,
+             double (&gram)[packed_rows][gram_block], float* sums = nullptr) {
+  const auto [tokens, width, first, second] = blocks;
   const bool same = first == second;
   const std::size_t rows = least(gram_block, length - first), columns = least(gram_block, length - second);
-  for (std::size_t t = 0; t < packed_rows; ++t)
-    for (std::size_t s = 0; s < gram_block; ++s) gram[t][s] = 0.0;
+  if (width == 0)
+    for (std::size_t t = 0; t < columns; ++t)
+      for (std::size_t s = 0; s < gram_block; ++s) gram[t][s] = 0.0;
   for (std::size_t begin = 0; begin < width; begin += gram_chunk) {
     const std::size_t count = least(gram_chunk, width - begin);
     pack(tokens, length, width, first, begin, count, scratch.first);
@@ -72,41 +79,59 @@ void gram_of(const float* tokens, std::size_t length, std::size_t width, std::si
     if (sums != nullptr) add_rows(scratch.first, rows, count, sums + begin);
     const auto& other = same ? scratch.first : scratch.second;
     const bool more = begin + gram_chunk < width;
-    const float* const soon = more ? tokens : then;
-    const std::size_t soon_width = more ? width : then_width, next = more ? begin + gram_chunk : 0;
-    const std::size_t next_count = least(gram_chunk, soon_width - next);
-    std::size_t fetched = 0;
+    const Blocks& soon = more ? blocks : then;
+    const std::size_t next = more ? begin + gram_chunk : 0;
+    const std::size_t next_count = soon.tokens == nullptr ? 0 : least(gram_chunk, soon.width - next);
+    Ahead ahead = fetched(soon, soon.first, length, next, next_count);
+    Ahead later = fetched(soon, soon.second, length, next, soon.first == soon.second ? 0 : next_count);
+    const std::size_t tiles = (rows + tile_rows - 1) / tile_rows * ((columns + tile_columns - 1) / tile_columns);
+    const std::size_t times = (count + 8 * wide_lanes - 1) / (8 * wide_lanes);
+    const std::size_t lines = Ahead::count(2 * gram_block, next_count) / (tiles * times) + 1;
     for (std::size_t top = 0; top < rows; top += strip)
       for (std::size_t t = same ? top / tile_columns * tile_columns : 0; t < columns; t += tile_columns) {
-        if (fetched < rows) fetch(soon, soon_width, first + fetched, next, next_count);
-        if (!same && fetched < columns) fetch(soon, soon_width, second + fetched, next, next_count);
-        ++fetched;
         const std::size_t end = least(top + strip, same ? least(rows, t + tile_columns) : rows);
         for (std::size_t s = top; s < end; s += tile_rows)
-          add_dots<tile_columns>(scratch.first[s], other[t], packed_width, round_up(count), &gram[t][s], gram_block);
+          add_dots<tile_columns>(scratch.first[s], other[t], packed_width, round_wide(count),
+                                 ahead.done() ? later : ahead, lines, begin > 0, &gram[t][s], gram_block);
       }
   }
 }
 
+// The sum of a[s] g[s], in lanes and then over them.
+double add_up(const double* a, const double* g, std::size_t count) {
+  constexpr std::size_t lanes = 8;
+  typedef double Lanes __attribute__((vector_size(8 * lanes)));
+  typedef double UnalignedLanes __attribute__((vector_size(8 * lanes), aligned(8), may_alias));
+  Lanes sums = {};
+  std::size_t s = 0;
+  for (; s + lanes <= count; s += lanes)
+    sums += *reinterpret_cast<const UnalignedLanes*>(a + s) * *reinterpret_cast<const UnalignedLanes*>(g + s);
+  double sum = 0.0;
+  for (; s < count; ++s) sum += a[s] * g[s];
+  for (std::size_t lane = 0; lane < lanes; ++lane) sum += sums[lane];
+  return sum;
+}
+
 // The part of the sum over pairs of tokens (s, t), s <= t, whose s is in block `row`.
 // lengths[s] = an upper bound of |a_s| |g_s| for those s; `sums` of their outputs, if it is not null.
-double gram_row(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
-                double* lengths, float* sums) {
+double gram_row(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row,
+                const float* next_inputs, void* memory, double* lengths, float* sums) {
   const StandardArithmetic standard;
   GramScratch& scratch = *static_cast<GramScratch*>(memory);
   const std::size_t first = row * gram_block;
   double total = 0.0;
   for (std::size_t second = first; second < shape.length; second += gram_block) {
-    gram_of(inputs, shape.length, shape.inputs, first, second, outputs, shape.outputs, scratch, scratch.inputs);
-    gram_of(outputs, shape.length, shape.outputs, first, second, nullptr, 0, scratch, scratch.outputs,
-            second == first ? sums : nullptr);
+    const Blocks a_blocks{inputs, shape.inputs, first, second}, g_blocks{outputs, shape.outputs, first, second};
+    const bool more = second + gram_block < shape.length;
+    const Blocks then =
+        more ? Blocks{inputs, shape.inputs, first, second + gram_block} : Blocks{next_inputs, shape.inputs, 0, 0};
+    gram_of(a_blocks, shape.length, g_blocks, scratch, scratch.inputs);
+    gram_of(g_blocks, shape.length, then, scratch, scratch.outputs, second == first ? sums : nullptr);
     const std::size_t columns = least(gram_block, shape.length - second);
     for (std::size_t t = 0; t < columns; ++t) {
       const double *a = scratch.inputs[t], *g = scratch.outputs[t];
       const std::size_t last = second == first ? t : least(gram_block, shape.length - first);
-      double column = 0.0;
-      for (std::size_t s = 0; s < last; ++s) column += a[s] * g[s];
-      total += 2.0 * column;
+      total += 2.0 * add_up(a, g, last);
       if (second == first) {
         total += a[t] * g[t];
         lengths[first + t] =

@@ -215,9 +215,9 @@ struct GhostKernels {
   std::size_t gram_bytes;
   // The part of the square that pairs of tokens (s, t), s <= t, give whose s is in block `row` of gram_block tokens;
   // lengths[s] = an upper bound of |input s| |output s| for these s; sums [outputs], if not null, the sum of output s
-  // over them.
-  double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row, void* memory,
-                     double* lengths, float* sums);
+  // over them. `next_inputs`, if not null, are those of the sample that the caller will come to next.
+  double (*gram_row)(const GramShape& shape, const float* inputs, const float* outputs, std::size_t row,
+                     const float* next_inputs, void* memory, double* lengths, float* sums);
   std::size_t (*conv_rows_scratch)(const ConvShape& shape);
   // Without a bound, which takes time of its own, if it is not `bounded`. `sums` [out_channels] of the gradient over
   // the positions, if it is not null. Memory after the rows is fetched: that of the next sample's.
@@ -257,6 +257,7 @@ struct NormShape {
 
 // docs/products.md.
 struct ProductKernels {
+  std::size_t tile_outputs, tile_inputs;            // parts of whole tiles lose nothing
   std::size_t (*scratch)(const ProductPart& part);  // floats; `memory` is aligned to 64 bytes
   // total [outputs, inputs] = sum over samples of weight * sum_t output_t input_t^T, in this part of it. A sample of
   // weight zero is selected away.
