@@ -226,6 +226,41 @@ def test_a_batch_larger_than_declared() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("layers", "shape", "owner", "name"),
+    [
+        ((nn.Conv2d(32, 40, 3), nn.Flatten(), nn.Linear(160, 4)), (32, 4, 4), _layers.ConvGradients, "_add_product"),
+        ((nn.Linear(4, 3), nn.Flatten(), nn.Linear(240, 4)), (80, 4), torch, "bmm"),
+    ],
+)
+def test_so_are_those_that_torch_makes_beside_our_kernels(
+    layers: tuple[nn.Module, ...], shape: tuple[int, ...], owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Precision is set only where torch computes: the sum of a wide convolution, the rows of a narrow sequence."""
+    seen = []
+    real = getattr(owner, name)
+
+    def spy(*arguments: Any) -> Any:
+        seen.append(_precision._SWITCHES[0][0].fp32_precision)
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, spy)
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    data = torch.utils.data.TensorDataset(torch.randn(8, *shape), torch.arange(8) % 4)
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    model, optimizer, loader = PrivacyEngine().make_private(
+        module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0,
+        poisson_sampling=False, check_rows=False,
+    )  # fmt: skip
+    x, y = next(iter(loader))
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert seen
+    assert set(seen) == {"ieee"}
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
 def test_products_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's choice of TF32 or bfloat16 for the forward pass does not reach the engine's sums."""
     seen = []
