@@ -204,6 +204,7 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
       else
         add_fixed(any);
       if (open.count >= open.many) settle_many();
+      for (unsigned n = open.count; n < open.many; ++n) open.x[n] = 0.0f;  // of other samples, and perhaps too large
       settle_first(open.count);
       if (whole == last) return;
       memcpy(line.words, ahead.words, sizeof line.words);
