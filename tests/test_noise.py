@@ -161,7 +161,7 @@ def test_sources_choose_their_generator() -> None:
 def make_rows(kernels: Kernels, law: str, s: float) -> None:
     """From now on this thread's calls for float32 at s are in fixed point, however small: a large one has made its rows."""
     if kernels.name.startswith("native"):
-        out = np.zeros(5000, np.float32)
+        out = np.zeros(10000, np.float32)
         getattr(kernels.noise, f"add_{law}")(out, out, s, 1.0, KEY)
 
 

@@ -155,10 +155,9 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
   };
   const WholeGroups any{stream, (last + group_samples - 1) / group_samples};
   const bool many = whole - first > group_samples;
-  const FixedTable* fixed = nullptr;
-  if constexpr (is_float<X> && sizeof(X) == 4)
-    if (many && granularity >= 0x1p-126 && granularity <= 0x1p96) fixed = fixed_table<law>(s, whole - first);
-  if constexpr (is_float<X> && sizeof(X) == 4)
+  if constexpr (is_float<X> && sizeof(X) == 4) {
+    const bool normal = granularity >= 0x1p-126 && granularity <= 0x1p96;  // and numbers of g (q + Z) too
+    const FixedTable* const fixed = many && normal ? fixed_table<law>(s, whole - first) : nullptr;
     if (fixed != nullptr) {
       warm_table(*fixed);
       const FixedQuantiles fixed_by(*fixed);
@@ -203,7 +202,6 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
         add_fixed(VaesGroups(stream, first / group_samples + 1));
       else
         add_fixed(any);
-      if (open.count >= open.many) settle_many();
       for (unsigned n = open.count; n < open.many; ++n) open.x[n] = 0.0f;  // of other samples, and perhaps too large
       settle_first(open.count);
       if (whole == last) return;
@@ -211,6 +209,7 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
       start(line, by, whole % two_groups);
       return decide_groups(line, whole, last, by, any, z, NeverAdd{}, later, settle);
     }
+  }
   start(line, by);
   if (stream.has_vaes() && many)
     add_groups(VaesGroups(stream, first / group_samples + 1));

@@ -63,7 +63,7 @@ inline void make_fixed_rows(FixedTable& table, Law law, double s) {
 // The rows of s, which a thread keeps; null if `samples` are too few to make them.
 template <Law law>
 const FixedTable* fixed_table(double s, std::size_t samples) {
-  constexpr std::size_t worth_it = 1 << 12;  // making them takes as long as some 2000 samples
+  constexpr std::size_t worth_it = 1 << 13;  // making them takes as long as some 2000 samples
   static thread_local FixedTable table;
   if (table.s != s) {
     if (samples < worth_it) return nullptr;
