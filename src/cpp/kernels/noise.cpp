@@ -11,8 +11,8 @@
 #include "kernels/noise_avx512.hpp"
 #elif defined(__AVX2__)
 #include "kernels/noise_avx2.hpp"
+#include "kernels/noise_fixed_avx2.hpp"
 #include "kernels/noise_float_avx2.hpp"
-#include "kernels/noise_near_avx2.hpp"
 #endif
 
 namespace aisec_fast::AISEC_ISA {
@@ -28,13 +28,10 @@ void warm_table(const QuantileRow* table) {
 }
 
 #if defined(__AVX2__)
-void warm_float_table(const FloatRow* table) {
-  for (int row = 0; row < float_rows; row += 4) static_cast<void>(*static_cast<const volatile float*>(table[row].c));
+void warm_table(const FixedTable& table) {
+  for (const FixedRow* row = table.row; row < table.row + sizeof table.row / sizeof *row; row += 4)
+    static_cast<void>(*static_cast<const volatile float*>(&row->c1));
 }
-
-// Up to where integers are decided in binary32 first, and by which E / s.
-double near_scale(Law law) { return law == Law::gaussian ? 0x1p10 : 0x1p8; }
-double near_bound(Law law) { return law == Law::gaussian ? 0x1.4p-20 : 0x1p-18; }
 #endif
 
 // The first `count` integers of a group; what follows is not resolved. Z is std::int32_t up to narrow_scale, else
@@ -123,13 +120,15 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
   stream.read(line.words, first / group_samples);
   alignas(64) std::int32_t z[group_samples];
 
-  const auto decide_one = [&](const std::uint64_t* words, std::size_t i, unsigned j) __attribute__((noinline)) {
-    const std::uint64_t word = words[i % two_groups + lane_of(j)];
+  const auto decide_word = [&](std::uint64_t word, std::size_t sample) __attribute__((noinline)) {
     std::int64_t integer;
     std::uint64_t flagged;
     quantile_sample(table, word, s, largest_distance(law, s), integer, flagged);
-    if (flagged) integer = resolve_sample(law, table, word, stream.key(), i + j, s);
-    z[j] = static_cast<std::int32_t>(integer);
+    if (flagged) integer = resolve_sample(law, table, word, stream.key(), sample, s);
+    return static_cast<std::int32_t>(integer);
+  };
+  const auto decide_one = [&](const std::uint64_t* words, std::size_t i, unsigned j) {
+    z[j] = decide_word(words[i % two_groups + lane_of(j)], i + j);
   };
   // Samples of the group at i from `decided` on; those from `added` on are still to be added.
   const auto settle = [&](std::size_t i, unsigned decided, unsigned added) __attribute__((noinline)) {
@@ -156,26 +155,61 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
   };
   const WholeGroups any{stream, (last + group_samples - 1) / group_samples};
   const bool many = whole - first > group_samples;
-  if constexpr (is_float<X> && sizeof(X) == 4)
-    if (many && s <= near_scale(law) && granularity >= 0x1p-126 && granularity <= 0x1p96) {
-      const NearQuantiles near_by(law, s, near_bound(law));
-      warm_float_table(near_by.table);
-      NearPipeline near;
-      memcpy(near.words, line.words, sizeof near.words);
-      start(near, near_by);
-      const auto one = [&](std::size_t i, unsigned j) { decide_one(near.words, i, j); };
-      const auto add_near = [&](const auto& more) {
-        decide_near_groups(near, first, whole, near_by, more, z, add_integers(), later, one, settle);
+  if constexpr (is_float<X> && sizeof(X) == 4) {
+    const bool normal = granularity >= 0x1p-126 && granularity <= 0x1p96;  // and numbers of g (q + Z) too
+    const FixedTable* const fixed = many && normal ? fixed_table<law>(s, whole - first) : nullptr;
+    if (fixed != nullptr) {
+      warm_table(*fixed);
+      const FixedQuantiles fixed_by(*fixed);
+      FixedPipeline ahead;
+      memcpy(ahead.words, line.words, sizeof ahead.words);
+      start(ahead, fixed_by);
+      OpenSamples<Pipeline> open;
+      // The first `count` of the open samples, 128 or fewer.
+      const auto settle_first = [&](unsigned count) {
+        float values[group_samples];
+        for (unsigned n = 0; n < count; n += 8)
+          for (unsigned undecided = decide_eight(z + n, open, n, by); undecided; undecided &= undecided - 1) {
+            const unsigned m = n + static_cast<unsigned>(__builtin_ctz(undecided));
+            if (m < count) z[m] = decide_word(open.line.words[m], open.at[m]);
+          }
+        const AddIntegers integers = add_integers();
+        AddIntegers{open.x, values, integers.granularity, integers.inverse, integers.bound}.add(0, z);
+        for (unsigned n = 0; n < count; ++n) out[open.at[n]] = values[n];
+      };
+      const auto settle_many = [&]() __attribute__((noinline)) {
+        settle_first(open.many);
+        open.count -= open.many;
+        for (unsigned n = 0; n < open.count; ++n) {
+          open.line.words[n] = open.line.words[open.many + n];
+          open.at[n] = open.at[open.many + n];
+          open.x[n] = open.x[open.many + n];
+        }
+      };
+      const auto not_added = [&](std::size_t i, const OpenBits& found) __attribute__((noinline)) {
+        for (unsigned j = 0; j < group_samples; ++j)
+          if ((j < 64 ? found.low : found.high) >> j % 64 & 1) {
+            decide_one(ahead.words, i, j);
+            --open.count;
+          }
+        settle(i, group_samples, 0);
+      };
+      const auto add_fixed = [&](const auto& more) {
+        decide_fixed_groups(ahead, first, whole, fixed_by, more, z, add_integers(), open, later, settle_many,
+                            not_added);
       };
       if (stream.has_vaes())
-        add_near(VaesGroups(stream, first / group_samples + 1));
+        add_fixed(VaesGroups(stream, first / group_samples + 1));
       else
-        add_near(any);
+        add_fixed(any);
+      for (unsigned n = open.count; n < open.many; ++n) open.x[n] = 0.0f;  // of other samples, and perhaps too large
+      settle_first(open.count);
       if (whole == last) return;
-      memcpy(line.words, near.words, sizeof line.words);
+      memcpy(line.words, ahead.words, sizeof line.words);
       start(line, by, whole % two_groups);
       return decide_groups(line, whole, last, by, any, z, NeverAdd{}, later, settle);
     }
+  }
   start(line, by);
   if (stream.has_vaes() && many)
     add_groups(VaesGroups(stream, first / group_samples + 1));

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/noise_fixed.hpp"
 #include "kernels/noise_rows.hpp"
 #include "kernels/stream.hpp"
 
@@ -153,103 +154,116 @@ AISEC_VAES inline void decide_groups(Pipeline& line, std::size_t first, std::siz
   line.t = t;
 }
 
-constexpr std::uintptr_t first_near_offset = first_float_offset + (33 << 10);  // v is 2^64 u here, not 2^31 u
-
-// Scales up to near_scale, in binary32 (docs/noise.md, section 4), which leaves more samples open: `open` has a bit for
-// each of sixteen that is undecided.
-struct NearPipeline {
+// Fixed point (docs/noise.md, section 4). `minus` has a bit for each of sixteen samples.
+struct FixedPipeline {
   alignas(64) std::uint64_t words[two_groups] = {};
   alignas(64) std::uint32_t offset[two_groups];
-  alignas(64) float delta[two_groups];
-  std::uint16_t open[group_samples / 16];
-  __m512 t;  // of the next sixteen samples
+  alignas(64) float distance[two_groups];
+  std::uint16_t minus[two_groups / 16];
+  __m512i sums;  // of the next sixteen samples
 };
-struct NearQuantiles {
-  const FloatRow* table;
+struct FixedQuantiles {
   std::uintptr_t rows;
-  __m512 scale, most;
+  __m128i k;
+  __m512i fraction;
 
-  NearQuantiles(Law law, double s, double error)
-      : table(float_tables[static_cast<unsigned>(law)]),
-        rows(reinterpret_cast<std::uintptr_t>(table) - first_near_offset),
-        scale(_mm512_set1_ps(static_cast<float>(s))),
-        most(_mm512_set1_ps(near_limit(s, error))) {}
+  explicit FixedQuantiles(const FixedTable& table)
+      : rows(reinterpret_cast<std::uintptr_t>(table.row) + 16 - ((127 + first_fixed_octave) << 10)),
+        k(_mm_cvtsi32_si128(table.k)),
+        fraction(_mm512_set1_epi32((1 << table.k) - 2)) {}
 };
 
-AISEC_INLINE void find_near_cells(NearPipeline& line, unsigned at) {
-  const __m512i least = _mm512_set1_epi32(first_near_offset - 16);  // the row of NaN
-  const __m512i place = _mm512_set1_epi32(0x1ffff), one = _mm512_set1_epi32(0x3f800000);
-  const auto rounded = [&](unsigned i) {
-    return _mm256_castps_pd(_mm512_maskz_cvtepu64_ps(0xff, _mm512_load_si512(line.words + i)));
-  };
-  const __m512d v = _mm512_castpd256_pd512(rounded(at));
-  const __m512i bits = _mm512_castpd_si512(_mm512_maskz_insertf64x4(0xff, v, rounded(at + 8), 1));
-  const __m512i cell = _mm512_and_si512(_mm512_maskz_srli_epi32(0xffff, bits, 13), _mm512_set1_epi32(~15));
+AISEC_INLINE void find_fixed_cells(FixedPipeline& line, unsigned at) {
+  const __m512i least = _mm512_set1_epi32(((127 + first_fixed_octave) << 10) - 16);  // the row before the first
+  const __m512i a = _mm512_load_si512(line.words + at), b = _mm512_load_si512(line.words + at + 8);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i lows = _mm512_permutex2var_epi32(a, even, b);
+  const __m512i highs = _mm512_permutex2var_epi32(a, _mm512_or_si512(even, _mm512_set1_epi32(1)), b);
+  const __m512i v =
+      _mm512_castps_si512(_mm512_maskz_cvt_roundepu32_ps(0xffff, highs, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC));
+  const __m512i cell = _mm512_and_si512(_mm512_maskz_srli_epi32(0xffff, v, 13), _mm512_set1_epi32(~15));
   _mm512_store_si512(line.offset + at, _mm512_maskz_max_epi32(0xffff, cell, least));
-  const __m512i m = _mm512_ternarylogic_epi32(bits, place, one, 0xea);  // (bits & place) | one
-  _mm512_store_ps(line.delta + at, _mm512_castsi512_ps(m) - _mm512_set1_ps(1.0f + 0x1p-7f));
+  // (v & upper bits) | a half
+  const __m512i middle = _mm512_ternarylogic_epi32(v, _mm512_set1_epi32(~0x1ffff), _mm512_set1_epi32(0x10000), 0xea);
+  const __m512i whole = _mm512_maskz_cvttps_epu32(0xffff, _mm512_castsi512_ps(middle));
+  const __m512 upper = _mm512_maskz_cvtepi32_ps(0xffff, _mm512_sub_epi32(highs, whole));
+  const __m512 lower = _mm512_maskz_cvtepu32_ps(0xffff, lows);
+  _mm512_store_ps(line.distance + at, _mm512_fmadd_ps(lower, _mm512_set1_ps(0x1p-32f), upper));
+  line.minus[at / 16] = _mm512_test_epi32_mask(lows, _mm512_set1_epi32(1));
 }
 
-constexpr unsigned near_cells_ahead = 2 * cells_ahead;
+constexpr unsigned fixed_cells_ahead = 2 * cells_ahead;
 
-AISEC_INLINE __m512 near_quantiles(const NearQuantiles& by, const NearPipeline& line, unsigned at) {
+AISEC_INLINE __m512i fixed_sums(const FixedQuantiles& by, const FixedPipeline& line, unsigned at) {
   const auto eight = [&](unsigned i) {
-    return _mm256_castps_pd(near_quantiles(by.rows, line.offset + i, line.delta + i));
+    const FloatCoefficients c = float_coefficients(by.rows, line.offset + i);
+    const __m256 x = _mm256_load_ps(line.distance + i);
+    const __m256 t = _mm256_fmadd_ps(_mm256_fmadd_ps(c.c3, x, c.c2), x, c.c1);
+    const __m256 moved = _mm256_fmadd_ps(t, x, _mm256_set1_ps(fixed_shift));
+    return _mm256_add_epi32(_mm256_castps_si256(moved), _mm256_castps_si256(c.c0));
   };
-  return _mm512_castpd_ps(_mm512_maskz_insertf64x4(0xff, _mm512_castpd256_pd512(eight(at)), eight(at + 8), 1));
+  return _mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(eight(at)), eight(at + 8), 1);
 }
 
-inline void start(NearPipeline& line, const NearQuantiles& by) {
-  for (unsigned j = 0; j < near_cells_ahead; j += 16) find_near_cells(line, j);
-  line.t = near_quantiles(by, line, 0);
+inline void start(FixedPipeline& line, const FixedQuantiles& by) {
+  for (unsigned j = 0; j < fixed_cells_ahead; j += 16) find_fixed_cells(line, j);
+  line.sums = fixed_sums(by, line, 0);
 }
 
-// Integers of sixteen samples, in order; which of them are undecided.
-AISEC_INLINE __mmask16 decide_near(std::int32_t* z, const NearQuantiles& by, __m512 t, const std::uint64_t* words) {
-  const __m512 shift = _mm512_set1_ps(0x1.8p23f), shifted = _mm512_fmadd_ps(t, by.scale, shift);
-  const __m512 distance = _mm512_fmsub_ps(t, by.scale, shifted - shift);
-  const __m512i n = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_castps_si512(shift));
-  const auto minus = [&](unsigned i) {
-    return _mm512_test_epi64_mask(_mm512_load_si512(words + i), _mm512_set1_epi64(1));
-  };
-  const __mmask16 signs = _mm512_kunpackb(minus(8), minus(0));
-  _mm512_store_si512(z, _mm512_mask_sub_epi32(n, signs, _mm512_setzero_si512(), n));
-  return _mm512_cmp_ps_mask(_mm512_abs_ps(distance), by.most, _CMP_NLE_UQ);
+// Integers of sixteen samples, in order; which of them are left open.
+AISEC_INLINE __mmask16 decide_fixed(std::int32_t* z, const FixedQuantiles& by, __m512i sums, __mmask16 minus) {
+  const __m512i n = _mm512_maskz_srl_epi32(0xffff, sums, by.k);
+  _mm512_store_si512(z, _mm512_mask_sub_epi32(n, minus, _mm512_setzero_si512(), n));
+  return _mm512_testn_epi32_mask(sums, by.fraction);
 }
 
-// As decide_groups, in binary32; one(i, j) decides sample j of the group at i. It is no part of its caller, where the
-// compiler would find too much text and call the parts of decide_groups too.
-template <class More, class Add, class Soon, class One, class End>
-AISEC_VAES __attribute__((noinline)) void decide_near_groups(NearPipeline& line, std::size_t first, std::size_t last,
-                                                             const NearQuantiles& by_, More more, std::int32_t* z,
-                                                             const Add integers, const Soon& soon, const One& one,
-                                                             const End& end) {
-  const NearQuantiles by = by_;
-  __m512 t = line.t;
-  for (std::size_t i = first; i < last; i += group_samples) {
-    const unsigned group = i % two_groups;
-    more.begin(line.words + (group ^ group_samples), i / group_samples + 1);
-    const auto* const later = soon(i);
-    unsigned any = 0;
-    for (unsigned j = 0; j < group_samples; j += 16) {
-      const unsigned at = group + j;
-      __builtin_prefetch(later + j, 1, 3);
-      more.make(line.words + (at ^ group_samples));
-      find_near_cells(line, (at + near_cells_ahead) % two_groups);
-      const __m512 next = near_quantiles(by, line, (at + 16) % two_groups);
-      more.make(line.words + (at ^ group_samples) + 8);
-      const __mmask16 open = decide_near(z + j, by, t, line.words + at);
-      t = next;
-      line.open[j / 16] = open;
-      any |= open;
-    }
-    if (any)
-      for (unsigned j = 0; j < group_samples; j += 16)
-        for (unsigned open = line.open[j / 16]; open; open &= open - 1)
-          one(i, j + static_cast<unsigned>(__builtin_ctz(open)));
-    if (!integers.add(i, z)) end(i, group_samples, 0);
+// As decide_groups; samples left open are kept in `open`, and settle() decides them when there are many.
+// not_added(i, found) goes on where integers cannot be added at once, those that were found open being kept last. It is
+// no part of its caller, where the compiler would find too much text and call the parts of decide_groups too.
+template <class More, class Add, class Soon, class Settle, class NotAdded>
+AISEC_VAES __attribute__((noinline)) void decide_fixed_groups(FixedPipeline& line, std::size_t first, std::size_t last,
+                                                              const FixedQuantiles& by_, More more, std::int32_t* z,
+                                                              const Add integers, OpenSamples<Pipeline>& open,
+                                                              const Soon& soon, const Settle& settle,
+                                                              const NotAdded& not_added) {
+  const FixedQuantiles by = by_;
+  __m512i sums = line.sums;
+  for (std::size_t i = first; i < last;) {
+    more.begin(line.words + (i % two_groups ^ group_samples), i / group_samples + 1);
+    OpenBits found;
+    bool added;
+    do {  // without a call, so that what AES needs stays in registers
+      const unsigned group = i % two_groups;
+      const auto* const later = soon(i);
+      found = {};
+      for (unsigned j = 0; j < group_samples; j += 16) {
+        const unsigned at = group + j;
+        __builtin_prefetch(later + j, 1, 3);
+        more.make(line.words + (at ^ group_samples));
+        find_fixed_cells(line, (at + fixed_cells_ahead) % two_groups);
+        const __m512i next = fixed_sums(by, line, (at + 16) % two_groups);
+        more.make(line.words + (at ^ group_samples) + 8);
+        found.add_sixteen(decide_fixed(z + j, by, sums, line.minus[at / 16]));
+        sums = next;
+      }
+      open.keep(found, line.words + group, integers.x, i);
+      added = integers.add(i, z);
+      i += group_samples;
+    } while (added && open.count < OpenSamples<Pipeline>::many && i < last && !more.begins(i / group_samples + 1));
+    if (!added) [[unlikely]]
+      not_added(i - group_samples, found);
+    else if (open.count >= OpenSamples<Pipeline>::many)
+      settle();
   }
-  line.t = t;
+  line.sums = sums;
+}
+
+// Integers of eight words from `at` on by the fast step; a bit for each that is undecided.
+inline unsigned decide_eight(std::int32_t* z, OpenSamples<Pipeline>& open, unsigned at, const Quantiles& by) {
+  find_cells(open.line, at);
+  const Decision decision = decide(by, next_eight(by, open.line, at), open.line.words + at);
+  KeepIntegers{z}.take(0, decision);
+  return decision.undecided;
 }
 
 struct Sixteen {

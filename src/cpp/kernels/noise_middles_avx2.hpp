@@ -1,5 +1,5 @@
 #pragma once
-// What float mode and small scales have in common with AVX2: v, a float32, the middle of its cell, and the row of
+// What float mode and fixed point have in common with AVX2: v, a float32, the middle of its cell, and the row of
 // scaled_tables that the middle leads to. A core keeps some 64 vector operations waiting for their operands, fewer than
 // the 45 cycles from a row to a sum would need: so their loops do parts of several eights of samples in turns.
 #include <immintrin.h>

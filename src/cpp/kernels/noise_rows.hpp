@@ -78,14 +78,6 @@ inline __m256 float_quantiles(std::uintptr_t rows, const std::uint32_t* offset, 
   return ((c.c3 * x + c.c2) * x + c.c1) * x + c.c0;
 }
 
-// The same for small scales in binary32, by FMA (docs/noise.md, section 4), and up to where |s T - n| decides.
-inline __m256 near_quantiles(std::uintptr_t rows, const std::uint32_t* offset, const float* delta) {
-  const FloatCoefficients c = float_coefficients(rows, offset);
-  const __m256 x = _mm256_load_ps(delta);
-  return _mm256_fmadd_ps(_mm256_fmadd_ps(_mm256_fmadd_ps(c.c3, x, c.c2), x, c.c1), x, c.c0);
-}
-inline float near_limit(double s, double error) { return static_cast<float>(0.5 - 0x1p-20 - error * s); }
-
 // Stands for AddIntegers where integers are not added at once.
 struct NeverAdd {
   bool begin(std::size_t) const { return false; }

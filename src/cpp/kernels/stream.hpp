@@ -145,7 +145,7 @@ class Stream {
   Generator generator_;
 };
 
-// Words of one group after another: of any generator, a group at once;
+// Words of one group after another: of any generator, a group at once; begin() may be left out where begins() is false.
 struct WholeGroups {
   static constexpr unsigned at_once = group_samples;
   struct Blocks {};
@@ -156,6 +156,7 @@ struct WholeGroups {
   void begin(std::uint64_t* out, std::uint64_t group) {
     if (group < groups) stream.read(out, group);
   }
+  bool begins(std::uint64_t) const { return true; }
   void make(std::uint64_t*) const {}
   Blocks start() const { return {}; }
   template <int first, int last>
@@ -175,9 +176,10 @@ struct VaesGroupsOf {
   AISEC_VAES VaesGroupsOf(Stream& stream_, std::uint64_t group)
       : stream(stream_), words(stream_.vaes_words<Words>(group)) {}
   AISEC_VAES void begin(const std::uint64_t*, std::uint64_t group) {
-    if (Stream::starts_subkey(group)) [[unlikely]]
+    if (begins(group)) [[unlikely]]
       words = stream.vaes_words<Words>(group);
   }
+  bool begins(std::uint64_t group) const { return Stream::starts_subkey(group); }
   AISEC_VAES void make(std::uint64_t* out) { words.make(out); }
 #if !defined(__AVX512F__)
   using Blocks = typename Words::Blocks;

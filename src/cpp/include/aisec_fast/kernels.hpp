@@ -19,8 +19,9 @@ struct NoiseCall {
   Generator generator;
 };
 
-// x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of 256. `soon`: arrays of
-// x's type, closed by a null pointer, that the caller reads next at these places: they come into the cache meanwhile.
+// x and out are whole arrays; samples first <= i < last are written. `first` is a multiple of noise_group. `soon`:
+// arrays of x's type, closed by a null pointer, that the caller reads next at these places: they come into the cache
+// meanwhile.
 using AddNoise = void (*)(const void* x, void* out, std::size_t first, std::size_t last, const NoiseCall& call,
                           const void* const* soon);
 constexpr const void* nothing_soon[] = {nullptr};
