@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -297,6 +300,29 @@ def test_threads_that_run_ahead_of_each_other(threads, isa: str) -> None:
     finally:
         _core.use_instruction_set(best)
     assert len(seen) == 2
+
+
+OF_TORCH = """
+import torch
+from aisec_fast import _backends, clipping, set_num_threads
+torch.set_num_threads(2)
+shared = _backends.share_torch_threads()
+grads = torch.randn(300, 9000, generator=torch.Generator().manual_seed(1))
+sums = []
+for threads in (1, 8):
+    set_num_threads(threads)
+    sums.append(clipping.clip_and_sum(grads, 50.0)[0])
+print(torch.equal(*sums), shared)
+"""
+
+
+def test_threads_that_never_come_hold_up_nobody() -> None:
+    """Torch has two threads for eight ranges: those of the other six are done by them, in every step."""
+    environment = {**os.environ, "AISEC_FAST_BACKEND": "native", "AISEC_FAST_OWN_THREADS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", OF_TORCH], capture_output=True, text=True, check=True, timeout=60, env=environment
+    )
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_calls_beside_each_other_keep_their_sums_apart(threads) -> None:

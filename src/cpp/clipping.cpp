@@ -160,7 +160,7 @@ class Norms {
 
   // Row totals of rows begin, ..., end - 1: some side by side, as each is a chain of additions.
   void add(std::size_t block, std::size_t begin, std::size_t end) {
-    constexpr std::size_t together = 8;
+    constexpr std::size_t together = 4;
     for (; begin + together <= end; begin += together) add<together>(block, begin);
     for (; begin < end; ++begin) add<1>(block, begin);
   }

@@ -60,19 +60,15 @@ class Steps {
   void run(std::size_t own) {
     for (std::uint32_t step = 0; (step = std::max(step, current_.load(std::memory_order_acquire))) < steps_; ++step) {
       const auto begun = [&] { return current_.load(std::memory_order_acquire) >= step; };
-      std::size_t first = 0, count = 0;  // units begun ahead: of its own range, so that they follow one another
-      while (!begun()) {
-        const auto unit = take(own, own, step, 0);
-        if (!unit) break;
-        if (count++ == 0) first = *unit;
-        work(own, *unit, step, true, false);
-      }
+      std::optional<std::size_t> ahead;
+      if (!begun()) ahead = take(own, own, step, 0);
+      if (ahead) work(own, *ahead, step, true, false);
       spin_until(begun);
       if (!begun()) finish(own, step - 1, work_all(own, step - 1, 0));  // what is left to threads that do not come
       for (std::uint32_t now; (now = current_.load(std::memory_order_acquire)) < step;)
         current_.wait(now, std::memory_order_acquire);
-      for (std::size_t i = 0; i < count; ++i) work(own, first + i, step, false, true);
-      finish(own, step, count + work_all(own, step, 1));
+      if (ahead) work(own, *ahead, step, false, true);
+      finish(own, step, (ahead ? 1 : 0) + work_all(own, step, 1));
     }
   }
 

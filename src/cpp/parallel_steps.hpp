@@ -17,8 +17,8 @@ struct StepUnit {
 
 // Runs steps 0, ..., steps - 1 of all units (at most 65535), each unit's first half and then its second, both on one
 // thread; between(s) runs once when all of step s is done (also after the last). No second half of step s + 1 begins
-// before that. A first half may, where a thread would have to wait: so between(s) must stand a first half beside it,
-// but not one of step s + 2. One dispatch for all: threads that wait spin before they sleep.
+// before that. One first half may, where a thread would have to wait: so between(s) must stand first halves of the next
+// step beside it. One dispatch for all: threads that wait spin before they sleep.
 // Threads are not equally fast, so each takes units of its own range in turn and then, from their ends, what others
 // have left; what it did is the length of its range two steps later. `thread` < parts is of one thread at a time. A
 // thread that comes late holds up nobody for longer than a spin. Neither function may throw.
