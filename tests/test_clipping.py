@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from aisec_fast import clipping, noise
-from tests.conftest import WITHOUT_JIT, Kernels, Remembering, bits, remembered
+from aisec_fast import _core, clipping, noise
+from tests.conftest import NATIVE, WITHOUT_JIT, Kernels, Remembering, bits, remembered
 
 reference = Remembering("clipping")
 SHAPES = [(0, 3), (1, 1), (3, 0), (1, 1023), (2, 1024), (3, 1025), (5, 16), (7, 33)]
@@ -276,6 +279,65 @@ def test_bits_do_not_depend_on_threads(kernels: Kernels, threads) -> None:
         kernels.clipping.lattice_sum([grad], 10.0, 2.0**-17, 2**60, [integers], norms)
         seen.add(bits(out) + bits(norms) + bits(integers))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("isa", [name.removeprefix("native-") for name in NATIVE])
+def test_threads_that_run_ahead_of_each_other(threads, isa: str) -> None:
+    """Hundreds of short steps, in which more threads than processors take units from each other."""
+    shape = (700, 20_001)
+    grad = gradients(shape, "float32", scale=1e-2) * np.linspace(0.5, 2.0, shape[0], dtype=np.float32)[:, None]
+    best = _core.instruction_set()
+    _core.use_instruction_set(isa)
+    seen = set()
+    try:
+        for count in (1, 2, 3, 7, 2, 3):
+            threads(count)
+            out, norms, integers = np.empty(shape[1], np.float32), np.empty(shape[0]), np.empty(shape[1], np.int64)
+            _core.clip_and_sum([grad], 1.5, [out], norms)
+            seen.add(bits(out) + bits(norms))
+            _core.lattice_sum([grad], 1.5, 2.0**-19, int((1.5 * 2**19) ** 2), [integers], norms)
+            seen.add(bits(integers) + bits(norms))
+    finally:
+        _core.use_instruction_set(best)
+    assert len(seen) == 2
+
+
+OF_TORCH = """
+import torch
+from aisec_fast import _backends, clipping, set_num_threads
+torch.set_num_threads(2)
+shared = _backends.share_torch_threads()
+grads = torch.randn(300, 9000, generator=torch.Generator().manual_seed(1))
+sums = []
+for threads in (1, 8):
+    set_num_threads(threads)
+    sums.append(clipping.clip_and_sum(grads, 50.0)[0])
+print(torch.equal(*sums), shared)
+"""
+
+
+def test_threads_that_never_come_hold_up_nobody() -> None:
+    """Torch has two threads for eight ranges: those of the other six are done by them, in every step."""
+    environment = {**os.environ, "AISEC_FAST_BACKEND": "native", "AISEC_FAST_OWN_THREADS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", OF_TORCH], capture_output=True, text=True, check=True, timeout=60, env=environment
+    )
+    assert done.stdout.split() == ["True", "True"]
+
+
+def test_calls_beside_each_other_keep_their_sums_apart(threads) -> None:
+    """Memory is kept from call to call, for one call at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    threads(1)
+    grads = [gradients((6, width), "float32", seed) for seed, width in enumerate([200_000, 300_000, 250_000])]
+    expected = [bits(clipping.clip_and_sum(grad, 5.0)[0]) for grad in grads]
+
+    def many(k: int) -> set[bytes]:
+        return {bits(clipping.clip_and_sum(grads[k], 5.0)[0]) for _ in range(20)}
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(many, range(3))) == [{one} for one in expected]
 
 
 @given(

@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -12,6 +13,7 @@
 
 #include "aisec_fast/clipping_math.hpp"
 #include "instruction_sets.hpp"
+#include "parallel_steps.hpp"
 #include "thread_pool.hpp"
 
 namespace aisec_fast {
@@ -28,6 +30,8 @@ constexpr std::size_t rows_together = 4, shared_bytes = std::size_t{12} << 20;
 constexpr std::size_t widest_row = std::size_t{20} << 20;
 // Batches beyond this are no longer in any cache when somebody reads them again.
 constexpr std::size_t passing_bytes = std::size_t{16} << 20;
+// Threads take tiles in turn, so many times a step: often enough to end it together, seldom enough to cost nothing.
+constexpr std::size_t units_of_part = 64;
 constexpr std::size_t least_bytes = std::size_t{256} << 10;  // smallest work that is worth a thread
 
 std::size_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : dtype == DType::float64 ? 8 : 2; }
@@ -118,79 +122,108 @@ class Rows {
   std::vector<Part> parts_;
 };
 
-// The norms of one block of rows at a time.
+// The norms of one block of rows at a time, while the next may be measured already.
 class Norms {
  public:
   Norms(const Rows& rows, double* norms)
       : rows_(rows),
         norms_(norms),
-        sums_(rows.tiles().size() * rows.rows_in_block()),
-        array_totals_(rows.rows_in_block()),
+        sums_of_block_(rows.tiles().size() * rows.rows_in_block()),
+        sums_(std::min<std::size_t>(2, rows.blocks()) * sums_of_block_),
         totals_(rows.rows_in_block()) {}
 
-  // Tile t of some rows, the first of which is row r of its block.
-  void measure(std::size_t t, std::size_t r, const RowSet& set) {
-    rows_.kernels().block_sums(set, width(t), 1.0, sums(t) + r);
+  // Tile t of some rows, the first of which is row r of the block.
+  void measure(std::size_t block, std::size_t t, std::size_t r, const RowSet& set) {
+    rows_.kernels().block_sums(set, width(t), 1.0, sums(block, t) + r);
   }
 
   // When all tiles of a block have been measured.
   void finish(std::size_t block) {
     const std::size_t first = rows_.first(block), count = rows_.count(block);
-    add(0, count);
+    add(block, 0, count);
     for (std::size_t r = 0; r < count; ++r) {
       const double total = totals_[r], multiplier = norm_multiplier(total);
       norms_[first + r] = std::sqrt(total);
       if (rows_.batch().dtype != DType::float64 || multiplier == 1.0) continue;
       for (std::size_t t = 0; t < rows_.tiles().size(); ++t)
-        rows_.kernels().block_sums(rows_.set(t, first + r, 1), width(t), multiplier, sums(t) + r);
-      add(r, r + 1);
+        rows_.kernels().block_sums(rows_.set(t, first + r, 1), width(t), multiplier, sums(block, t) + r);
+      add(block, r, r + 1);
       norms_[first + r] = std::sqrt(totals_[r]) / multiplier;
     }
   }
 
  private:
   std::size_t width(std::size_t t) const { return rows_.tiles()[t].width; }
-  double* sums(std::size_t t) { return &sums_[t * rows_.rows_in_block()]; }
+  double* sums(std::size_t block, std::size_t t) {
+    return sums_.data() + block % 2 * sums_of_block_ + t * rows_.rows_in_block();
+  }
 
-  // Row totals of rows begin, ..., end - 1: side by side, as each is a chain of additions.
-  void add(std::size_t begin, std::size_t end) {
-    const std::vector<Tile>& tiles = rows_.tiles();
-    for (std::size_t r = begin; r < end; ++r) totals_[r] = 0.0;
-    for (std::size_t t = 0; t < tiles.size(); ++t) {
-      const double* sum = sums(t);
-      for (std::size_t r = begin; r < end; ++r)
-        array_totals_[r] = tiles[t].begin == 0 ? sum[r] : array_totals_[r] + sum[r];
-      if (t + 1 < tiles.size() && tiles[t + 1].begin != 0) continue;
-      for (std::size_t r = begin; r < end; ++r) totals_[r] += array_totals_[r];
+  // Row totals of rows begin, ..., end - 1: some side by side, as each is a chain of additions.
+  void add(std::size_t block, std::size_t begin, std::size_t end) {
+    constexpr std::size_t together = 4;
+    for (; begin + together <= end; begin += together) add<together>(block, begin);
+    for (; begin < end; ++begin) add<1>(block, begin);
+  }
+  template <std::size_t count>
+  void add(std::size_t block, std::size_t first) {
+    const std::size_t pitch = rows_.rows_in_block();
+    const double* sum = sums(block, 0) + first;
+    double totals[count] = {};
+    for (const Gradients& array : rows_.batch().arrays) {
+      double array_totals[count] = {};  // of squares, so that 0.0 + the first is the first
+      for (std::size_t begin = 0; begin < array.columns; begin += norm_block, sum += pitch)
+        for (std::size_t r = 0; r < count; ++r) array_totals[r] += sum[r];
+      for (std::size_t r = 0; r < count; ++r) totals[r] += array_totals[r];
     }
+    std::copy_n(totals, count, &totals_[first]);
   }
 
   const Rows& rows_;
   double* norms_;
-  std::vector<double> sums_, array_totals_, totals_;
+  std::size_t sums_of_block_;
+  std::vector<double> sums_, totals_;
 };
 
-// Untouched memory, in huge pages if it is large: it is new for every call, and thousands of page faults take as long
-// as a pass over it.
+// Memory of no particular content, in huge pages if it is large. It is kept from call to call: to get 10 MB of fresh
+// pages takes milliseconds, as long as dozens of rows of that size.
 class Scratch {
  public:
-  explicit Scratch(std::size_t count) {
-    constexpr std::size_t line = 64, huge = std::size_t{2} << 20;
-    const std::size_t bytes = count * sizeof(double), page = bytes < 2 * huge ? line : huge;
-    void* memory = std::aligned_alloc(page, std::max<std::size_t>(1, (bytes + page - 1) / page) * page);
-    if (memory == nullptr) throw std::bad_alloc();
-    memory_.reset(static_cast<double*>(memory));
-#if defined(MADV_HUGEPAGE)
-    if (page == huge) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
+  explicit Scratch(std::size_t count) : block_(kept.exchange(nullptr)) {
+    if (block_ != nullptr && block_->size >= count) return;
+    delete block_;
+    block_ = nullptr;
+    block_ = new Block(count);
   }
-  double* data() const { return memory_.get(); }
+  ~Scratch() {
+    if (block_->size <= most_kept) block_ = kept.exchange(block_);
+    delete block_;
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  double* data() const { return block_->memory; }
 
  private:
-  struct Free {
-    void operator()(double* memory) const { std::free(memory); }
+  struct Block {
+    explicit Block(std::size_t count) : size(count) {
+      constexpr std::size_t line = 64, huge = std::size_t{2} << 20;
+      const std::size_t bytes = count * sizeof(double), page = bytes < 2 * huge ? line : huge;
+      memory =
+          static_cast<double*>(std::aligned_alloc(page, std::max<std::size_t>(1, (bytes + page - 1) / page) * page));
+      if (memory == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+      if (page == huge) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    }
+    ~Block() { std::free(memory); }
+    Block(const Block&) = delete;
+    Block& operator=(const Block&) = delete;
+    double* memory;
+    std::size_t size;
   };
-  std::unique_ptr<double, Free> memory_;
+  static constexpr std::size_t most_kept = std::size_t{2} << 20;
+  static inline std::atomic<Block*> kept{nullptr};
+  Block* block_;
 };
 
 // Running totals of all arrays in binary64, rounded once when they are stored. float64 sums are their own totals.
@@ -231,32 +264,37 @@ void measure_all(const Rows& rows, double* norms) {
   parallel_for(units, units / rows.parts(), [&](std::size_t begin, std::size_t end) {
     for (std::size_t unit = begin; unit < end; ++unit) {
       const std::size_t t = unit % tiles, row = unit / tiles, next = std::min(unit + 1, units - 1);
-      measured.measure(t, row, rows.set(t, row, 1, next % tiles, next / tiles));
+      measured.measure(0, t, row, rows.set(t, row, 1, next % tiles, next / tiles));
     }
   });
   measured.finish(0);
 }
 
-// Calls finish(block) when a block's norms are known, then use(part, block, t, rows) for its tiles. Step s measures
+// Calls finish(block) when a block's norms are known, then use(thread, block, t, rows) for its tiles. Step s measures
 // block s and, tile by tile, uses block s - 1: so memory is busy all the time, and threads meet once a block.
 template <class Finish, class Use>
 void measure_then_use(const Rows& rows, Norms& norms, const Finish& finish, const Use& use) {
   const auto blocks = static_cast<std::uint32_t>(rows.blocks());
-  const auto tiles_of_part = [&](std::size_t part, std::uint32_t step) {
-    const auto [begin, end] = rows.part(part);
+  const std::size_t tiles = rows.tiles().size(), units = std::min<std::size_t>(rows.parts() * units_of_part, 65535),
+                    together = tiles / units + 1;
+  const auto work = [&](const StepUnit& unit) {
+    const std::size_t begin = unit.unit * together, end = std::min(begin + together, tiles);
     for (std::size_t t = begin; t < end; ++t) {
       // What is measured after this tile; behind the last block that are its own rows once more.
       const bool ends = t + 1 == end;
-      const std::size_t next_t = ends ? begin : t + 1;
-      const std::size_t next = rows.first(std::min<std::size_t>(step + (ends ? 1 : 0), blocks - 1));
-      if (step > 0) use(part, step - 1, t, rows.set(t, rows.first(step - 1), rows.count(step - 1), next_t, next));
-      if (step < blocks) norms.measure(t, 0, rows.set(t, rows.first(step), rows.count(step), next_t, next));
+      const std::size_t next_t = ends ? unit.next_unit * together : t + 1;
+      const std::size_t next = rows.first(std::min<std::size_t>(ends ? unit.next_step : unit.step, blocks - 1));
+      const std::uint32_t block = unit.step;
+      if (unit.second && block > 0)
+        use(unit.thread, block - 1, t, rows.set(t, rows.first(block - 1), rows.count(block - 1), next_t, next));
+      if (unit.first && block < blocks)
+        norms.measure(block, t, 0, rows.set(t, rows.first(block), rows.count(block), next_t, next));
     }
   };
-  parallel_steps(rows.parts(), blocks + 1, tiles_of_part, [&](std::uint32_t step) {
-    if (step == blocks) return;
-    norms.finish(step);
-    finish(step);
+  parallel_steps(rows.parts(), (tiles + together - 1) / together, blocks + 1, work, [&](std::uint32_t block) {
+    if (block == blocks) return;
+    norms.finish(block);
+    finish(block);
   });
 }
 

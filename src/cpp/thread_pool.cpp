@@ -15,21 +15,10 @@
 #include <thread>
 #include <vector>
 
+#include "spin.hpp"
+
 namespace aisec_fast {
 namespace {
-
-// Tells the processor that a loop only waits.
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
-// For some microseconds, or until the condition holds: to fall asleep and be woken takes longer than a short loop.
-template <class Condition>
-void spin_until(const Condition& holds) {
-  for (int spins = 0; spins < 4000 && !holds(); ++spins) relax();
-}
 
 // NOLINTNEXTLINE(bugprone-throwing-static-initialization)
 const std::size_t processors = std::max<std::size_t>(1, std::thread::hardware_concurrency());
@@ -230,12 +219,6 @@ bool run_on_openmp(std::size_t count, std::size_t parts, const Range& range) {
   return true;
 }
 
-// Until `value` is no longer `old`: spins for some microseconds, as a step of others ends soon, then sleeps.
-void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
-  spin_until([&] { return value.load(std::memory_order_acquire) != old; });
-  value.wait(old, std::memory_order_acquire);
-}
-
 }  // namespace
 
 std::size_t thread_count() { return threads_wanted.load(); }
@@ -301,37 +284,6 @@ void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, st
       Share& share = shares[(own + i) % parts];
       for (std::size_t begin; (begin = share.taken.fetch_add(chunk, std::memory_order_relaxed)) < share.end;)
         range(begin, std::min(share.end, begin + chunk));
-    }
-  });
-}
-
-void parallel_steps(std::size_t parts, std::uint32_t steps,
-                    const std::function<void(std::size_t part, std::uint32_t step)>& step,
-                    const std::function<void(std::uint32_t step)>& between) {
-  if (parts == 1) {
-    for (std::uint32_t s = 0; s < steps; ++s) {
-      step(0, s);
-      between(s);
-    }
-    return;
-  }
-  std::vector<std::atomic<std::uint32_t>> begun(parts);  // how many steps of each part
-  std::atomic<std::size_t> left{parts};                  // parts of the current step that are not done
-  std::atomic<std::uint32_t> current{0};
-  parallel_for(parts, 1, [&](std::size_t preferred, std::size_t) noexcept {
-    for (std::uint32_t s = 0; (s = current.load(std::memory_order_acquire)) < steps;) {
-      for (std::size_t i = 0; i < parts; ++i) {
-        const std::size_t part = (preferred + i) % parts;
-        std::uint32_t expected = s;
-        if (!begun[part].compare_exchange_strong(expected, s + 1, std::memory_order_relaxed)) continue;
-        step(part, s);
-        if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
-        left.store(parts, std::memory_order_relaxed);
-        between(s);
-        current.store(s + 1, std::memory_order_release);
-        current.notify_all();
-      }
-      wait_for_change(current, s);
     }
   });
 }

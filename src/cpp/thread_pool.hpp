@@ -19,14 +19,6 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range);
 // cache: the loop before this one, of ours or of torch's, was split in the same way.
 void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, std::size_t most, const Range& range);
 
-// Runs step(part, s) for all parts, s = 0, ..., steps - 1; between two steps, when every part is done, between(s) runs
-// once (also after the last). One dispatch for all: threads that wait for a step spin before they sleep. A part has no
-// thread of its own, only one that prefers it: whoever is free takes what nobody has begun, so a thread that comes
-// late, or never, holds up nobody. Neither function may throw.
-void parallel_steps(std::size_t parts, std::uint32_t steps,
-                    const std::function<void(std::size_t part, std::uint32_t step)>& step,
-                    const std::function<void(std::uint32_t step)>& between);
-
 // Lets loops run on the threads of the libgomp at `path`, which the process must have loaded already (torch's), as long
 // as the caller's torch uses more than one. False if it is not there. A forked child goes back to threads of our own.
 // Why: docs/decisions/0006-torchs-threads.md.

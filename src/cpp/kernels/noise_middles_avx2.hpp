@@ -29,7 +29,7 @@ AISEC_INLINE __m256 two_rows(std::uintptr_t rows, const float* middle, int i) {
   const auto row = [&](int sample) {
     std::uint16_t upper;
     memcpy(&upper, reinterpret_cast<const char*>(middle + sample) + 2, sizeof upper);
-    return _mm_load_ps(reinterpret_cast<const float*>(rows + std::uintptr_t{8} * upper));
+    return _mm_load_ps(row_at<float>(rows, std::uintptr_t{8} * upper));
   };
   return _mm256_insertf128_ps(_mm256_castps128_ps256(row(i)), row(i + 4), 1);
 }

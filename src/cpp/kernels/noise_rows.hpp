@@ -29,16 +29,25 @@ struct Quantiles {
       : rows(reinterpret_cast<std::uintptr_t>(table) + 32 - first_offset), scale(_mm256_set1_pd(s)) {
     int digits = 25;
     double h = 0x1p-26;
-    for (; h < error + 0x1p-27; h *= 2) --digits;
+    while (h < error + 0x1p-27) {
+      h *= 2;
+      --digits;
+    }
     up = _mm256_set1_pd(0x1p26 + 0.5 + h);
     fraction = _mm256_set1_epi32((1 << 26) - (1 << (26 - digits)));
   }
 };
 
+// What is at an offset from `rows`, which lies outside the table: so it is a number, as a pointer may not.
+template <class T>
+AISEC_INLINE const T* row_at(std::uintptr_t rows, std::uintptr_t offset) {
+  return reinterpret_cast<const T*>(rows + offset);  // NOLINT(performance-no-int-to-ptr)
+}
+
 // T of four samples, whose rows start at offsets 0, 1, second and second + 1.
 template <int second, class Offset>
 inline __m256d quantiles(std::uintptr_t rows, const Offset* offset, const double* delta) {
-  const auto row = [&](int i) { return _mm256_load_pd(reinterpret_cast<const double*>(rows + offset[i])); };
+  const auto row = [&](int i) { return _mm256_load_pd(row_at<double>(rows, offset[i])); };
   const __m256d a = row(0), b = row(1), c = row(second), d = row(second + 1);
   const __m256d ab_even = _mm256_unpacklo_pd(a, b), ab_odd = _mm256_unpackhi_pd(a, b);
   const __m256d cd_even = _mm256_unpacklo_pd(c, d), cd_odd = _mm256_unpackhi_pd(c, d);
@@ -61,8 +70,8 @@ struct FloatCoefficients {
 // Of eight samples.
 inline FloatCoefficients float_coefficients(std::uintptr_t rows, const std::uint32_t* offset) {
   const auto two_rows = [&](int i) {  // i and i + 4
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(reinterpret_cast<const float*>(rows + offset[i]))),
-                                _mm_load_ps(reinterpret_cast<const float*>(rows + offset[i + 4])), 1);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_load_ps(row_at<float>(rows, offset[i]))),
+                                _mm_load_ps(row_at<float>(rows, offset[i + 4])), 1);
   };
   const __m256 a = two_rows(0), b = two_rows(1), c = two_rows(2), d = two_rows(3);
   const __m256 ab_low = _mm256_unpacklo_ps(a, b), ab_high = _mm256_unpackhi_ps(a, b);

@@ -198,6 +198,7 @@ using VaesGroups = VaesGroupsOf<VaesWords>;
 #if defined(__AVX2__) && !defined(__AVX512F__)
 // Both with words as they are numbered.
 struct WholeGroupsInOrder : WholeGroups {
+  // NOLINTNEXTLINE(bugprone-derived-method-shadowing-base-method): it stands in for it
   void begin(std::uint64_t* out, std::uint64_t group) {
     if (group < groups) stream.read_in_order(out, group);
   }
