@@ -10,7 +10,8 @@ namespace aisec_fast {
 // sums [batch, outputs] of the outputs over the tokens, or null.
 void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs, const float* outputs, double* squares,
                   double* bounds, float* sums);
-// Of the gradient over its positions, [batch, out_channels], and their squares, [batch]; null where they are not wanted.
+// Of the gradient over its positions, [batch, out_channels], and their squares, [batch]; null where they are not
+// wanted.
 struct ConvSums {
   float* sums;
   double* squares;
