@@ -281,7 +281,7 @@ def test_biases_of_convolutions_come_with_rows(core: Any, case: tuple[int, ...],
     for count in (1, 3):
         threads(count)
         sums = np.full((batch, outputs), 7.0, np.float32)
-        core.conv_rows(x, g, *geometry, gradients[1], squares[1], none, sums, bias_squares)
+        core.conv_gradients(x, g, *geometry, gradients[1], squares[1], sums, bias_squares)
         chain = np.zeros((batch, outputs), np.float32)
         for row in range(rows):
             for column in range(columns):
@@ -292,15 +292,15 @@ def test_biases_of_convolutions_come_with_rows(core: Any, case: tuple[int, ...],
     assert bits(squares[0]) == bits(squares[1])
 
 
-def test_sums_of_conv_rows_are_checked(core: Any) -> None:
+def test_arrays_of_conv_gradients_are_checked(core: Any) -> None:
     x, g = normal((2, 3, 4, 4), 0), normal((2, 5, 4, 4), 1)
     geometry = (1, 1), (1, 1), (0, 0), (1, 1), 1
-    rest = np.empty((2, 5, 3, 1, 1), np.float32), np.empty(2), np.empty(0)
+    rest = np.empty((2, 5, 3, 1, 1), np.float32), np.empty(2)
     good, squares = np.full((2, 5), 7.0, np.float32), np.empty(2)
     with pytest.raises(ValueError, match="sums has 8 values, expected 10"):
-        core.conv_rows(x, g, *geometry, *rest, good[:, :4].copy(), squares)
+        core.conv_gradients(x, g, *geometry, *rest, good[:, :4].copy(), squares)
     with pytest.raises(ValueError, match="sum_squares has 1 values, expected 2"):
-        core.conv_rows(x, g, *geometry, *rest, good, squares[:1])
+        core.conv_gradients(x, g, *geometry, *rest, good, squares[:1])
     with pytest.raises(TypeError, match="sums has another dtype"):
-        core.conv_rows(x, g, *geometry, *rest, good.astype(np.float64), squares)
+        core.conv_gradients(x, g, *geometry, *rest, good.astype(np.float64), squares)
     assert (good == 7.0).all()

@@ -183,6 +183,19 @@ def conv_rows(
     bounds: Any,
 ) -> None: ...
 def weighted_products(inputs: list[Any], outputs: list[Any], weights: Any, samples: int, totals: list[Any]) -> None: ...
+def conv_gradients(
+    activation: Any,
+    gradient: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    before: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    rows: Any,
+    squares: Any,
+    sums: Any,
+    sum_squares: Any,
+) -> None: ...
 def gram_norms(inputs: Any, outputs: Any, roundoff: float, squares: Any, spreads: Any, sums: Any) -> None: ...
 def row_squares(matrices: list[Any], squares: Any) -> None: ...
 def layer_norm_rows(input: Any, gradient: Any, mean: Any, scale: Any, weights: Any, biases: Any) -> None: ...

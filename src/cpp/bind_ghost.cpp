@@ -35,23 +35,15 @@ void run_conv_gram_squares(const py::object& activation, const py::object& gradi
 
 void run_conv_rows(const py::object& activation, const py::object& gradient, const Pair& kernel, const Pair& stride,
                    const Pair& before, const Pair& dilation, std::size_t groups, const py::object& rows,
-                   const py::object& squares, const py::object& bounds, const py::object& sums,
-                   const py::object& sum_squares) {
+                   const py::object& squares, const py::object& bounds) {
   const ArrayView a = on_cpu(activation, "activation"), g = on_cpu(gradient, "gradient"), out = on_cpu(rows, "rows");
   const ArrayView square = on_cpu(squares, "squares"), bound = on_cpu(bounds, "bounds");
   const ConvShape shape =
       conv_shape(a, g, kernel, stride, before, dilation, groups, square, bound.size() == 0 ? square : bound);
   out.of_type(DType::float32).contiguous().of_size(a.size(0) * row_size(shape)).writable();
-  ConvSums added{nullptr, nullptr};
-  if (!sums.is_none()) {
-    const ArrayView sum = on_cpu(sums, "sums"), of_sums = on_cpu(sum_squares, "sum_squares");
-    sum.of_type(DType::float32).contiguous().of_size(a.size(0) * shape.out_channels).writable();
-    of_sums.of_type(DType::float64).contiguous().of_size(a.size(0)).writable();
-    added = {sum.data<float>(), of_sums.data<double>()};
-  }
   const py::gil_scoped_release unlocked;
-  conv_rows(shape, a.size(0), a.data<float>(), g.data<float>(), out.data<float>(), square.data<double>(),
-            wanted(bound), added);
+  conv_rows(shape, a.size(0), a.data<float>(), g.data<float>(), out.data<float>(), square.data<double>(), wanted(bound),
+            {nullptr, nullptr});
 }
 
 }  // namespace
@@ -64,8 +56,7 @@ void bind_ghost(py::module_& module) {
              py::arg("bounds"));
   module.def("conv_rows", &run_conv_rows, py::arg("activation"), py::arg("gradient"), py::arg("kernel"),
              py::arg("stride"), py::arg("before"), py::arg("dilation"), py::arg("groups"), py::arg("rows"),
-             py::arg("squares"), py::arg("bounds"), py::arg("sums") = py::none(),
-             py::arg("sum_squares") = py::none());
+             py::arg("squares"), py::arg("bounds"));
 }
 
 }  // namespace aisec_fast

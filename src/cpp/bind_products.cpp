@@ -82,6 +82,22 @@ void run_layer_norm_rows(const py::object& input, const py::object& gradient, co
                   each[1].data<float>(), out[0].data<float>(), out[1].data<float>());
 }
 
+// conv_rows without bounds, with the gradients of the bias: sums of the gradient over its positions, and their squares.
+void run_conv_gradients(const py::object& activation, const py::object& gradient, const Pair& kernel,
+                        const Pair& stride, const Pair& before, const Pair& dilation, std::size_t groups,
+                        const py::object& rows, const py::object& squares, const py::object& sums,
+                        const py::object& sum_squares) {
+  const ArrayView a(activation, "activation"), g(gradient, "gradient"), out(rows, "rows"), sum(sums, "sums"),
+      square(squares, "squares"), of_sums(sum_squares, "sum_squares");
+  for (const ArrayView* view : {&a, &g, &out, &sum, &square, &of_sums}) view->on_device(dlpack::on_cpu);
+  const ConvShape shape = conv_shape(a, g, kernel, stride, before, dilation, groups, square, of_sums);
+  out.of_type(DType::float32).contiguous().of_size(a.size(0) * row_size(shape)).writable();
+  sum.of_type(DType::float32).contiguous().of_size(a.size(0) * shape.out_channels).writable();
+  const py::gil_scoped_release unlocked;
+  conv_rows(shape, a.size(0), a.data<float>(), g.data<float>(), out.data<float>(), square.data<double>(), nullptr,
+            {sum.data<float>(), of_sums.data<double>()});
+}
+
 // The squares and bounds of gram_squares as upper bounds of n^2 and A^2 (docs/privacy.md, section 3); sums of tokens.
 void run_gram_norms(const py::object& inputs, const py::object& outputs, double roundoff, const py::object& squares,
                     const py::object& spreads, const py::object& sums) {
@@ -141,6 +157,9 @@ void run_embedding_total(const py::object& tokens, const py::object& vectors, st
 void bind_products(py::module_& module) {
   module.def("weighted_products", &run_weighted_products, py::arg("inputs"), py::arg("outputs"), py::arg("weights"),
              py::arg("samples"), py::arg("totals"));
+  module.def("conv_gradients", &run_conv_gradients, py::arg("activation"), py::arg("gradient"), py::arg("kernel"),
+             py::arg("stride"), py::arg("before"), py::arg("dilation"), py::arg("groups"), py::arg("rows"),
+             py::arg("squares"), py::arg("sums"), py::arg("sum_squares"));
   module.def("gram_norms", &run_gram_norms, py::arg("inputs"), py::arg("outputs"), py::arg("roundoff"),
              py::arg("squares"), py::arg("spreads"), py::arg("sums"));
   module.def("row_squares", &run_row_squares, py::arg("matrices"), py::arg("squares"));

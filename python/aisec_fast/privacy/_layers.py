@@ -439,10 +439,10 @@ class ConvGradients(LayerGradients):
         first = (1,) * one_row
         rows = torch.empty((stop - start, *layer.weight.shape)) if out is None else out
         squares, bias_squares = torch.empty((2, stop - start), dtype=torch.float64)
-        none, bias = torch.empty(0, dtype=torch.float64), torch.empty(gradient.shape[:2])
-        native.conv_rows(
+        bias = torch.empty(gradient.shape[:2])
+        native.conv_gradients(
             activation, gradient, (*first, *kernel), (*first, *layer.stride), (*(0,) * one_row, *self.padding),
-            (*first, *layer.dilation), layer.groups, rows, squares, none, bias, bias_squares,
+            (*first, *layer.dilation), layer.groups, rows, squares, bias, bias_squares,
         )  # fmt: skip
         return rows, squares, (bias, bias_squares)
 
