@@ -6,6 +6,9 @@ import math
 import os
 import subprocess
 import sys
+import threading
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+import aisec_fast
 from aisec_fast import _core, clipping, noise
 from tests.conftest import NATIVE, WITHOUT_JIT, Kernels, Remembering, bits, remembered
 
@@ -405,3 +409,28 @@ def test_huge_row_needs_64_bit_addresses() -> None:
     grad = np.zeros((1, 2**31 + 10), np.float32)
     grad[0, -1], grad[0, 2**31 - 1] = 3.0, 4.0
     assert clipping.per_sample_norms(grad).tolist() == [5.0]
+
+
+def test_the_number_of_threads_may_change_during_a_call(threads: Any) -> None:
+    """What a call leaves undone shows in the sums: of ones, and into memory that held something else."""
+    stop = threading.Event()
+
+    def flip() -> None:
+        while not stop.is_set():
+            aisec_fast.set_num_threads(8)
+            time.sleep(0)
+            aisec_fast.set_num_threads(1)
+            time.sleep(0)
+
+    threads(1)
+    grad = np.ones((1, 300_000), np.float32)
+    changing = threading.Thread(target=flip)
+    changing.start()
+    try:
+        for _ in range(600):
+            out = np.full(300_000, -7.0, np.float32)
+            clipping.clip_and_sum(grad, 1e9, out=out)
+            assert (out == 1.0).all()
+    finally:
+        stop.set()
+        changing.join()

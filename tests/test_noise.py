@@ -206,7 +206,7 @@ def test_integers_do_not_depend_on_the_type(kernels: Kernels, law: str, s: float
 @pytest.mark.parametrize("granularity", [2.0**-127, 2.0**-126, 0.5, 2.0**96, 2.0**97])
 def test_fixed_point_at_every_seam(kernels: Kernels, law: str, granularity: float) -> None:
     """Groups of 128, alone and in a row, what is left after them, in place; values beyond 2^30 g, with open samples."""
-    s = 1.9 * 2**21  # one in 32 or 64 is open
+    s = 1.9 * 2**21  # one in 32 is open
     make_rows(kernels, law, s)
     for generator in generators(kernels):
         for size in [128, 129, 255, 256, 257, 300, 384, 511, 1300][:: 4 if WITHOUT_JIT else 1]:

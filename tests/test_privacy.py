@@ -850,3 +850,46 @@ def test_mixed_precision_parameters_are_noised_by_dtype() -> None:
     _optimizers.noisy_means(sums, Noise(2.0, None, noise.SeededSource(1)), 1.0)
     for total in sums:
         assert 1.5 < float(total.double().std()) < 2.5
+
+
+def test_a_frozen_parameter_of_the_optimizer_may_not_be_thawed_later() -> None:
+    """Its gradient is that of no covered layer: clipped and noised by nobody. Also after a step that passed."""
+    for steps in (0, 1, 2):
+        outside = nn.Linear(36, 36).requires_grad_(False)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+        _, model, optimizer, loader = private(model)
+        optimizer.add_param_group({"params": list(outside.parameters())})
+        for _ in range(steps):
+            x, y = next(iter(loader))
+            nn.functional.cross_entropy(model(outside(x.flatten(1))), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        outside.requires_grad_(True)
+        before = outside.weight.detach().clone()
+        x, y = next(iter(loader))
+        nn.functional.cross_entropy(model(outside(x.flatten(1))), y).backward()
+        with pytest.raises(PrivacyError, match="parameters changed since make_private"):
+            optimizer.step()
+        assert torch.equal(outside.weight, before)
+
+
+def test_what_a_step_saw_is_held() -> None:
+    """A parameter of the optimizer that is frozen and freed may leave its identity to another one."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    _, model, optimizer, loader = private(model)
+    frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
+    optimizer.add_param_group({"params": [frozen]})
+    for thawed in (False, True):
+        optimizer.zero_grad()
+        x, y = next(iter(loader))
+        nn.functional.cross_entropy(model(x), y).backward()
+        if not thawed:
+            optimizer.step()
+            continue
+        identity = id(frozen)
+        del frozen
+        optimizer.param_groups[-1]["params"].clear()
+        others = [nn.Parameter(torch.zeros(3)) for _ in range(100)]
+        optimizer.param_groups[-1]["params"].append(next((p for p in others if id(p) == identity), others[0]))
+        with pytest.raises(PrivacyError, match="parameters changed since make_private"):
+            optimizer.step()

@@ -514,3 +514,53 @@ def test_single_terms_of_a_parameter_used_twice_may_cancel() -> None:
     once, twice = (_charges.adding_charge(256, 10, torch.float32, alone=alone) for alone in (True, False))
     assert twice == KAPPA * once
     assert charges[nn.Linear] < 0.004
+
+
+class _TwoUses(nn.Module):
+    """A bias that two convolutions share, or a convolution called twice whose bias comes first among its parameters."""
+
+    def __init__(self, *, shared: bool) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(1, 4, 3)
+        if shared:
+            self.other = nn.Conv2d(1, 4, 3)
+            self.other.bias = self.one.bias
+        else:
+            self.other = self.one
+            weight = self.one.weight
+            del self.one.weight
+            self.one.weight = weight
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.one(x[:, :1]), self.other(x[:, 1:])
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_norm_is_that_of_the_very_bias_that_is_summed(shared: bool, memory: str) -> None:
+    """Gradients of 1e5 whose sum over the positions is all rounding: of another order of additions, it is another one."""
+    torch.manual_seed(0)
+    model = _TwoUses(shared=shared)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.arange(16)), batch_size=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        PrivacyEngine(memory=memory).make_private(
+            module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=0.0, max_grad_norm=0.1,
+            loss_reduction="sum", check_rows=False, poisson_sampling=False,
+        )  # fmt: skip
+        gradient = torch.randn(1, 4, 20, 20) * 1e5
+        for _ in range(30):
+            gradient.view(1, 4, -1)[..., -1] -= gradient.sum((2, 3))
+        one, other = model(torch.zeros(1, 2, 22, 22))
+        (one.sum() * 0 + (other * gradient).sum()).backward()
+        optimizer.step()
+    total = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert total.norm() <= 0.1 * (1 + 1e-6)
+
+
+def test_a_stride_may_be_a_list() -> None:
+    layer = nn.Conv2d(2, 3, 3)
+    layer.stride = [1, 1]  # type: ignore[assignment]
+    rule = _layers.Conv2dGradients(layer, torch.randn(2, 2, 5, 5), torch.randn(2, 3, 3, 3))
+    assert rule.keeps("weight") in (True, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -391,6 +392,21 @@ def test_tensors_are_refused_as_arrays_are(
         sgd([tensors[i] for i in params], [tensors[i] for i in sums])
     for tensor in (*tensors, memory):
         assert (tensor == 1.0).all()
+
+
+def test_tensors_that_no_kernel_may_read_are_named() -> None:
+    torch = pytest.importorskip("torch")
+    cut = torch.ones(10_000)
+    cut.untyped_storage().resize_(8)
+    with pytest.raises(ValueError, match=r"^params\[0\] has no memory"):
+        sgd([cut], [torch.ones(10_000)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, that such tensors will go
+        quantised = torch.quantize_per_tensor(torch.ones(4), 1.0, 0, torch.quint8)
+    with pytest.raises(TypeError, match=r"^params\[0\] has dtype quint8"):
+        sgd([quantised], [torch.ones(4)])
+    with pytest.raises(TypeError, match=r"^sums is a Tensor, expected a list"):
+        _update.noisy_mean(torch.ones(4), _update.Noise(1.0), 2.0)
 
 
 def test_a_kernel_checks_its_lists() -> None:

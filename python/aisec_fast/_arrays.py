@@ -127,9 +127,20 @@ def _describe_torch(value: Any, name: str, torch: Any) -> Array:
     if value.is_neg() or value.is_conj():
         raise ValueError(f"{name} is a lazily negated or conjugated tensor; pass {name}.resolve_neg()")
     shape = tuple(value.shape)
-    if 0 not in shape and value.untyped_storage().nbytes() == 0:  # what FSDP does to parameters that are elsewhere
+    if not has_memory(value):  # what FSDP does to parameters that are elsewhere
         raise ValueError(f"{name} has no memory: its storage was freed")
     return _torch_array(value, name, shape, device)
+
+
+def has_memory(tensor: Any) -> bool:
+    """Whether the storage of a tensor still reaches to its last value: it can be resized under it."""
+    if tensor.is_contiguous():
+        values = tensor.numel()
+    else:
+        values = 1 + sum([(n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)])
+    held = int(tensor.untyped_storage().nbytes())
+    needed = int((tensor.storage_offset() + values) * tensor.itemsize)
+    return values == 0 or held >= needed
 
 
 def _torch_array(value: Any, name: str, shape: tuple[int, ...], device: str) -> Array:

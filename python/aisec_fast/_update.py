@@ -180,7 +180,7 @@ def _run(name: str, values: dict[str, Sequence[Any] | None], release: _Release, 
         lists = [value or [] for value in values.values()]
         try:
             getattr(backend.update, name)(*lists, *release.arguments(backend, len(lists[0])), *arguments)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):  # the last one from torch, for tensors that it exports to nobody
             _backend(_lists(values))  # raises in more detail
             raise
         _mark_changed(values.get("params") or [])
@@ -196,13 +196,15 @@ def _run(name: str, values: dict[str, Sequence[Any] | None], release: _Release, 
 def _native_backend(values: dict[str, Sequence[Any] | None]) -> Backend | None:
     """The native one if every array is a plain tensor of torch that it can reach, as in every private step on the CPU."""
     torch = sys.modules.get("torch")
-    if torch is None or not values["sums"] or native_core() is None:
+    if torch is None or native_core() is None:
         return None
     for arrays in values.values():
+        if not isinstance(arrays, (list, tuple, type(None))) or (arrays is values["sums"] and not arrays):
+            return None
         for one in arrays or ():
             if type(one) is not torch.Tensor or not one.is_cpu or one.layout is not torch.strided or one.requires_grad:
                 return None
-            if one.is_neg() or one.is_conj() or one.untyped_storage().nbytes() == 0:
+            if one.is_neg() or one.is_conj() or not _arrays.has_memory(one):
                 return None
     return choose_host("sums")
 

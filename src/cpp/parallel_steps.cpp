@@ -155,7 +155,10 @@ void parallel_steps(std::size_t parts, std::size_t units, std::uint32_t steps,
     return;
   }
   Steps all(parts, units, steps, work, between);
-  parallel_for(parts, 1, [&](std::size_t own, std::size_t) noexcept { all.run(own); });
+  // The number of threads may have fallen since `parts` was chosen: then one of them runs several.
+  parallel_for(parts, 1, [&](std::size_t own, std::size_t end) noexcept {
+    for (; own < end; ++own) all.run(own);
+  });
 }
 
 }  // namespace aisec_fast

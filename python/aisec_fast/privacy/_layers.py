@@ -353,7 +353,8 @@ class ConvGradients(LayerGradients):
             return True
         layer, block = self.layer, block_size(self._terms(), self.dtype)
         activation, gradient = self.activation.shape[1:], self.gradient.shape[1:]
-        return _rows_are_cheaper(activation, gradient, layer.kernel_size, layer.stride, layer.groups, block)
+        kernel, stride = tuple(layer.kernel_size), tuple(layer.stride)
+        return _rows_are_cheaper(activation, gradient, kernel, stride, layer.groups, block)
 
     def _norms(self, name: str) -> Norms:
         layer, size, places = self.layer, self.layer.weight.numel(), math.prod(self.layer.kernel_size)
@@ -392,7 +393,7 @@ class ConvGradients(LayerGradients):
             rows, squares, bias = self._native_rows(start, stop, out)
             if kept:
                 self.kept_squares[name] = squares
-                if bias is not None:
+                if bias is not None and "bias" not in self._kept:
                     self._kept["bias"], self.kept_squares["bias"] = bias
             return rows
         if self._by_patches():
@@ -410,15 +411,18 @@ class ConvGradients(LayerGradients):
             found = [(torch.zeros(0, dtype=torch.float64), None)]
         squares = torch.cat([one for one, _ in found])
         sums = [bias for _, bias in found if bias is not None]
-        if sums:
+        if sums and "bias" not in self._kept:
             self._kept["bias"] = torch.cat([rows for rows, _ in sums])
             self.kept_squares["bias"] = torch.cat([one for _, one in sums])
         return Norms(squares, squares)
 
     def kept(self, name: str) -> Tensor | None:
-        comes = name == "bias" and name not in self._kept and self.layer.weight.requires_grad
-        if comes and self.makes_twice("weight"):
-            self._norms("weight")
+        # The bias's gradients come with the weight's: these first, so that norms and sums are of the same bits.
+        if name == "bias" and name not in self._kept and self.layer.weight.requires_grad:
+            if self.makes_twice("weight"):
+                self._norms("weight")
+            else:
+                self.kept("weight")
         return super().kept(name)
 
     def _native_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -78,7 +79,9 @@ class PrivateStep:
         # Each gives uses of layers by samples that no data set holds, for every logical batch: canaries of an audit.
         self.guests: list[Callable[[], list[Use]]] = []
         self._means: dict[nn.Parameter, Tensor] = {}
-        self._same: list[int] = []  # what the module and the optimizer held when they were last looked at by name
+        # What of the module and of the optimizer was trainable when they were last looked at by name. The objects, not
+        # their identities, which a new object may take over.
+        self._same: list[nn.Parameter] = []
 
     def info(self) -> dict[str, Any]:
         """See :meth:`PrivacyEngine.info`."""
@@ -126,8 +129,9 @@ class PrivateStep:
 
     def _check_same(self, optimizer: Optimizer) -> None:
         """Raise PrivacyError if parameters were frozen, added or exchanged since make_private."""
-        now = [*_identities(self.module), *(id(p) for group in optimizer.param_groups for p in group["params"])]
-        if now != self._same:
+        now = _trainable_in_order(self.module)
+        now += [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if len(now) != len(self._same) or not all(map(operator.is_, now, self._same)):
             check_same(trainable(self.module), self.trainable, optimizer)
             self._same = now
 
@@ -332,9 +336,9 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def _identities(module: nn.Module) -> list[int]:
-    """Of the parameters that require grad, in the order of the tree: without their names, which take most of the time."""
-    found: list[int] = []
+def _trainable_in_order(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require grad, in an order of the tree: without their names, which take most of the time."""
+    found: list[nn.Parameter] = []
     waiting: list[nn.Module | None] = [module]
     seen: set[nn.Module] = set()
     while waiting:
@@ -342,7 +346,7 @@ def _identities(module: nn.Module) -> list[int]:
         if one is not None and one not in seen:
             seen.add(one)
             parameters: dict[str, nn.Parameter | None] = one._parameters
-            found += [id(p) for p in parameters.values() if p is not None and p.requires_grad]
+            found += [p for p in parameters.values() if p is not None and p.requires_grad]
             waiting += one._modules.values()
     return found
 

@@ -49,7 +49,7 @@ inline FourFloats add_parts(Wide sums) {
   return (quarter_wide<0>(sums) + quarter_wide<1>(sums)) + (quarter_wide<2>(sums) + quarter_wide<3>(sums));
 }
 
-// What will be worked on next, fetched into the second-level cache a few lines at a time: rows of a matrix.
+// What will be worked on next, fetched into the caches a few lines at a time: rows of a matrix.
 class Ahead {
  public:
   Ahead(const float* values, std::size_t first, std::size_t pitch, std::size_t rows, std::size_t columns)
