@@ -246,12 +246,15 @@ AISEC_HD void row_tile(const float* planes, const std::size_t* offsets, const fl
     }
 }
 
-// sums[v] = the sum over the positions of output v of a panel, in their order.
-AISEC_HD void add_positions(const float* panel, std::size_t positions, float (&sums)[tile_outputs]) {
+// sums[v] = the sum over the positions of output v of a panel, v < here, in their order. Not inlined: the tiles beside
+// it would have fewer registers.
+__attribute__((noinline)) void add_positions(const float* panel, std::size_t positions, std::size_t here, float* sums) {
   Floats added[tile_vectors] = {};
   for (std::size_t t = 0; t < positions; ++t)
     for (std::size_t v = 0; v < tile_vectors; ++v) added[v] += load(panel + t * tile_outputs + v * float_lanes);
-  for (std::size_t v = 0; v < tile_vectors; ++v) store(sums + v * float_lanes, added[v]);
+  alignas(64) float all[tile_outputs];
+  for (std::size_t v = 0; v < tile_vectors; ++v) store(all + v * float_lanes, added[v]);
+  for (std::size_t i = 0; i < here; ++i) sums[i] = all[i];
 }
 
 // rows [out_channels, channels / groups, kernel...]: one sample's gradient; its squared norm, and its bound. `sums`, if
@@ -290,11 +293,7 @@ SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bo
       float* panel = panels + block * positions * tile_outputs;
       transpose_copy(g + (group * outputs + first) * positions, positions, here, positions, panel, tile_outputs,
                      tile_outputs);
-      if (sums != nullptr) {
-        alignas(64) float added[tile_outputs];
-        add_positions(panel, positions, added);
-        for (std::size_t i = 0; i < here; ++i) sums[group * outputs + first + i] = added[i];
-      }
+      if (sums != nullptr) add_positions(panel, positions, here, sums + group * outputs + first);
       float* to = rows + (group * outputs + first) * taps;
       for (std::size_t begin = 0; begin < taps; begin += flushed_taps) {
         alignas(64) float done[flushed_taps * tile_outputs];
