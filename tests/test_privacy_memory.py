@@ -111,7 +111,8 @@ def test_a_gradient_that_somebody_holds_is_left_alone() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of another C library")
 def test_freed_memory_is_kept() -> None:
-    """As many pages as have been freed cost nothing the next time."""
+    """Pages that have been freed cost nothing the next time: but for a block or two of the 40, where something small has taken
+    its place; given back to the system, all 40 would be paid for again."""
     program = """
 import resource, torch
 from aisec_fast import _backends
@@ -124,7 +125,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_TUNABLES", "MALLOC_"))}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=plain)
-    assert int(done.stdout) < 40 * 2**22 / resource.getpagesize() / 100
+    assert int(done.stdout) < 4 * 2**22 / resource.getpagesize()
 
 
 def test_settings_of_malloc_in_the_environment_stay(monkeypatch: pytest.MonkeyPatch) -> None:
