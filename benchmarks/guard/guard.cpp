@@ -130,8 +130,8 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
        }},
       {"conv_rows",
        [&](const Kernels&) {
-         conv_rows(in.conv, 1, in.x.data(), in.gradient.data(), in.out.data(), in.squares.data(), in.bounds.data(),
-                   {nullptr, nullptr});
+         conv_rows(in.conv, 1, in.x.data(), in.gradient.data(), in.out.data(), false, in.squares.data(),
+                   in.bounds.data(), {nullptr, nullptr});
        }},
       {"winograd",
        [&](const Kernels& k) {

@@ -42,8 +42,8 @@ void run_conv_rows(const py::object& activation, const py::object& gradient, con
       conv_shape(a, g, kernel, stride, before, dilation, groups, square, bound.size() == 0 ? square : bound);
   out.of_type(DType::float32).contiguous().of_size(a.size(0) * row_size(shape)).writable();
   const py::gil_scoped_release unlocked;
-  conv_rows(shape, a.size(0), a.data<float>(), g.data<float>(), out.data<float>(), square.data<double>(), wanted(bound),
-            {nullptr, nullptr});
+  conv_rows(shape, a.size(0), a.data<float>(), g.data<float>(), out.data<float>(), false, square.data<double>(),
+            wanted(bound), {nullptr, nullptr});
 }
 
 }  // namespace

@@ -52,20 +52,67 @@ void run_weighted_products(const Arrays& inputs, const Arrays& outputs, const py
   weighted_products(products, factors.data<double>());
 }
 
-void run_row_squares(const Arrays& matrices, const py::object& squares) {
-  const std::vector<ArrayView> views = floats(matrices, "matrices", 2);
+void run_outer_squares(const Arrays& inputs, const Arrays& outputs, const py::object& squares) {
+  const std::vector<ArrayView> a = floats(inputs, "inputs", 3), g = floats(outputs, "outputs", 3);
   const ArrayView found(squares, "squares");
   found.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous().writable();
-  if (views.empty()) return;
-  const std::size_t rows = views[0].size(0);
-  found.of_size(views.size() * rows);
-  std::vector<Matrix> wanted;
-  for (const ArrayView& view : views) {
-    if (view.size(0) != rows) throw py::value_error("matrices differ in their number of rows");
-    wanted.push_back({view.data<float>(), view.size(1)});
+  if (a.size() != g.size()) throw py::value_error("inputs and outputs differ in their number");
+  if (a.empty()) return;
+  const std::size_t rows = a[0].size(0);
+  found.of_size(2 * a.size() * rows);
+  std::vector<Matrix> left, right;
+  for (std::size_t k = 0; k < a.size(); ++k)
+    for (const ArrayView* view : {&a[k], &g[k]}) {
+      if (view->size(0) != rows || view->size(1) != 1)
+        throw py::value_error(view->name() + " has an array of another shape than [batch, 1, width], all of one batch");
+      (view == &a[k] ? left : right).push_back({view->data<float>(), view->size(2)});
+    }
+  const py::gil_scoped_release unlocked;
+  outer_squares(left, right, rows, found.data<double>());
+}
+
+std::vector<const double*> squares_of(const Arrays& arrays, const char* name, std::size_t batch) {
+  std::vector<const double*> found;
+  for (const py::object& array : arrays) {
+    const ArrayView view(array, name);
+    view.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous().of_size(batch);
+    found.push_back(view.data<double>());
+  }
+  return found;
+}
+
+bool run_clip_weights(const Arrays& squares, const Arrays& spreads, double scale, double bound, double spread_bound,
+                      double added, double most, double least, const py::object& weights) {
+  const ArrayView out(weights, "weights");
+  out.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous().writable();
+  const std::size_t batch = out.size();
+  if (squares.empty() || (!spreads.empty() && spreads.size() != squares.size()))
+    throw py::value_error("squares is empty, or differs in number from spreads");
+  return clip_weights(squares_of(squares, "squares", batch), squares_of(spreads, "spreads", batch), batch,
+                      {scale, bound, spread_bound, added, most, least}, out.data<double>());
+}
+
+void run_weighted_rows(const Arrays& rows, const std::vector<std::size_t>& outputs, const py::object& weights,
+                       const Arrays& totals) {
+  const ArrayView factors(weights, "weights");
+  factors.on_device(dlpack::on_cpu).of_type(DType::float64).contiguous();
+  const std::size_t batch = factors.size();
+  if (rows.empty() || rows.size() != totals.size() || rows.size() != outputs.size())
+    throw py::value_error("rows, outputs and totals differ in their number, or are empty");
+  std::vector<KeptRows> kept;
+  for (std::size_t k = 0; k < rows.size(); ++k) {
+    const ArrayView row(rows[k], "rows"), total(totals[k], "totals");
+    for (const ArrayView* view : {&row, &total}) view->on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
+    const std::size_t columns = total.size();
+    row.of_size(batch * columns);
+    total.writable();
+    if (outputs[k] != 0 && columns % outputs[k] != 0)
+      throw py::value_error("outputs has " + std::to_string(outputs[k]) + ", which does not divide a row of " +
+                            std::to_string(columns) + " values");
+    kept.push_back({row.data<float>(), columns, outputs[k], total.data<float>()});
   }
   const py::gil_scoped_release unlocked;
-  row_squares(wanted, rows, found.data<double>());
+  weighted_rows(kept, batch, factors.data<double>());
 }
 
 void run_layer_norm_rows(const py::object& input, const py::object& gradient, const py::object& mean,
@@ -85,17 +132,18 @@ void run_layer_norm_rows(const py::object& input, const py::object& gradient, co
 // conv_rows without bounds, with the gradients of the bias: sums of the gradient over its positions, and their squares.
 void run_conv_gradients(const py::object& activation, const py::object& gradient, const Pair& kernel,
                         const Pair& stride, const Pair& before, const Pair& dilation, std::size_t groups,
-                        const py::object& rows, const py::object& squares, const py::object& sums,
+                        const py::object& rows, bool taps_first, const py::object& squares, const py::object& sums,
                         const py::object& sum_squares) {
   const ArrayView a(activation, "activation"), g(gradient, "gradient"), out(rows, "rows"), sum(sums, "sums"),
       square(squares, "squares"), of_sums(sum_squares, "sum_squares");
   for (const ArrayView* view : {&a, &g, &out, &sum, &square, &of_sums}) view->on_device(dlpack::on_cpu);
   const ConvShape shape = conv_shape(a, g, kernel, stride, before, dilation, groups, square, of_sums);
+  if (taps_first && groups != 1) throw py::value_error("taps_first is true, which takes groups = 1");
   out.of_type(DType::float32).contiguous().of_size(a.size(0) * row_size(shape)).writable();
   sum.of_type(DType::float32).contiguous().of_size(a.size(0) * shape.out_channels).writable();
   const py::gil_scoped_release unlocked;
-  conv_rows(shape, a.size(0), a.data<float>(), g.data<float>(), out.data<float>(), square.data<double>(), nullptr,
-            {sum.data<float>(), of_sums.data<double>()});
+  conv_rows(shape, a.size(0), a.data<float>(), g.data<float>(), out.data<float>(), taps_first, square.data<double>(),
+            nullptr, {sum.data<float>(), of_sums.data<double>()});
 }
 
 // The squares and bounds of gram_squares as upper bounds of n^2 and A^2 (docs/privacy.md, section 3); sums of tokens.
@@ -159,10 +207,15 @@ void bind_products(py::module_& module) {
              py::arg("samples"), py::arg("totals"));
   module.def("conv_gradients", &run_conv_gradients, py::arg("activation"), py::arg("gradient"), py::arg("kernel"),
              py::arg("stride"), py::arg("before"), py::arg("dilation"), py::arg("groups"), py::arg("rows"),
-             py::arg("squares"), py::arg("sums"), py::arg("sum_squares"));
+             py::arg("taps_first"), py::arg("squares"), py::arg("sums"), py::arg("sum_squares"));
   module.def("gram_norms", &run_gram_norms, py::arg("inputs"), py::arg("outputs"), py::arg("roundoff"),
              py::arg("squares"), py::arg("spreads"), py::arg("sums"));
-  module.def("row_squares", &run_row_squares, py::arg("matrices"), py::arg("squares"));
+  module.def("outer_squares", &run_outer_squares, py::arg("inputs"), py::arg("outputs"), py::arg("squares"));
+  module.def("clip_weights", &run_clip_weights, py::arg("squares"), py::arg("spreads"), py::arg("scale"),
+             py::arg("bound"), py::arg("spread_bound"), py::arg("added"), py::arg("most"), py::arg("least"),
+             py::arg("weights"));
+  module.def("weighted_rows", &run_weighted_rows, py::arg("rows"), py::arg("outputs"), py::arg("weights"),
+             py::arg("totals"));
   module.def("layer_norm_rows", &run_layer_norm_rows, py::arg("input"), py::arg("gradient"), py::arg("mean"),
              py::arg("scale"), py::arg("weights"), py::arg("biases"));
   module.def("embedding_squares", &run_embedding_squares, py::arg("tokens"), py::arg("vectors"), py::arg("padding"),

@@ -30,6 +30,10 @@ constexpr std::size_t rows_together = 4, shared_bytes = std::size_t{12} << 20;
 constexpr std::size_t widest_row = std::size_t{20} << 20;
 // Batches beyond this are no longer in any cache when somebody reads them again.
 constexpr std::size_t passing_bytes = std::size_t{16} << 20;
+// While some rows of a tile are added as many are fetched: whole tiles if the next one stays in the second-level cache
+// meanwhile (which lines that pass by do not enter), else a few rows.
+constexpr std::size_t fetched_bytes = std::size_t{512} << 10, fetched_beside_passing = std::size_t{2} << 20;
+constexpr std::size_t few_rows = 16;
 // Threads take tiles in turn, so many times a step: often enough to end it together, seldom enough to cost nothing.
 constexpr std::size_t units_of_part = 64;
 constexpr std::size_t least_bytes = std::size_t{256} << 10;  // smallest work that is worth a thread
@@ -82,6 +86,11 @@ class Rows {
   std::size_t first(std::size_t block) const { return block * rows_in_block_; }
   std::size_t count(std::size_t block) const { return std::min(rows_in_block_, batch_.rows - first(block)); }
   const Part& part(std::size_t index) const { return parts_[index]; }
+  // Rows to add at once where all of a tile are added.
+  std::size_t at_once() const {
+    return batch_.rows * norm_block * item_ <= (passing_ ? fetched_beside_passing : fetched_bytes) ? batch_.rows
+                                                                                                   : few_rows;
+  }
 
   // Rows first, ..., first + count - 1 of a tile; `next` are the rows from next_first on of tile next_t.
   RowSet set(std::size_t t, std::size_t first, std::size_t count, std::size_t next_t, std::size_t next_first) const {
@@ -313,7 +322,12 @@ void weighted_sum(const Batch& batch, const double* weights, const std::vector<v
       const auto [begin, end] = rows.part(part);
       for (std::size_t t = begin; t < end; ++t) {
         totals.clear(t);
-        totals.add(t, rows.set(t, 0, batch.rows, t + 1 == end ? t : t + 1, 0), weights);
+        for (std::size_t row = 0, count; row < batch.rows; row += count) {
+          count = std::min(rows.at_once(), batch.rows - row);
+          const bool ends = row + count == batch.rows;
+          totals.add(t, rows.set(t, row, count, ends && t + 1 < end ? t + 1 : t, ends ? 0 : row + count),
+                     weights + row);
+        }
         totals.store(t);
       }
     }

@@ -49,6 +49,13 @@ void for_samples(std::size_t batch, std::size_t products, std::size_t scratch_fl
   });
 }
 
+// Whether rows are better written past the caches, which what is read before them would be driven from; and may be.
+bool passes_by(const ConvShape& shape, std::size_t values, const float* rows) {
+  const std::size_t least_bytes = getenv("PASS") ? atoll(getenv("PASS")) : std::size_t{4} << 20, line = 64;
+  return values * sizeof(float) >= least_bytes && shape.out_channels % (line / sizeof(float)) == 0 &&
+         reinterpret_cast<std::uintptr_t>(rows) % line == 0;
+}
+
 }  // namespace
 
 void gram_squares(const GramShape& shape, std::size_t batch, const float* inputs, const float* outputs, double* squares,
@@ -107,15 +114,18 @@ void conv_gram_squares(const ConvShape& shape, std::size_t batch, const float* a
 }
 
 void conv_rows(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient, float* rows,
-               double* squares, double* bounds, const ConvSums& added) {
+               bool taps_first, double* squares, double* bounds, const ConvSums& added) {
   const GhostKernels& kernels = active_kernels().ghost;
   const Extents sizes = extents(shape);
+  const RowOrder order = !taps_first                                  ? RowOrder::outputs
+                         : passes_by(shape, batch * sizes.rows, rows) ? RowOrder::passing_taps
+                                                                      : RowOrder::taps;
   for_samples(batch, sizes.rows * shape.out_rows * shape.out_columns, kernels.conv_rows_scratch(shape),
               [&](std::size_t sample, float* memory) {
                 float* const sums = added.sums == nullptr ? nullptr : added.sums + sample * shape.out_channels;
                 const SampleNorm norm =
                     kernels.conv_rows(shape, activation + sample * sizes.activation, gradient + sample * sizes.gradient,
-                                      bounds != nullptr, memory, rows + sample * sizes.rows, sums);
+                                      bounds != nullptr, memory, rows + sample * sizes.rows, order, sums);
                 squares[sample] = norm.square;
                 if (bounds != nullptr) bounds[sample] = norm.bound;
                 if (sums == nullptr) return;

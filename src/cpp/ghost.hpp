@@ -19,8 +19,9 @@ struct ConvSums {
 // activation [batch, channels, rows, columns], gradient [batch, out_channels, out_rows, out_columns].
 void conv_gram_squares(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient,
                        double* squares, double* bounds);
-// rows [batch, out_channels, channels / groups, kernel...]; bounds may be null.
+// rows [batch, out_channels, channels / groups, kernel...], or [batch, channels, kernel..., out_channels] if the taps
+// come first, for one group; bounds may be null.
 void conv_rows(const ConvShape& shape, std::size_t batch, const float* activation, const float* gradient, float* rows,
-               double* squares, double* bounds, const ConvSums& added);
+               bool taps_first, double* squares, double* bounds, const ConvSums& added);
 
 }  // namespace aisec_fast

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <new>
 
+#include "clipping.hpp"
 #include "instruction_sets.hpp"
 #include "kernels/standard_arithmetic.hpp"
 #include "thread_pool.hpp"
@@ -110,31 +112,77 @@ void weighted_products(const std::vector<Product>& products, const double* weigh
   });
 }
 
-void row_squares(const std::vector<Matrix>& matrices, std::size_t rows, double* squares) {
+void outer_squares(const std::vector<Matrix>& left, const std::vector<Matrix>& right, std::size_t rows,
+                   double* squares) {
   const ClippingKernels& kernels = active_kernels().clipping_float32;
   std::size_t columns = 0;
-  for (const Matrix& matrix : matrices) columns += matrix.columns;
+  for (std::size_t k = 0; k < left.size(); ++k) columns += left[k].columns + right[k].columns;
   parallel_for(rows, least_values / std::max<std::size_t>(columns, 1) + 1, [&](std::size_t begin, std::size_t end) {
     const StandardArithmetic arithmetic;
-    std::vector<double> sums(end - begin);
-    for (std::size_t m = 0; m < matrices.size(); ++m) {
-      const Matrix& matrix = matrices[m];
-      double* const to = squares + m * rows + begin;
-      std::fill(to, to + (end - begin), 0.0);
+    const std::size_t count = end - begin;
+    std::vector<double> sums(count);
+    const auto add_squares = [&](const Matrix& matrix, double* to) {
+      std::fill(to, to + count, 0.0);
       for (std::size_t first = 0; first < matrix.columns; first += norm_block) {
         const float* from = matrix.values + begin * matrix.columns + first;
         const auto stride = static_cast<std::ptrdiff_t>(matrix.columns);
-        const RowSet set{from,
-                         stride,
-                         end - begin,
-                         reinterpret_cast<const char*>(from),
-                         stride * static_cast<std::ptrdiff_t>(sizeof(float)),
-                         false};
+        const RowSet set{from,  stride, count, reinterpret_cast<const char*>(from),
+                         stride * static_cast<std::ptrdiff_t>(sizeof(float)), false};
         kernels.block_sums(set, std::min(norm_block, matrix.columns - first), 1.0, sums.data());
-        for (std::size_t r = 0; r < sums.size(); ++r) to[r] += sums[r];
+        for (std::size_t r = 0; r < count; ++r) to[r] += sums[r];
       }
+    };
+    for (std::size_t k = 0; k < left.size(); ++k) {
+      double *const product = squares + k * rows + begin, *const own = product + left.size() * rows;
+      add_squares(left[k], product);
+      add_squares(right[k], own);
+      for (std::size_t r = 0; r < count; ++r) product[r] *= own[r];
     }
   });
+}
+
+bool clip_weights(const std::vector<const double*>& squares, const std::vector<const double*>& spreads,
+                  std::size_t batch, const WeightRule& rule, double* weights) {
+  const StandardArithmetic arithmetic;
+  const auto norm_of = [&](const std::vector<const double*>& parts, std::size_t sample) {
+    double sum = parts[0][sample];
+    for (std::size_t part = 1; part < parts.size(); ++part) sum += parts[part][sample];
+    return std::sqrt(sum * (rule.scale * rule.scale));
+  };
+  bool some_zero = false;
+  for (std::size_t i = 0; i < batch; ++i) {
+    const double norm = norm_of(squares, i), spread = spreads.empty() ? norm : norm_of(spreads, i);
+    const double by_norm = rule.bound / (norm + rule.added), by_spread = rule.spread_bound / spread;
+    const bool enough = by_norm >= rule.least && by_spread >= rule.least;  // false for what is no number
+    weights[i] = enough ? std::min({rule.most, by_norm, by_spread}) * rule.scale : 0.0;
+    some_zero |= !enough;
+  }
+  return some_zero;
+}
+
+void weighted_rows(const std::vector<KeptRows>& kept, std::size_t batch, const double* weights) {
+  std::vector<std::vector<float>> sums(kept.size());  // of those whose outputs are last
+  Batch call{DType::float32, batch, {}};
+  std::vector<void*> outs;
+  for (std::size_t k = 0; k < kept.size(); ++k) {
+    if (kept[k].outputs != 0) sums[k].resize(kept[k].columns);
+    call.arrays.push_back({kept[k].rows, static_cast<std::ptrdiff_t>(kept[k].columns), kept[k].columns});
+    outs.push_back(kept[k].outputs != 0 ? sums[k].data() : kept[k].total);
+  }
+  weighted_sum(call, weights, outs);
+  constexpr std::size_t together = 16;  // outputs whose values lie in one cache line
+  for (std::size_t k = 0; k < kept.size(); ++k) {
+    const std::size_t outputs = kept[k].outputs, taps = outputs == 0 ? 0 : kept[k].columns / outputs;
+    const float* const from = sums[k].data();
+    float* const to = kept[k].total;
+    parallel_for((outputs + together - 1) / together, least_values / std::max<std::size_t>(taps * together, 1) + 1,
+                 [=](std::size_t begin, std::size_t end) {
+                   for (std::size_t block = begin; block < end; ++block)
+                     for (std::size_t tap = 0; tap < taps; ++tap)
+                       for (std::size_t o = block * together; o < std::min(outputs, (block + 1) * together); ++o)
+                         to[o * taps + tap] = from[tap * outputs + o];
+                 });
+  }
 }
 
 void embedding_squares(const Lookups& lookups, double* squares) {

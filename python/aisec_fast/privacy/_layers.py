@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -335,7 +336,7 @@ class ConvGradients(LayerGradients):
         """Whether there is a kernel for this convolution."""
         if self._has_kernel is None:
             layer, gradient = self.layer, self.gradient
-            wide = max(layer.weight[0].numel(), layer.out_channels // layer.groups) > ghost.LARGEST_WIDTH
+            wide = max(math.prod(layer.weight.shape[1:]), layer.out_channels // layer.groups) > ghost.LARGEST_WIDTH
             self._has_kernel = (
                 self.dtype == torch.float32 and gradient.dim() <= 4 and not wide and not _on_gpu(gradient)
             )
@@ -389,8 +390,7 @@ class ConvGradients(LayerGradients):
             return weight.new_empty((0, *weight.shape))
         if self._native():
             kept = self.keeps(name) and not self.makes_twice(name)
-            out = self.memory((batch, *weight.shape), dtype=self.dtype, device=gradient.device) if kept else None
-            rows, squares, bias = self._native_rows(start, stop, out)
+            rows, squares, bias = self._native_rows(start, stop, kept)
             if kept:
                 self.kept_squares[name] = squares
                 if bias is not None and "bias" not in self._kept:
@@ -426,14 +426,19 @@ class ConvGradients(LayerGradients):
         return super().kept(name)
 
     def _native_rows(
-        self, start: int, stop: int, out: Tensor | None = None
+        self, start: int, stop: int, kept: bool = False
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """The gradients of some samples and their squared norms; and of the bias both, where they come in passing.
 
-        A sample's bits do not depend on the others.
+        A sample's bits do not depend on the others. What is kept is in this layer's memory, outputs last if it can be: so
+        it comes out of the kernel (see ``weighted_sums``).
         """
         activation, gradient, kernel = self._arguments(start, stop)
-        native = _native.kernels(gradient)
+        native, weight = _native.kernels(gradient), self.layer.weight
+        taps_first = kept and native is not None and self.layer.groups == 1
+        shape = (*weight.shape[1:], weight.shape[0]) if taps_first else weight.shape
+        new = self.memory if kept else torch.empty
+        out = new((stop - start, *shape), dtype=self.dtype, device=gradient.device)
         if native is None:
             rows, squares, _ = ghost.conv_rows(activation, gradient, kernel, **self._geometry(), out=out, bounded=False)
             return rows, squares, None
@@ -441,14 +446,13 @@ class ConvGradients(LayerGradients):
         if one_row:
             activation, gradient = activation.unsqueeze(2), gradient.unsqueeze(2)
         first = (1,) * one_row
-        rows = torch.empty((stop - start, *layer.weight.shape)) if out is None else out
-        squares, bias_squares = torch.empty((2, stop - start), dtype=torch.float64)
+        squares, bias_squares = (torch.empty(stop - start, dtype=torch.float64) for _ in range(2))
         bias = torch.empty(gradient.shape[:2])
         native.conv_gradients(
             activation, gradient, (*first, *kernel), (*first, *layer.stride), (*(0,) * one_row, *self.padding),
-            (*first, *layer.dilation), layer.groups, rows, squares, bias, bias_squares,
+            (*first, *layer.dilation), layer.groups, out, taps_first, squares, bias, bias_squares,
         )  # fmt: skip
-        return rows, squares, (bias, bias_squares)
+        return _outputs_second(out) if taps_first else out, squares, (bias, bias_squares)
 
     def _small_parts(self) -> Iterator[tuple[int, int]]:
         return chunks(self.batch, self.layer.weight.numel(), PART_ELEMENTS)
@@ -762,11 +766,10 @@ def measure_single_positions(uses: Iterable[Any]) -> None:
     if not native:
         return
     rules = [use.rule for use in found]
-    matrices = [_matrix(rule.inputs) for rule in rules] + [rule.outputs.flatten(1) for rule in rules]
-    squares = torch.empty((len(matrices), rules[0].batch), dtype=torch.float64)
-    native.row_squares(matrices, squares)
-    inputs, outputs = squares.chunk(2)
-    for use, weight, bias in zip(found, (inputs * outputs).unbind(), outputs.unbind(), strict=True):
+    squares = torch.empty((2 * len(rules), rules[0].batch), dtype=torch.float64)
+    native.outer_squares([rule.inputs.contiguous() for rule in rules], [rule.outputs for rule in rules], squares)
+    by_parameter = squares.unbind()  # of the weights, then of the biases
+    for use, weight, bias in zip(found, by_parameter[: len(rules)], by_parameter[len(rules) :], strict=True):
         norms = {"weight": Norms(weight, weight), "bias": Norms(bias, bias)}
         use.norms |= {name: norms[name] for name in use.layer.parameters}
 
@@ -784,6 +787,19 @@ def add_products(sums: list[tuple[LinearGradients, Total]], weights: Weights) ->
         native.weighted_products(inputs, outputs, weights.values, block, wholes)
         for whole, (_, total) in zip(wholes, group, strict=True):
             total.add(whole)
+
+
+def add_rows(sums: list[tuple[Tensor, Total]], weights: Weights) -> None:
+    """Add the weights' sums of rows [B, ...], each to its total."""
+    rows = [one for one, _ in sums]
+    native = _native.kernels(rows[0]) if all(one.dtype == rows[0].dtype for one in rows) else None
+    if native is None or not rows[0].shape[0]:
+        found = weighted_sums(rows, weights)
+    else:
+        found = [total.space() for _, total in sums]
+        _weighted_rows(native, rows, weights, found)
+    for one, (_, total) in zip(found, sums, strict=True):
+        total.add(one)
 
 
 def row_squares(rows: Tensor) -> Tensor:
@@ -814,10 +830,24 @@ def weighted_sums(kept: list[Tensor], weights: Weights) -> list[Tensor]:
             found = [torch.as_tensor(one, device=rows[0].device) for one in found]
         else:
             found = [torch.empty(one.shape[1:]) for one in rows]
-            native.weighted_sum([one.contiguous() for one in rows], weights.values, found)
+            _weighted_rows(native, rows, weights, found)
         for i, total in zip(group, found, strict=True):
             sums[i] = total.view(kept[i].shape[1:])
     return sums
+
+
+def _weighted_rows(native: ModuleType, rows: list[Tensor], weights: Weights, totals: list[Tensor]) -> None:
+    """Rows [B, outputs, ...] may lie in memory as [B, ..., outputs] does."""
+    dense, outputs = [], []
+    for one in rows:
+        if one.is_contiguous():
+            dense.append(one)
+            outputs.append(0)
+            continue
+        last = one.permute(0, *range(2, one.dim()), 1)
+        dense.append(last.contiguous())
+        outputs.append(one.shape[1])
+    native.weighted_rows(dense, outputs, weights.values, totals)
 
 
 def _by_dtype(tensors: list[Tensor]) -> list[list[int]]:
@@ -826,6 +856,11 @@ def _by_dtype(tensors: list[Tensor]) -> list[list[int]]:
     for i, tensor in enumerate(tensors):
         groups.setdefault(tensor.dtype, []).append(i)
     return list(groups.values())
+
+
+def _outputs_second(rows: Tensor) -> Tensor:
+    """A view [B, outputs, ...] of [B, ..., outputs]."""
+    return rows.permute(0, -1, *range(1, rows.dim() - 1))
 
 
 def _matrix(rows: Tensor) -> Tensor:

@@ -14,7 +14,12 @@ DEPTH = 128  # terms of a product that are added in registers (product_depth in 
 
 def kernels(values: Tensor) -> ModuleType | None:
     """The native kernels if they are in use and ``values`` is theirs to work on."""
-    if values.dtype != torch.float32 or not values.is_cpu:
+    return kernels_on(values) if values.dtype == torch.float32 else None
+
+
+def kernels_on(values: Tensor) -> ModuleType | None:
+    """The native kernels if they are in use and ``values``, of whatever dtype, is on the CPU."""
+    if not values.is_cpu:
         return None
     backend = _backends.choose_host("activation")
     return backend.ghost if backend.name == "native" else None

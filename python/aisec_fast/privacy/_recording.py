@@ -190,8 +190,8 @@ class _Memory:
         self.busy.add(key)
         block = self.blocks.get(key)
         if block is None or block.numel() < size or block.dtype != dtype or block.device != device:
-            block = self.blocks[key] = torch.empty(size, dtype=dtype, device=device)
-        return block[:size].view(shape)
+            block = self.blocks[key] = torch.empty(shape, dtype=dtype, device=device)
+        return block if block.shape == shape else block.view(-1)[:size].view(shape)
 
     def let_go(self, layer: CoveredLayer) -> None:
         """Forget memory that somebody else (a hook of the user's) still holds."""

@@ -21,15 +21,15 @@ from .._sources import Source
 from .._update import Noise
 from . import _charges, _optimizers
 from ._charges import Rounding
-from ._clip import Norms, Total, Weights, weights_of
+from ._clip import Norms, Total, clip
 from ._layers import (
     LinearGradients,
     add_products,
+    add_rows,
     chunks,
     kept_squares,
     measure_single_positions,
     row_squares,
-    weighted_sums,
 )
 from ._precision import full_precision
 from ._probe import RowProbe
@@ -249,12 +249,11 @@ class Sums:
             parts.append(Norms(squares, squares))
         if not parts:
             return
-        weights = Weights(weights_of(Norms.added(parts).scaled(scale), max_norm, self.mechanism.clipping) * scale)
+        weights = clip(parts, scale, max_norm, self.mechanism.clipping)
         # Sums let go of what they were made of as they come: the gradients that were kept, then layer by layer.
         products = sorted((key for key in uses if key not in kept), key=lambda key: self._place(key, uses[key]))
         if kept:
-            for key, total in zip(kept, weighted_sums(list(kept.values()), weights), strict=True):
-                self.totals[key].add(total)
+            add_rows([(rows, self.totals[key]) for key, rows in kept.items()], weights)
             for key in kept:
                 name, use = uses[key][0]
                 use.added(name)

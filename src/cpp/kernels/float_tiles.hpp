@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "aisec_fast/host_device.hpp"
-#if defined(__FMA__)
+#if defined(__SSE__)
 #include <immintrin.h>
 #endif
 
@@ -21,6 +21,18 @@ constexpr std::size_t float_lanes = tile_bytes / 4;
 AISEC_HD constexpr std::size_t least(std::size_t a, std::size_t b) { return a < b ? a : b; }
 AISEC_HD Floats load(const float* from) { return *reinterpret_cast<const UnalignedFloats*>(from); }
 AISEC_HD void store(float* to, Floats value) { *reinterpret_cast<UnalignedFloats*>(to) = value; }
+
+// Past the caches, to an aligned place; visible to other threads after end_of_stream().
+#if defined(__AVX__)
+AISEC_HD void stream(float* to, Floats value) { _mm256_stream_ps(to, value); }
+AISEC_HD void end_of_stream() { _mm_sfence(); }
+#elif defined(__SSE__)
+AISEC_HD void stream(float* to, Floats value) { _mm_stream_ps(to, value); }
+AISEC_HD void end_of_stream() { _mm_sfence(); }
+#else
+AISEC_HD void stream(float* to, Floats value) { store(to, value); }
+AISEC_HD void end_of_stream() {}
+#endif
 
 AISEC_HD Floats multiply_add(Floats a, Floats b, Floats sum) {
 #if defined(__FMA__)

@@ -227,11 +227,11 @@ std::size_t rows_scratch(const ConvShape& c) {
   return product > bound_scratch(c) ? product : bound_scratch(c);
 }
 
-// done[tap][output]: the gradients of tile_taps taps, at these offsets of the pixels, for `vectors` vectors of outputs.
-// Only the first `count` taps are real, and squared.
+// to[tap * pitch + output]: the gradients of tile_taps taps, at these offsets of the pixels, for `vectors` vectors of
+// outputs. Only the first `count` taps are real: squared, and stored.
 template <std::size_t vectors>
 AISEC_HD void row_tile(const float* planes, const std::size_t* offsets, const float* panel, const Walk& walk,
-                       std::size_t count, float* done, Squares& squares) {
+                       std::size_t count, float* to, std::size_t pitch, bool passing, Squares& squares) {
   const float* pixels[tile_taps];
   for (std::size_t r = 0; r < tile_taps; ++r) pixels[r] = planes + offsets[r];
   Floats sums[tile_taps][vectors];
@@ -240,9 +240,10 @@ AISEC_HD void row_tile(const float* planes, const std::size_t* offsets, const fl
     for (std::size_t v = 0; v < vectors; ++v) sums[r][v] = Floats{};
   add_products(pixels, panel, float_lanes, walk, sums);
   for (std::size_t r = 0; r < tile_taps; ++r)
-    for (std::size_t v = 0; v < vectors; ++v) {
-      store(done + r * tile_outputs + v * float_lanes, sums[r][v]);
-      if (r < count) squares.add(sums[r][v], 2 * v);
+    for (std::size_t v = 0; v < vectors && r < count; ++v) {
+      float* const place = to + r * pitch + v * float_lanes;
+      passing ? stream(place, sums[r][v]) : store(place, sums[r][v]);
+      squares.add(sums[r][v], 2 * v);
     }
 }
 
@@ -257,10 +258,10 @@ __attribute__((noinline)) void add_positions(const float* panel, std::size_t pos
   for (std::size_t i = 0; i < here; ++i) sums[i] = all[i];
 }
 
-// rows [out_channels, channels / groups, kernel...]: one sample's gradient; its squared norm, and its bound. `sums`, if
-// it is not null: [out_channels], the gradient of the bias.
+// rows [out_channels, channels / groups, kernel...], or with the outputs last: one sample's gradient; its squared norm,
+// and its bound. `sums`, if it is not null: [out_channels], the gradient of the bias.
 SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bounded, float* memory, float* rows,
-                     float* sums) {
+                     RowOrder order, float* sums) {
   const StandardArithmetic standard;
   // Where all that is read are pixels they are read in their place.
   const Padded needed = padded(c);
@@ -281,6 +282,7 @@ SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bo
   for (; tap < taps + tile_taps; ++tap) offsets[tap] = offsets[taps - 1];  // computed again, never stored
   const Walk walk{c.out_rows,  c.out_columns, c.stride[0] * size.columns, c.stride[1], c.out_columns * tile_outputs,
                   tile_outputs};
+  const bool taps_first = order != RowOrder::outputs, passing = order == RowOrder::passing_taps;
   Squares squares;
   for (std::size_t group = 0; group < c.groups; ++group) {
     const float* pixels = x + group * channels * c.rows * c.columns;
@@ -295,24 +297,34 @@ SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bo
                      tile_outputs);
       if (sums != nullptr) add_positions(panel, positions, here, sums + group * outputs + first);
       float* to = rows + (group * outputs + first) * taps;
+      // Whole vectors of outputs that lie next to one another are stored at once.
+      const bool directly = taps_first && here % float_lanes == 0;
       for (std::size_t begin = 0; begin < taps; begin += flushed_taps) {
         alignas(64) float done[flushed_taps * tile_outputs];
         const std::size_t count = least(flushed_taps, taps - begin);
+        for (std::size_t t = count; t < round_up(count) && !directly; ++t)  // squares are transposed whole
+          for (std::size_t i = 0; i < tile_outputs; ++i) done[t * tile_outputs + i] = 0.0f;
         for (std::size_t t = 0; t < count; t += tile_taps) {
           // Memory gets ready for the next sample's gradients while these are computed.
           const float* soon = rows + row_values + (group * outputs + first) * taps + (begin + t) * here;
-          for (std::size_t i = 0; i < tile_taps * here; i += 16) __builtin_prefetch(soon + i, 1, 2);
+          if (!passing)
+            for (std::size_t i = 0; i < tile_taps * here; i += 16) __builtin_prefetch(soon + i, 1, 2);
+          float* const place = directly ? rows + (begin + t) * outputs + first : done + t * tile_outputs;
+          const std::size_t pitch = directly ? outputs : tile_outputs;
           if (here > float_lanes)
-            row_tile<tile_vectors>(pixels, offsets + begin + t, panel, walk, count - t, done + t * tile_outputs,
-                                   squares);
+            row_tile<tile_vectors>(pixels, offsets + begin + t, panel, walk, count - t, place, pitch, passing, squares);
           else
-            row_tile<1>(pixels, offsets + begin + t, panel, walk, count - t, done + t * tile_outputs, squares);
+            row_tile<1>(pixels, offsets + begin + t, panel, walk, count - t, place, pitch, passing, squares);
         }
-        // To [outputs][taps]: columns of `done` that stand for no output are not stored.
-        store_transposed(done, tile_outputs, count, here, to + begin, taps);
+        if (directly) continue;
+        // Columns of `done` that stand for no output are not stored.
+        if (!taps_first) store_transposed(done, tile_outputs, count, here, to + begin, taps);
+        for (std::size_t t = 0; t < count && taps_first; ++t)
+          for (std::size_t i = 0; i < here; ++i) rows[(begin + t) * outputs + first + i] = done[t * tile_outputs + i];
       }
     }
   }
+  if (passing) end_of_stream();
   return finished(squares.total(), bounded ? conv_bound(c, x, g, memory) : 0.0);
 }
 

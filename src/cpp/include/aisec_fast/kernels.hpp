@@ -210,6 +210,11 @@ struct SampleNorm {
   double square, bound;
 };
 
+// How a sample's gradient lies in memory: [out_channels][taps], the weight's own order; or, of one group,
+// [taps][out_channels], which takes no transpositions. Memory after the rows is fetched, that of the next sample's; but
+// `passing` rows go by the caches, for who will not read them soon: aligned to 64 bytes, of whole lines of outputs.
+enum class RowOrder { outputs, taps, passing_taps };
+
 // `memory` is scratch: gram_bytes for gram_row, and as many floats as the functions say for the convolutions; aligned
 // to 64 bytes.
 struct GhostKernels {
@@ -221,9 +226,9 @@ struct GhostKernels {
                      const float* next_inputs, void* memory, double* lengths, float* sums);
   std::size_t (*conv_rows_scratch)(const ConvShape& shape);
   // Without a bound, which takes time of its own, if it is not `bounded`. `sums` [out_channels] of the gradient over
-  // the positions, if it is not null. Memory after the rows is fetched: that of the next sample's.
+  // the positions, if it is not null.
   SampleNorm (*conv_rows)(const ConvShape& shape, const float* activation, const float* gradient, bool bounded,
-                          float* memory, float* rows, float* sums);
+                          float* memory, float* rows, RowOrder order, float* sums);
   std::size_t (*conv_gram_scratch)(const ConvShape& shape);
   SampleNorm (*conv_gram)(const ConvShape& shape, const float* activation, const float* gradient, float* memory);
 };
