@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from aisec_fast import BudgetError, PrivacyError, accounting, noise
+from aisec_fast import BudgetError, PrivacyError, accounting, noise, use_backend
 from aisec_fast.privacy import (
     BatchMemoryManager,
     PrivacyEngine,
@@ -29,7 +29,7 @@ from aisec_fast.privacy import (
     _probe,
     schedulers,
 )
-from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, MARGIN, STABILITY, Norms, Weights, weights_of
+from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, MARGIN, STABILITY, Norms, Weights, clip, weights_of
 
 from .test_privacy import private, small_loader, small_model, train
 from .test_privacy_layers import MODELS, loop_gradients, model_case, square_loss
@@ -74,6 +74,30 @@ def test_weights() -> None:
     ]  # fmt: skip
     least = bound / LEAST_WEIGHT
     assert weights_of(norms([least**2, (2 * least) ** 2], [0.0, 0.0]), 2.0, "flat").tolist() == [LEAST_WEIGHT, 0]
+
+
+@pytest.mark.parametrize("clipping", ["flat", "automatic"])
+def test_weights_of_the_kernel_are_those(clipping: str) -> None:
+    """To the bit, with norms in parts, exact or with spreads; and it says whether some weight is zero."""
+    generator = np.random.default_rng(5)
+    for exact in (True, False):
+        for special in ([], [0.0, math.inf, math.nan, 2.0**90, 5e-324, -1.0]):
+            parts = []
+            for k in range(3):
+                squares = 10.0 ** generator.uniform(-4, 4, 500)
+                spreads = squares * (1 + 10.0 ** generator.uniform(-3, 4, 500))
+                for values in (squares, spreads):
+                    values[k : k + 3 * len(special) : 3] = special
+                one = torch.from_numpy(squares)
+                parts.append(Norms(one, one if exact else torch.from_numpy(spreads)))
+            for scale in (1.0, 256.0, 3.7):
+                expected = weights_of(Norms.added(parts).scaled(scale), 1.7, clipping) * scale
+                with use_backend("native"):
+                    found = clip(parts, scale, 1.7, clipping)
+                assert found.values.tolist() == expected.tolist()
+                assert found.dropped == bool(special)
+                with use_backend("numba"):
+                    assert clip(parts, scale, 1.7, clipping).values.tolist() == expected.tolist()
 
 
 def test_rows_of_weight_zero_are_selected_away() -> None:

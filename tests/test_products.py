@@ -115,9 +115,9 @@ def test_empty(core: Any) -> None:
     for d, p in ((0, 5), (4, 0), (0, 0)):
         assert product(core, normal((2, 3, d), 0), normal((2, 3, p), 1), np.ones(2), 1).shape == (p, d)
     core.weighted_products([], [], np.ones(3), 1, [])
-    core.row_squares([], np.empty(0))
+    core.outer_squares([], [], np.empty(0))
     squares = np.full((2, 3), 7.0)
-    core.row_squares([np.ones((3, 0), np.float32), np.ones((3, 2), np.float32)], squares)
+    core.outer_squares([np.ones((3, 1, 0), np.float32)], [np.ones((3, 1, 2), np.float32)], squares)
     assert squares.tolist() == [[0.0] * 3, [2.0] * 3]
 
 
@@ -132,50 +132,54 @@ def test_refusals() -> None:
             _core.weighted_products(*arguments)
     with pytest.raises(TypeError, match="dtype"):
         _core.weighted_products([a.astype(np.float64)], [g], w, 1, [total])
-    with pytest.raises(ValueError, match="rows"):
-        _core.row_squares([a[0], g[0, :2]], np.empty(6))
-    with pytest.raises(ValueError, match="values"):
-        _core.row_squares([a[0]], np.empty(2))
+    one, other = normal((3, 1, 4), 0), normal((3, 1, 5), 1)
+    for arguments in (
+        ([one], [], np.empty(6)), ([one], [other], np.empty(5)), ([one], [other[:2]], np.empty(6)), ([a], [g], np.empty(4)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"number|values|shape"):
+            _core.outer_squares(*arguments)
     with pytest.raises(ValueError, match="values"):
         _core.layer_norm_rows(a, g, a[:, :, 0].copy(), a[:, :, 0].copy(), a[:, 0].copy(), a[:, 0].copy())
 
 
-def test_row_squares(core: Any, threads: Any) -> None:
-    """Relative error below 2^-40 (docs/clipping.md), the same bits whatever the threads and the other arrays."""
-    matrices = [normal((37, n), n) * np.float32(10.0) ** (n % 5 - 2) for n in (1, 7, 784, 1024, 1025, 5000)]
-    matrices[2][5, 3], matrices[3][6, 0] = np.nan, np.inf
-    found = np.full((len(matrices), 37), 7.0)
-    core.row_squares(matrices, found)
-    assert np.isnan(found[2, 5])
-    assert np.isinf(found[3, 6])
-    for matrix, squares in zip(matrices, found, strict=True):
-        finite = np.isfinite(squares)
-        truth = (matrix.astype(np.longdouble) ** 2).sum(axis=1)
-        assert (np.abs(squares[finite] - truth[finite]) <= 2.0**-40 * truth[finite]).all()
-        assert finite.sum() >= 36
+def test_outer_squares(core: Any, threads: Any) -> None:
+    """Relative errors below 2^-39 (docs/products.md), the same bits whatever the threads and the other layers."""
+    matrices = [normal((37, 1, n), n) * np.float32(10.0) ** (n % 5 - 2) for n in (1, 7, 784, 1024, 1025, 5000)]
+    matrices[2][5, 0, 3], matrices[3][6, 0, 0] = np.nan, np.inf
+    left, right = matrices, matrices[1:] + matrices[:1]
+    found = np.full((2, len(matrices), 37), 7.0)
+    core.outer_squares(left, right, found)
+    assert np.isnan(found[0, 1:3, 5]).all()
+    assert np.isinf(found[0, 2:4, 6]).all()
+    for k in range(len(matrices)):
+        own, other = (((m[k][:, 0].astype(np.longdouble)) ** 2).sum(axis=1) for m in (right, left))
+        for squares, truth in ((found[1, k], own), (found[0, k], own * other)):
+            finite = np.isfinite(squares)
+            assert (np.abs(squares[finite] - truth[finite]) <= 2.0**-39 * truth[finite]).all()
+            assert finite.sum() >= 35
     threads(3)
-    for matrix, squares in zip(matrices, found, strict=True):
-        alone = np.empty(37)
-        core.row_squares([matrix], alone)
-        assert bits(alone) == bits(squares)
+    for k in range(len(matrices)):
+        alone = np.empty((2, 37))
+        core.outer_squares([left[k]], [right[k]], alone)
+        assert bits(alone) == bits(found[:, k])
 
 
 def test_denormal_numbers_are_kept(core: Any) -> None:
     """Whatever the caller has set: a norm of zero beside a product that is not would be a sample that is not clipped."""
     torch = pytest.importorskip("torch")
-    tiny, squares = np.full((2, 40), 1e-40, np.float32), np.zeros((1, 2))
+    tiny, squares = np.full((2, 40), 1e-40, np.float32), np.zeros((2, 1, 2))
     tokens, total = np.array([[0], [1]]), np.zeros((2, 40), np.float32)
     alone, weights = np.zeros(2), np.ones(2)
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor does not flush")
     try:
-        core.row_squares([tiny], squares)
+        core.outer_squares([np.ones((2, 1, 1), np.float32)], [tiny[:, None]], squares)
         core.embedding_squares(tokens, tiny[:, None], -1, alone)
         core.embedding_total(tokens, tiny[:, None], -1, weights, total)
     finally:
         torch.set_flush_denormal(False)
-    np.testing.assert_allclose(squares[0], 40 * float(tiny[0, 0]) ** 2, rtol=1e-12)
-    np.testing.assert_allclose(alone, squares[0], rtol=1e-12)
+    np.testing.assert_allclose(squares[0, 0], 40 * float(tiny[0, 0]) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(alone, squares[0, 0], rtol=1e-12)
     assert bits(total) == bits(tiny)
 
 
@@ -281,7 +285,7 @@ def test_biases_of_convolutions_come_with_rows(core: Any, case: tuple[int, ...],
     for count in (1, 3):
         threads(count)
         sums = np.full((batch, outputs), 7.0, np.float32)
-        core.conv_gradients(x, g, *geometry, gradients[1], squares[1], sums, bias_squares)
+        core.conv_gradients(x, g, *geometry, gradients[1], False, squares[1], sums, bias_squares)
         chain = np.zeros((batch, outputs), np.float32)
         for row in range(rows):
             for column in range(columns):
@@ -295,7 +299,7 @@ def test_biases_of_convolutions_come_with_rows(core: Any, case: tuple[int, ...],
 def test_arrays_of_conv_gradients_are_checked(core: Any) -> None:
     x, g = normal((2, 3, 4, 4), 0), normal((2, 5, 4, 4), 1)
     geometry = (1, 1), (1, 1), (0, 0), (1, 1), 1
-    rest = np.empty((2, 5, 3, 1, 1), np.float32), np.empty(2)
+    rest = np.empty((2, 5, 3, 1, 1), np.float32), False, np.empty(2)
     good, squares = np.full((2, 5), 7.0, np.float32), np.empty(2)
     with pytest.raises(ValueError, match="sums has 8 values, expected 10"):
         core.conv_gradients(x, g, *geometry, *rest, good[:, :4].copy(), squares)
@@ -303,4 +307,82 @@ def test_arrays_of_conv_gradients_are_checked(core: Any) -> None:
         core.conv_gradients(x, g, *geometry, *rest, good, squares[:1])
     with pytest.raises(TypeError, match="sums has another dtype"):
         core.conv_gradients(x, g, *geometry, *rest, good.astype(np.float64), squares)
+    with pytest.raises(ValueError, match="taps_first"):
+        core.conv_gradients(
+            np.ones((2, 5, 4, 4), np.float32),
+            g,
+            *geometry[:4],
+            5,
+            rest[0][:, :, :1].copy(),
+            True,
+            squares,
+            good,
+            squares,
+        )
     assert (good == 7.0).all()
+
+
+@pytest.mark.parametrize(
+    "case", [(3, 5, 9, 9, 21, 3), (2, 4, 7, 12, 8, 1), (1, 1, 1, 1, 1, 1), (0, 2, 3, 3, 4, 1), (2, 6, 6, 5, 34, 2),
+             (3, 9, 5, 4, 48, 3), (130, 32, 4, 4, 32, 3)]
+)  # fmt: skip
+def test_rows_of_convolutions_with_outputs_last(core: Any, case: tuple[int, ...], threads: Any) -> None:
+    """The values of the usual order, to the bit; the last case is large enough to go past the caches where it is aligned."""
+    batch, channels, rows, columns, outputs, kernel = case
+    x, g = normal((batch, channels, rows, columns), 0), normal((batch, outputs, rows, columns), 1)
+    geometry = (kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), 1
+    rest = np.empty((batch, outputs), np.float32), np.empty(batch)
+    usual, squares = np.empty((batch, outputs, channels, kernel, kernel), np.float32), np.empty((2, batch))
+    core.conv_gradients(x, g, *geometry, usual, False, squares[0], *rest)
+    threads(2)
+    for offset in (0, 1):  # the second time not aligned
+        memory = np.full(usual.size + 32, 7.0, np.float32)
+        start = -memory.ctypes.data % 64 // 4 + offset
+        last = memory[start : start + usual.size].reshape(batch, channels, kernel, kernel, outputs)
+        core.conv_gradients(x, g, *geometry, last, True, squares[1], *rest)
+        assert bits(np.moveaxis(last, -1, 1)) == bits(usual)
+        assert bits(squares[0]) == bits(squares[1])
+        assert (memory[:start] == 7.0).all()
+        assert (memory[start + usual.size :] == 7.0).all()
+
+
+def test_weighted_rows(core: Any, threads: Any) -> None:
+    """Sums of clipping.md, turned if their outputs are last."""
+    shapes = [(5,), (16, 3, 2, 2), (37, 4, 3, 3), (1, 7), (40, 1)]
+    weights = np.random.default_rng(3).random(300)
+    weights[[0, 7, 200]] = 0.0
+    rows = [normal((300, *shape), n) for n, shape in enumerate(shapes)]
+    for one in rows:
+        one[7] = np.nan
+    outputs = [0] + [shape[0] for shape in shapes[1:]]
+    memory = [rows[0]] + [np.ascontiguousarray(np.moveaxis(one, 1, -1)) for one in rows[1:]]
+    for count in (1, 3):
+        threads(count)
+        totals = [np.full(shape, 7.0, np.float32) for shape in shapes]
+        core.weighted_rows(memory, outputs, weights, totals)
+        for one, total in zip(rows, totals, strict=True):
+            truth = np.zeros(total.shape)
+            for weight, row in zip(weights, one.astype(np.float64), strict=True):
+                if weight != 0.0:
+                    truth += weight * row
+            assert bits(total) == bits(truth.astype(np.float32))
+
+
+def test_arrays_of_weighted_rows_are_checked() -> None:
+    rows, weights, total = normal((3, 6), 0), np.ones(3), np.full(6, 7.0, np.float32)
+    for arguments in (
+        ([], [], weights, []), ([rows], [0, 0], weights, [total]), ([rows], [0], weights[:2], [total]),
+        ([rows], [4], weights, [total]), ([rows], [0], weights, [total[:5]]), ([rows.T], [0], weights, [total]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"number|values|divide|contiguous"):
+            _core.weighted_rows(*arguments)
+    for wrong in (rows.astype(np.float64), weights.astype(np.float32)):
+        first = wrong.ndim == 2
+        with pytest.raises(TypeError, match="dtype"):
+            _core.weighted_rows([wrong if first else rows], [0], weights if first else wrong, [total])
+    assert (total == 7.0).all()
+    squares, out = np.ones(3), np.full(3, 7.0)
+    for wrong_squares, spreads in (([], []), ([squares], [squares, squares]), ([squares[:2]], [])):
+        with pytest.raises(ValueError, match=r"number|values"):
+            _core.clip_weights(wrong_squares, spreads, 1.0, 1.0, 16.0, 0.0, 1.0, 0.0, out)
+    assert (out == 7.0).all()

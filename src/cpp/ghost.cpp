@@ -49,10 +49,11 @@ void for_samples(std::size_t batch, std::size_t products, std::size_t scratch_fl
   });
 }
 
-// Whether rows are better written past the caches, which what is read before them would be driven from; and may be.
-bool passes_by(const ConvShape& shape, std::size_t values, const float* rows) {
-  const std::size_t least_bytes = getenv("PASS") ? atoll(getenv("PASS")) : std::size_t{4} << 20, line = 64;
-  return values * sizeof(float) >= least_bytes && shape.out_channels % (line / sizeof(float)) == 0 &&
+// Rows of more bytes than this are out of the caches before a step comes to their sum: they are written past them, where
+// they can be, and what the backward pass reads next stays.
+constexpr std::size_t passing_bytes = std::size_t{4} << 20, line = 64;
+bool pass_by(const ConvShape& shape, std::size_t values, const float* rows) {
+  return values * sizeof(float) >= passing_bytes && shape.out_channels * sizeof(float) % line == 0 &&
          reinterpret_cast<std::uintptr_t>(rows) % line == 0;
 }
 
@@ -118,7 +119,7 @@ void conv_rows(const ConvShape& shape, std::size_t batch, const float* activatio
   const GhostKernels& kernels = active_kernels().ghost;
   const Extents sizes = extents(shape);
   const RowOrder order = !taps_first                                  ? RowOrder::outputs
-                         : passes_by(shape, batch * sizes.rows, rows) ? RowOrder::passing_taps
+                         : pass_by(shape, batch * sizes.rows, rows) ? RowOrder::passing_taps
                                                                       : RowOrder::taps;
   for_samples(batch, sizes.rows * shape.out_rows * shape.out_columns, kernels.conv_rows_scratch(shape),
               [&](std::size_t sample, float* memory) {
