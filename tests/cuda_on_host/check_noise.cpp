@@ -78,6 +78,20 @@ void check_laplace(std::size_t size, double scale) {
   expect(x == expected, "add_laplace", size);
 }
 
+// Where the upper half of the counter becomes one.
+void check_far() {
+  const NoiseCall call = example(0x1.8p20);
+  const std::uint64_t first = (std::uint64_t{1} << 35) - 1024;
+  const std::size_t size = 2200;
+  Buffer<float> x(size), expected(size);
+  for (std::size_t i = 0; i < size; ++i) {
+    x[i] = static_cast<float>(next_value());
+    expected[i] = plain_sum<float, float>(x[i], plain_sample(Law::laplace, call, first + i), call.granularity);
+  }
+  no_error(add_far_laplace(x.data(), x.data(), first, first + size, &call));
+  expect(x == expected, "add_far_laplace", size);
+}
+
 template <class X>
 void check_float(std::size_t size) {
   const NoiseCall call = example(1.7);
@@ -127,6 +141,7 @@ int main() {
       check_laplace<float>(size, scale);
       check_laplace<double>(size, scale);
     }
+  check_far();
   for (const std::size_t size : {0u, 1u, 127u, 129u, 255u, 257u}) {
     check_float<float>(size);
     check_float<double>(size);
