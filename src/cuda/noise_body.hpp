@@ -84,8 +84,8 @@ struct WordMaker {
   }
 };
 
-// The three columns that the counter's low half has no part in, after the first half round, in shared memory: all blocks
-// below 2^32 have them in common. Kept in registers they would drive others out.
+// The three columns that the counter's low half has no part in, after the first half round, in shared memory: all
+// blocks below 2^32 have them in common. Kept in registers they would drive others out.
 struct Columns {
   struct alignas(16) Column {
     std::uint32_t word[4];
