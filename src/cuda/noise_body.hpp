@@ -23,6 +23,18 @@ alignas(64) __device__ const QuantileRow device_quantiles[2][quantile_rows] = {
 // processors hold: each reads a table before anything else.
 constexpr unsigned noise_blocks = 4;
 
+// a b + c by the units that multiply, which have less to do here than those for logic; where b is a power of two the
+// compiler would choose these.
+__device__ inline std::uint32_t multiply_add(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+#else
+  return a * b + c;
+#endif
+}
+
 // Two numbers that one instruction reads.
 struct alignas(16) Pair {
   std::uint64_t first, second;
@@ -31,26 +43,25 @@ struct alignas(16) Pair {
 // A law's rows that the common way reads, in the shared memory of a block: of the GPU's memory, a warp reads its 32
 // rows one line after the other. Halves of rows stand apart, so that rows side by side lie in different banks.
 struct NearRows {
-  static constexpr unsigned count = quantile_rows - deep_rows;  // the first is the row of NaN
+  // The first stands for all deep ones. It gives infinity: no fraction, and no distance from an integer.
+  static constexpr unsigned count = quantile_rows - deep_rows;
   Pair low[count], high[count];
 
   // Called by all threads of a block, once.
   __device__ void fill(const QuantileRow* table) {
+    constexpr std::uint64_t infinity = std::uint64_t{0x7ff} << 52;
     for (unsigned row = threadIdx.x; row < count; row += blockDim.x) {
       const std::uint64_t* const c = table[deep_rows + row].c;
-      low[row] = {c[0], c[1]};
-      high[row] = {c[2], c[3]};
+      low[row] = row == 0 ? Pair{infinity, 0} : Pair{c[0], c[1]};
+      high[row] = row == 0 ? Pair{0, 0} : Pair{c[2], c[3]};
     }
     __syncthreads();  // the rows are there
   }
 
-  // Of a number's bits; in bytes, which saves shifts back and forth.
-  __device__ const Pair* row_of(const Pair* rows, std::uint64_t v_bits) const {
-    constexpr std::uint32_t deepest = ((1023 + 32) << 6) + static_cast<std::uint32_t>(deep_rows) - 1;
-    static_assert(sizeof(Pair) == 16);
-    const std::uint32_t place = static_cast<std::uint32_t>(v_bits >> (46 - 4)) & ~15u;
-    return reinterpret_cast<const Pair*>(reinterpret_cast<const char*>(rows) +
-                                         (max(place, 16 * deepest) - 16 * deepest));
+  // What stands at a row. `cell` is what v's upper half has in front of its lowest 14 bits, less that of the number 1.
+  __device__ static const Pair& at(const Pair* rows, std::int32_t cell) {
+    constexpr std::int32_t deepest = (32 << 6) + deep_rows - 1;
+    return rows[static_cast<std::uint32_t>(max(cell, deepest) - deepest)];
   }
 };
 
@@ -59,28 +70,103 @@ inline std::uint64_t noise_threads(std::uint64_t count) {
   return (count / group_samples + (count % group_samples != 0)) * group_blocks;
 }
 
-// Calls use(first, samples, words, load(first, samples)) for each generator block of `count` samples. Its own samples
-// are first, first + 16, ... below first + samples; what it loads is on its way while the words are made. For groups
-// that lie in the array as a whole `samples` is known to the compiler, which then leaves out what asks for it.
+// Makes the words of a generator block.
+struct WordMaker {
+  Key key;
+  Domain domain;
+
+  __device__ WordMaker(const std::uint32_t* key_words, Domain own) : domain(own) {
+    for (int i = 0; i < 8; ++i) key.word[i] = key_words[i];
+  }
+  __device__ void operator()(std::uint32_t (&words)[16], std::uint64_t block) const {
+    chacha_block(words, key, static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), domain,
+                 Level::main);
+  }
+};
+
+// The three columns that the counter's low half has no part in, after the first half round, in shared memory: all
+// blocks below 2^32 have them in common. Kept in registers they would drive others out.
+struct Columns {
+  struct alignas(16) Column {
+    std::uint32_t word[4];
+  } column[3];
+
+  // By one thread; ready after the next barrier.
+  __device__ void fill(const WordMaker& make) {
+    std::uint32_t x[16];
+    chacha_input(x, make.key, 0u, 0u, make.domain, Level::main);
+    column_round(x);
+    for (int i = 0; i < 12; ++i) column[i / 4].word[i % 4] = x[4 * (i % 4) + 1 + i / 4];
+  }
+};
+
+// The same words for blocks below 2^32.
+struct QuickWordMaker : WordMaker {
+  const Columns& columns;
+
+  __device__ QuickWordMaker(const WordMaker& make, const Columns& own) : WordMaker(make), columns(own) {}
+  __device__ void operator()(std::uint32_t (&words)[16], std::uint64_t block) const {
+    std::uint32_t input[16];
+    chacha_input(input, key, static_cast<std::uint32_t>(block), 0u, domain, Level::main);
+    for (int i = 0; i < 4; ++i) words[4 * i] = input[4 * i];
+    quarter_round<PlainRotation>(words[0], words[4], words[8], words[12]);
+    for (int i = 0; i < 3; ++i) {
+      const Columns::Column column = columns.column[i];
+      for (int k = 0; k < 4; ++k) words[4 * k + 1 + i] = column.word[k];
+    }
+    diagonal_round(words);
+    chacha_permute<chacha_rounds - 2>(words);
+    for (int i = 0; i < 16; ++i) words[i] += input[i];
+  }
+};
+
+// A generator block is named by the first of its samples, which are first, first + 16, and so on.
+__device__ inline std::uint64_t first_sample(std::uint64_t block) {
+  return block / group_blocks * group_samples + block % group_blocks;
+}
+__device__ inline std::uint64_t block_of(std::uint64_t first) {
+  return first / group_samples * group_blocks + first % group_blocks;
+}
+
+// Calls use(first, samples, words, load(first, samples)) for this thread's generator blocks from `first` on that lie in
+// the `whole` samples of complete groups, so `samples` is known to the compiler, which leaves out what asks for it.
+// Returns the block that comes next. make(words, block) makes the words, while what is loaded is on its way.
+template <class Make, class Load, class Use>
+__device__ std::uint64_t for_whole_groups(std::uint64_t first, const Span& span, std::uint64_t whole, const Make& make,
+                                          const Load& load, const Use& use) {
+  const std::uint64_t step = span.step / group_blocks * group_samples;
+  for (; first < whole; first += step) {
+    const auto loaded = load(first, group_samples);
+    std::uint32_t words[16];
+    make(words, block_of(first));
+    use(first, group_samples, words, loaded);
+  }
+  return first;
+}
+
+// The same for the group that reaches beyond the array, if there is one and this thread has a block of it: there are
+// samples below first + samples.
+template <class Make, class Load, class Use>
+__device__ void for_last_group(std::uint64_t first, std::uint64_t count, const Make& make, const Load& load,
+                               const Use& use) {
+  const unsigned rest = static_cast<unsigned>(count % group_samples),
+                 lane = static_cast<unsigned>(first % group_blocks);
+  if (first / group_samples == count / group_samples && lane < rest) {
+    const auto loaded = load(first, rest - lane);
+    std::uint32_t words[16];
+    make(words, block_of(first));
+    use(first, rest - lane, words, loaded);
+  }
+}
+
+// For all of an array's groups.
 template <class Load, class Use>
 __device__ void for_generator_blocks(const Span& span, std::uint64_t count, const std::uint32_t* key_words,
                                      Domain domain, const Load& load, const Use& use) {
-  Key key;
-  for (int i = 0; i < 8; ++i) key.word[i] = key_words[i];
-  const auto run = [&](std::uint64_t block, unsigned samples) {
-    const std::uint64_t first = block / group_blocks * group_samples + block % group_blocks;
-    const auto loaded = load(first, samples);
-    std::uint32_t words[16];
-    chacha_block(words, key, static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), domain,
-                 Level::main);
-    use(first, samples, words, loaded);
-  };
-  const std::uint64_t whole = count / group_samples * group_blocks;
-  std::uint64_t block = span.first;
-  for (; block < whole; block += span.step) run(block, group_samples);
-  const unsigned rest = static_cast<unsigned>(count % group_samples),
-                 lane = static_cast<unsigned>(block % group_blocks);
-  if (block < whole + group_blocks && lane < rest) run(block, rest - lane);
+  const WordMaker make(key_words, domain);
+  const std::uint64_t whole = count - count % group_samples,
+                      next = for_whole_groups(first_sample(span.first), span, whole, make, load, use);
+  for_last_group(next, count, make, load, use);
 }
 
 // A generator block's own values.
@@ -93,32 +179,41 @@ struct Nothing {
   __device__ Nothing operator()(std::uint64_t, unsigned) const { return {}; }
 };
 
-// Sample i by the way that always ends well: its word is made anew, so that the common way keeps nothing for this.
-AISEC_HD_COLD std::int64_t careful_sample(Law law, const QuantileRow* table, NoiseCall call, std::uint64_t i) {
+// A generator block by the way that always ends well. Its words are made anew, so that the common way keeps nothing for
+// this; not a part of it either, or what it needs would be kept.
+template <Law law, class Out, class X, class Use>
+AISEC_HD_COLD void use_carefully(const QuantileRow* table, const X* x, NoiseCall call, std::uint64_t first,
+                                 unsigned samples, Use use) {
   Key key;
   for (int k = 0; k < 8; ++k) key.word[k] = call.key[k];
-  const std::uint64_t block = i / group_samples * group_blocks + i % group_blocks;
-  const unsigned place = static_cast<unsigned>(i % group_samples / group_blocks);
+  const std::uint64_t block = block_of(first);
   std::uint32_t words[16];
   chacha_block(words, key, static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), domain_of(law),
                Level::main);
-  const std::uint64_t w = join(words[2 * place], words[2 * place + 1]);
-  std::int64_t noise;
-  std::uint64_t flagged;
-  quantile_sample(table, w, call.scale, largest_distance(law, call.scale), noise, flagged);
-  return flagged ? resolve_sample(law, table, w, key, i, call.scale) : noise;
+  for (unsigned k = 0; k < 8 && k * group_blocks < samples; ++k) {
+    const std::uint64_t i = first + k * group_blocks, w = join(words[2 * k], words[2 * k + 1]);
+    std::int64_t noise;
+    std::uint64_t flagged;
+    quantile_sample(table, w, call.scale, largest_distance(law, call.scale), noise, flagged);
+    if (flagged) noise = resolve_sample(law, table, w, key, i, call.scale);
+    use(i, from_lattice<Out>(to_lattice(x[i], 1.0 / call.granularity) + noise, call.granularity));
+  }
 }
 
-// quantile_sample's |Z| before it is rounded, NaN for a word that lies too deep; multiplied and added in one rounding
-// where docs/noise.md allows it: no integer depends on that.
-__device__ inline double quantile_of(const NearRows& rows, std::uint64_t w, double s) {
-  const std::uint64_t bits = as_bits(rounded_word(w));
-  const Pair low = *rows.row_of(rows.low, bits), high = *rows.row_of(rows.high, bits);
-  const double delta = quantile_delta(bits);
+// T of a word, infinity for one that lies too deep; multiplied and added in one rounding where docs/noise.md allows it:
+// no integer depends on that.
+__device__ inline double quantile_of(const NearRows& rows, std::uint64_t w) {
+  const std::uint64_t bits = as_bits(static_cast<double>(w));  // rounded_word's, in one instruction
+  const auto upper = static_cast<std::uint32_t>(bits >> 32);
+  const std::uint32_t cell = (upper >> 14) - (1023 << 6);
+  const Pair low = NearRows::at(rows.low, static_cast<std::int32_t>(cell)),
+             high = NearRows::at(rows.high, static_cast<std::int32_t>(cell));
+  const std::uint64_t place = std::uint64_t{multiply_add(cell, 0u - (1u << 14), upper)} << 32 | (bits & 0xffffffffu);
+  const double delta = as_double(place) - (1.0 + 0x1p-7);  // quantile_delta's
   double t = fma(as_double(high.second << 32), delta, as_double(high.second));
   t = fma(t, delta, as_double(high.first));
   t = fma(t, delta, as_double(low.second));
-  return s * fma(t, delta, as_double(low.first));
+  return fma(t, delta, as_double(low.first));
 }
 
 // float(integer) * g as from_lattice has it, from an integer that a double holds. For float the product is one of
@@ -145,46 +240,120 @@ __device__ inline double over_granularity(double x, double inverse) { return x *
 __device__ inline double over_granularity(float x, double inverse) { return static_cast<double>(x) * inverse; }
 __device__ inline double over_granularity(std::int64_t q, double) { return static_cast<double>(q); }
 
-// Calls use(i, g (rint(x[i] / g) + Z)) for each sample; the last group may be longer than the array. The common way
-// adds two integers below 2^51 as doubles; what is larger, or cannot be decided by the table, takes the careful way.
+// A generator block's results, if all of them are decided; samples that are not there are zero. Any integers below
+// 2^51, added as doubles.
+template <Law law, class Out>
+struct WideWay {
+  using Lattice = std::conditional_t<sizeof(Out) == sizeof(float), NarrowLattice, WideLattice>;
+  double scale, inverse, limit;
+  Lattice lattice;
+
+  __device__ explicit WideWay(const NoiseCall& call)
+      : scale(call.scale),
+        inverse(1.0 / call.granularity),
+        limit(Lattice::knows(call.granularity) ? largest_distance(law, call.scale) : -1.0),
+        lattice(call.granularity) {}
+
+  template <class X>
+  __device__ bool operator()(const NearRows& rows, const std::uint32_t (&words)[16], const Loaded<X>& x,
+                             Out (&values)[8]) const {
+    bool decided = true;
+    for (unsigned k = 0; k < 8; ++k) {
+      const std::uint64_t w = join(words[2 * k], words[2 * k + 1]);
+      const double a = scale * quantile_of(rows, w), n = nearest(a);
+      const double scaled = over_granularity(x.values[k], inverse);
+      decided &= fabs(a - n) <= limit;
+      decided &= fabs(scaled) < 0x1p51;
+      values[k] = lattice.value(nearest(scaled) + as_double(as_bits(n) ^ w << 63));
+    }
+    return decided;
+  }
+};
+
+// The same for float32 and integers below 2^30, by docs/noise.md's other form of the fast step: the lower half of a sum
+// holds what is asked for, and half as many doubles are needed.
+template <Law law>
+struct NarrowWay {
+  double scale, up;
+  std::uint32_t fraction;
+  float inverse, granularity;
+
+  __device__ static bool knows(const NoiseCall& call) {
+    return call.scale <= 0x1p22 && call.granularity >= 0x1p-126 && call.granularity <= 0x1p126;
+  }
+  __device__ explicit NarrowWay(const NoiseCall& call)
+      : scale(call.scale),
+        inverse(static_cast<float>(1.0 / call.granularity)),
+        granularity(static_cast<float>(call.granularity)) {
+    double h = 0x1p-26;
+    while (h < quantile_bound(law) * call.scale + 0x1p-27) h *= 2.0;
+    up = 0x1p26 + 0.5 + h;
+    fraction = (1u << 26) - static_cast<std::uint32_t>(h * 0x1p27);
+  }
+
+  __device__ bool operator()(const NearRows& rows, const std::uint32_t (&words)[16], const Loaded<float>& x,
+                             float (&values)[8]) const {
+    bool decided = true;
+    float size = 0.0f;  // of all x together: a sum keeps units busy that are idle, a comparison those that are not
+    for (unsigned k = 0; k < 8; ++k) {
+      const double t = quantile_of(rows, join(words[2 * k], words[2 * k + 1]));
+      decided &= (static_cast<std::uint32_t>(as_bits(fma(scale, t, up))) & fraction) != 0;
+      const double signed_t = as_double(as_bits(t) ^ std::uint64_t{words[2 * k] << 31} << 32);
+      const auto noise = static_cast<std::uint32_t>(as_bits(fma(scale, signed_t, integer_shift)));
+      const float scaled = x.values[k] * inverse;
+      size += fabsf(scaled);
+      const auto sum = static_cast<std::int32_t>(static_cast<std::uint32_t>(__float2int_rn(scaled)) + noise);
+      values[k] = static_cast<float>(sum) * granularity;
+    }
+    return decided && size < 0x1p30f;
+  }
+};
+
+// Calls use(i, g (rint(x[i] / g) + Z)) for each sample. What the common way leaves open of a generator block, because x
+// is too large or the table cannot decide, takes the careful way as a whole.
 // All threads of a block call it together, once.
 template <Law law, class Out, class X, class Use>
 __device__ void for_noisy_values(const Span& span, const X* x, std::uint64_t count, const NoiseCall& call,
                                  const Use& use) {
   __shared__ NearRows rows;
-  const QuantileRow* const table = device_quantiles[static_cast<unsigned>(law)];
-  rows.fill(table);
-  using Lattice = std::conditional_t<sizeof(Out) == sizeof(float), NarrowLattice, WideLattice>;
-  const double inverse = 1.0 / call.granularity;
-  const double limit = Lattice::knows(call.granularity) ? largest_distance(law, call.scale) : -1.0;
-  const Lattice lattice(call.granularity);
+  __shared__ Columns columns;
+  const WordMaker make(call.key, domain_of(law));
+  if (threadIdx.x == 0) columns.fill(make);
+  rows.fill(device_quantiles[static_cast<unsigned>(law)]);  // with a barrier, for the columns too
   const auto load_block = [&](std::uint64_t first, unsigned samples) {
     Loaded<X> loaded;
     for (unsigned k = 0; k < 8; ++k) loaded.values[k] = k * group_blocks < samples ? x[first + k * group_blocks] : X{};
     return loaded;
   };
-  const auto add_block = [&](std::uint64_t first, unsigned samples, const std::uint32_t (&words)[16],
-                             const Loaded<X>& loaded) {
-    unsigned left = 0;  // a bit for each sample that needs care
-    for (unsigned k = 0; k < 8; ++k) {
-      const std::uint64_t w = join(words[2 * k], words[2 * k + 1]);
-      const double a = quantile_of(rows, w, call.scale), n = nearest(a);
-      const double scaled = over_granularity(loaded.values[k], inverse);
-      const bool decided = fabs(a - n) <= limit && fabs(scaled) < 0x1p51;
-      const Out value = lattice.value(nearest(scaled) + as_double(as_bits(n) ^ w << 63));
-      left |= decided ? 0u : 1u << k;
-      if (decided && k * group_blocks < samples) use(first + k * group_blocks, value);
-    }
-    for (std::uint64_t i = first; left != 0 && i < count; i += group_blocks, left >>= 1)
-      if (left % 2 != 0)
-        use(i, from_lattice<Out>(to_lattice(x[i], inverse) + careful_sample(law, table, call, i), call.granularity));
+  const auto by = [&](const auto& way) {
+    return [&, way](std::uint64_t first, unsigned samples, const std::uint32_t (&words)[16], const Loaded<X>& loaded) {
+      Out values[8];
+      if (way(rows, words, loaded, values)) {
+        for (unsigned k = 0; k < 8; ++k)
+          if (k * group_blocks < samples) use(first + k * group_blocks, values[k]);
+        return;
+      }
+      use_carefully<law, Out>(device_quantiles[static_cast<unsigned>(law)], x, call, first, samples, use);
+    };
   };
-  for_generator_blocks(span, count, call.key, domain_of(law), load_block, add_block);
+  const WideWay<law, Out> wide(call);
+  const std::uint64_t whole = count - count % group_samples, quick = first_sample(std::uint64_t{1} << 32);
+  std::uint64_t next = first_sample(span.first);
+  const auto go_quickly = [&](const auto& way) {
+    next =
+        for_whole_groups(next, span, whole < quick ? whole : quick, QuickWordMaker(make, columns), load_block, by(way));
+  };
+  if constexpr (!std::is_same_v<X, float>)
+    go_quickly(wide);
+  else if (NarrowWay<law>::knows(call))
+    go_quickly(NarrowWay<law>(call));
+  next = for_whole_groups(next, span, whole, make, load_block, by(wide));
+  for_last_group(next, count, make, load_block, by(wide));
 }
 
 template <Law law, class X, class Out>
 __device__ void add_noise(const X* x, Out* out, std::uint64_t count, const NoiseCall& call) {
-  for_noisy_values<law, Out>(whole_grid(), x, count, call, [&](std::uint64_t i, Out value) { out[i] = value; });
+  for_noisy_values<law, Out>(whole_grid(), x, count, call, [out](std::uint64_t i, Out value) { out[i] = value; });
 }
 
 // Float mode. A word is one sample of float64, or two of float32, which then lie side by side.

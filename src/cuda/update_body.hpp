@@ -30,7 +30,7 @@ struct UpdateItems {
 template <class T, class Use>
 __device__ void for_means(const UpdateItem& item, const Span& span, T divisor, const Use& use) {
   T* const sums = static_cast<T*>(item.arrays.sums);
-  const auto use_mean = [&](std::uint64_t i, T sum) {
+  const auto use_mean = [=](std::uint64_t i, T sum) {
     const T mean = sum / divisor;
     sums[i] = mean;
     use(i, mean);
@@ -49,7 +49,7 @@ __device__ void sgd_values(const UpdateItem& item, const Span& span, const SgdSt
   T* const params = static_cast<T*>(item.arrays.params);
   T* const buffers = static_cast<T*>(item.arrays.state[0]);
   const SgdNumbers<T> numbers(step);
-  for_means<T>(item, span, numbers.divisor, [&](std::uint64_t i, T mean) {
+  for_means<T>(item, span, numbers.divisor, [=](std::uint64_t i, T mean) {
     T param = params[i], buffer = kind == Momentum::later ? buffers[i] : T{};
     sgd_value<kind>(mean, param, buffer, numbers);
     params[i] = param;
@@ -64,7 +64,7 @@ __device__ void adam_values(const UpdateItem& item, const Span& span, const Adam
   T* const squares = static_cast<T*>(item.arrays.state[1]);
   T* const largest = static_cast<T*>(item.arrays.state[2]);
   const AdamNumbers<T> numbers(step);
-  for_means<T>(item, span, numbers.divisor, [&](std::uint64_t i, T mean) {
+  for_means<T>(item, span, numbers.divisor, [=](std::uint64_t i, T mean) {
     T param = params[i], average = averages[i], square = squares[i], most = amsgrad ? largest[i] : T{};
     adam_value<amsgrad>(mean, param, average, square, most, numbers);
     params[i] = param;

@@ -78,6 +78,17 @@ void check_laplace(std::size_t size, double scale) {
   expect(x == expected, "add_laplace", size);
 }
 
+void check_far(std::uint64_t first, std::size_t size, double scale) {
+  const NoiseCall call = example(scale);
+  Buffer<float> x(size), expected(size);
+  for (std::size_t i = 0; i < size; ++i) {
+    x[i] = static_cast<float>(next_value());
+    expected[i] = plain_sum<float, float>(x[i], plain_sample(Law::laplace, call, first + i), call.granularity);
+  }
+  no_error(add_laplace_from(x.data(), x.data(), first, first + size, &call));
+  expect(x == expected, "add_laplace_from", size);
+}
+
 template <class X>
 void check_float(std::size_t size) {
   const NoiseCall call = example(1.7);
@@ -127,6 +138,9 @@ int main() {
       check_laplace<float>(size, scale);
       check_laplace<double>(size, scale);
     }
+  check_far((std::uint64_t{1} << 35) - 1024, 2200, 0x1.8p20);  // here the upper half of the counter becomes one
+  check_far(488'082 / 128 * 128, 128, 0x1p22);                 // rint(s T) of sample 488,082 is wrong
+  check_far(1'807'757 / 128 * 128, 128, 0x1p22);               // u < 2^-20 for sample 1,807,757
   for (const std::size_t size : {0u, 1u, 127u, 129u, 255u, 257u}) {
     check_float<float>(size);
     check_float<double>(size);

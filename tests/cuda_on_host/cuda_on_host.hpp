@@ -6,13 +6,14 @@
 // Stricter than a GPU, where these go unnoticed until they hang or do harm. Each throws Failure and says where:
 //   - threads of a block wait at different barriers, or some have returned while others wait
 //   - a shuffle whose mask names threads that do not come, or that reads from a thread outside the mask
-// Only what our kernels use: one-dimensional grids, __syncthreads, __shfl_down_sync, __shfl_xor_sync, max, atomicAdd
-// and atomicMin.
+// Only what our kernels use: one-dimensional grids, __syncthreads, __shfl_down_sync, __shfl_xor_sync, max,
+// __float2int_rn, atomicAdd and atomicMin.
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -308,7 +309,13 @@ T __shfl_xor_sync(unsigned mask, T value, unsigned bits_,
   return value;
 }
 
-inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+
+// Ties to even; NaN is 0, and what does not fit the nearest that does.
+inline int __float2int_rn(float value) {
+  if (!(value >= -0x1p31f && value < 0x1p31f)) return value > 0.0f ? INT32_MAX : value < 0.0f ? INT32_MIN : 0;
+  return static_cast<int>(std::lrintf(value));
+}
 
 template <class T>
 T atomicAdd(T* target, T value) {

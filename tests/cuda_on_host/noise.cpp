@@ -20,6 +20,18 @@ const char* add_laplace(int type, const void* x, void* out, std::size_t count, c
   return report([&] { return cuda::add_laplace(static_cast<DType>(type), x, out, count, *call, nullptr); });
 }
 
+const char* add_laplace_from(const float* x, float* out, std::uint64_t first, std::uint64_t count,
+                             const NoiseCall* call) {
+  return report([&] {
+    const std::uint64_t block = first / group_samples * group_blocks;
+    host_cuda::Machine::get().launch(1, cuda::block_threads, [&] {
+      cuda::for_noisy_values<Law::laplace, float>({block + threadIdx.x, cuda::block_threads}, x - first, count, *call,
+                                                  [&](std::uint64_t i, float value) { out[i - first] = value; });
+    });
+    return cudaSuccess;
+  });
+}
+
 const char* add_float(int law, int type, const void* x, void* out, std::size_t count, const NoiseCall* call) {
   return report(
       [&] { return cuda::add_float(static_cast<Law>(law), static_cast<DType>(type), x, out, count, *call, nullptr); });

@@ -30,18 +30,28 @@ AISEC_HD void quarter_round(Word& a, Word& b, Word& c, Word& d) {
   b = Rotation::template right<32 - 7>(b ^ c);
 }
 
+template <class Rotation = PlainRotation, class Word>
+AISEC_HD void column_round(Word (&x)[16]) {
+  quarter_round<Rotation>(x[0], x[4], x[8], x[12]);
+  quarter_round<Rotation>(x[1], x[5], x[9], x[13]);
+  quarter_round<Rotation>(x[2], x[6], x[10], x[14]);
+  quarter_round<Rotation>(x[3], x[7], x[11], x[15]);
+}
+
+template <class Rotation = PlainRotation, class Word>
+AISEC_HD void diagonal_round(Word (&x)[16]) {
+  quarter_round<Rotation>(x[0], x[5], x[10], x[15]);
+  quarter_round<Rotation>(x[1], x[6], x[11], x[12]);
+  quarter_round<Rotation>(x[2], x[7], x[8], x[13]);
+  quarter_round<Rotation>(x[3], x[4], x[9], x[14]);
+}
+
 template <int rounds, class Rotation = PlainRotation, class Word>
 AISEC_HD void chacha_permute(Word (&x)[16]) {
   AISEC_UNROLL
   for (int round = 0; round < rounds; round += 2) {
-    quarter_round<Rotation>(x[0], x[4], x[8], x[12]);
-    quarter_round<Rotation>(x[1], x[5], x[9], x[13]);
-    quarter_round<Rotation>(x[2], x[6], x[10], x[14]);
-    quarter_round<Rotation>(x[3], x[7], x[11], x[15]);
-    quarter_round<Rotation>(x[0], x[5], x[10], x[15]);
-    quarter_round<Rotation>(x[1], x[6], x[11], x[12]);
-    quarter_round<Rotation>(x[2], x[7], x[8], x[13]);
-    quarter_round<Rotation>(x[3], x[4], x[9], x[14]);
+    column_round<Rotation>(x);
+    diagonal_round<Rotation>(x);
   }
 }
 
