@@ -782,3 +782,55 @@ def test_the_check_waits_without_running_the_model() -> None:
     model(torch.randn(3, 1, 6, 6))
     assert len(runs) == 4  # two more to check
     assert engine.info()[0]["check_rows"] == "passed"
+
+
+class Named(TorchDispatchMode):
+    """Names of torch's operations, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name().removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("first", "shape"),
+    [
+        (lambda: nn.Linear(6, 4), (3, 6)),
+        (lambda: nn.Linear(6, 4), (3, 5, 6)),
+        (lambda: nn.Conv2d(2, 3, 3, stride=2, padding=1), (3, 2, 5, 5)),
+        (lambda: nn.GroupNorm(2, 4), (3, 4, 5)),
+        (lambda: nn.LayerNorm(6), (3, 5, 6)),
+    ],
+    ids=["linear", "linear on sequences", "conv", "group norm", "layer norm"],
+)
+def test_no_gradient_of_a_first_layers_input_is_computed(first: Any, shape: tuple[int, ...]) -> None:
+    """The node that is watched there gets no gradient; the input stays as it was, and the records are those of a later layer."""
+    gradients = []
+    for asks in (False, True):
+        torch.manual_seed(1)
+        model = nn.Sequential(first(), nn.Flatten())
+        x = torch.randn(shape, requires_grad=asks)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            loader = DataLoader(TensorDataset(torch.arange(3)), batch_size=3)
+            PrivacyEngine().make_private(
+                module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=0.0, max_grad_norm=1.0,
+                poisson_sampling=False,
+            )  # fmt: skip
+        loss = model(x).square().sum()
+        with Named() as operations:
+            loss.backward()
+        optimizer.step()
+        gradients.append([p.grad for p in model.parameters()])
+        computed = {"mm", "addmm", "convolution_backward", "native_group_norm_backward", "native_layer_norm_backward"}
+        assert bool(computed & set(operations.names)) == asks
+        assert x.requires_grad == asks
+        assert (x.grad is not None) == asks
+    for one, other in zip(*gradients, strict=True):
+        assert one.tolist() == other.tolist()
+        assert one.abs().max() > 0

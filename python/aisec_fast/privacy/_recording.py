@@ -2,7 +2,8 @@
 
 During its forward a covered layer's own parameters do not require grad, so autograd builds no weight-gradient nodes.
 The node that made its output is then watched: when the backward pass arrives there, (activation, output gradient) is
-recorded. A first layer's output has no node and goes through a *tap*, an identity with a backward of its own. The sums over the batch that a plain backward would leave in ``.grad`` are never computed.
+recorded. An output without a node (of an Embedding, or inside a checkpoint) goes through a *tap*, an identity with a
+backward of its own. The sums over the batch that a plain backward would leave in ``.grad`` are never computed.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Recorder:
         self._failure: str | None = None
         self._memory, self._layouts = _Memory(), _Memory()
         self._streams: set[Any] = set()  # of a GPU, on which uses were measured
-        # An input of the tap that requires grad: a first layer, whose own input requires none, is recorded too.
+        # An input of the tap that requires grad: a layer whose own input requires none is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
 
     def called(self, layer: CoveredLayer) -> None:
@@ -208,9 +209,16 @@ class _Watch:
     """
 
     def __init__(
-        self, recorder: Recorder, layer: CoveredLayer, activation: Tensor, statistics: Statistics | None, number: int
+        self,
+        recorder: Recorder,
+        layer: CoveredLayer,
+        activation: Tensor,
+        statistics: Statistics | None,
+        number: int,
+        is_first: bool,
     ) -> None:
         self.recorder, self.layer, self.statistics, self.number = recorder, layer, statistics, number
+        self.is_first = is_first  # nobody waits for the node's work
         self.activation: Tensor | None = activation
         self.version = activation._version
         self.use: Use | None = None  # to be measured after the node's work
@@ -238,9 +246,9 @@ class _Watch:
             self.recorder.measure(use)
         else:
             self.use = use
-        if laid_out is gradient:
+        if laid_out is gradient and not self.is_first:
             return None
-        return (*gradients[: self.number], laid_out, *gradients[self.number + 1 :])
+        return (*gradients[: self.number], None if self.is_first else laid_out, *gradients[self.number + 1 :])
 
     def after(self, *_gradients: Any) -> None:
         """Post-hook, to save memory: what the node itself needs for its work is gone before gradients are kept."""
@@ -250,7 +258,7 @@ class _Watch:
 
 
 class _Tap(torch.autograd.Function):
-    """Identity whose backward records, where there is no node to watch: a first layer, whose input requires no grad.
+    """Identity whose backward records, where there is no node to watch: after an Embedding, whose input has no gradient.
 
     And inside checkpoints, which must be able to drop the activation. The output is marked dirty, not viewed: in-place
     operations may follow.
@@ -274,18 +282,29 @@ class _Tap(torch.autograd.Function):
 
 
 class _Freeze:
-    """Forward pre-hook: the layer's trainable parameters do not require grad while its forward runs."""
+    """Forward pre-hook: the layer's trainable parameters do not require grad while its forward runs.
+
+    A first layer's input, which does not either, is replaced by an alias that does: so there is a node to watch, and when
+    the gradient has been recorded there, the node gets none and has nothing to do.
+    """
 
     def __init__(self, layer: CoveredLayer) -> None:
         self.layer = layer
-        self.active = False
+        self.active = self.is_first = False
 
-    def __call__(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         # In eval mode or without grad nothing is recorded and nothing is touched.
-        self.active = module.training and torch.is_grad_enabled()
-        if self.active:
-            for parameter in self.layer.parameters.values():
-                parameter.requires_grad_(False)
+        self.active, self.is_first = module.training and torch.is_grad_enabled(), False
+        if not self.active:
+            return None
+        for parameter in self.layer.parameters.values():
+            parameter.requires_grad_(False)
+        if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad:
+            return None
+        self.is_first = args[0].is_floating_point() and not saved_tensors_are_hooked()
+        return ((args[0].detach().requires_grad_(),), kwargs) if self.is_first else None
 
     def __reduce__(self) -> tuple[type[_CopiedFreeze], tuple[str]]:
         return _CopiedFreeze, (self.layer.name,)
@@ -312,7 +331,7 @@ class _Thaw:
         layer, recorder = self.freeze.layer, self.recorder
         if output.grad_fn is not None and not saved_tensors_are_hooked():
             statistics = _statistics(output) if layer.rule in STATISTICAL else None
-            watch = _Watch(recorder, layer, activation.detach(), statistics, output.output_nr)
+            watch = _Watch(recorder, layer, activation.detach(), statistics, output.output_nr, self.freeze.is_first)
             output.grad_fn.register_prehook(watch)
             if not recorder.lasting:
                 output.grad_fn.register_hook(watch.after)
