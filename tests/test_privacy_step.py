@@ -814,18 +814,18 @@ def test_no_gradient_of_a_first_layers_input_is_computed(first: Any, shape: tupl
         torch.manual_seed(1)
         model = nn.Sequential(first(), nn.Flatten())
         x = torch.randn(shape, requires_grad=asks)
-        with warnings.catch_warnings():
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = DataLoader(TensorDataset(torch.arange(3)), batch_size=3)
+        with warnings.catch_warnings():  # a batch from elsewhere, without noise
             warnings.simplefilter("ignore")
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            loader = DataLoader(TensorDataset(torch.arange(3)), batch_size=3)
             PrivacyEngine().make_private(
                 module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=0.0, max_grad_norm=1.0,
                 poisson_sampling=False,
             )  # fmt: skip
-        loss = model(x).square().sum()
-        with Named() as operations:
-            loss.backward()
-        optimizer.step()
+            loss = model(x).square().sum()
+            with Named() as operations:
+                loss.backward()
+            optimizer.step()
         gradients.append([p.grad for p in model.parameters()])
         computed = {"mm", "addmm", "convolution_backward", "native_group_norm_backward", "native_layer_norm_backward"}
         assert bool(computed & set(operations.names)) == asks
