@@ -809,7 +809,7 @@ class Named(TorchDispatchMode):
 )
 def test_no_gradient_of_a_first_layers_input_is_computed(first: Any, shape: tuple[int, ...]) -> None:
     """The node that is watched there gets no gradient; the input stays as it was, and the records are those of a later layer."""
-    gradients = []
+    gradients, counts = [], []
     for asks in (False, True):
         torch.manual_seed(1)
         model = nn.Sequential(first(), nn.Flatten())
@@ -828,9 +828,10 @@ def test_no_gradient_of_a_first_layers_input_is_computed(first: Any, shape: tupl
             optimizer.step()
         gradients.append([p.grad for p in model.parameters()])
         computed = {"mm", "addmm", "convolution_backward", "native_group_norm_backward", "native_layer_norm_backward"}
-        assert bool(computed & set(operations.names)) == asks
+        counts.append(sum(name in computed for name in operations.names))  # a rule may take one for its rows
         assert x.requires_grad == asks
         assert (x.grad is not None) == asks
+    assert counts[0] == counts[1] - 1
     for one, other in zip(*gradients, strict=True):
         assert one.tolist() == other.tolist()
         assert one.abs().max() > 0
