@@ -374,16 +374,18 @@ class ConvGradients(LayerGradients):
         return _with_error(squares, lengths, self._terms(), size, self.dtype)
 
     def _arguments(self, start: int, stop: int) -> tuple[Tensor, Tensor, Any]:
-        return self.activation[start:stop].contiguous(), self.gradient[start:stop].contiguous(), self.layer.kernel_size
+        activation, gradient = self.activation, self.gradient
+        if (start, stop) != (0, self.batch):  # a slice of everything takes its time, too
+            activation, gradient = activation[start:stop], gradient[start:stop]
+        return activation.contiguous(), gradient.contiguous(), self.layer.kernel_size
 
     def _geometry(self) -> dict[str, Any]:
         layer = self.layer
         return {"stride": layer.stride, "padding": self.padding, "dilation": layer.dilation, "groups": layer.groups}
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
-        gradient = self.gradient[start:stop]
         if name == "bias":
-            return _over_space(gradient)
+            return _over_space(self.gradient[start:stop])
         batch = stop - start
         weight: Tensor = self.layer.weight
         if batch == 0:
@@ -400,6 +402,7 @@ class ConvGradients(LayerGradients):
             return self._rows_of_patches(start, stop)
         # Sample i owns channels [i*C, (i+1)*C) and the groups that belong to them. Only the weight's shape matters.
         stacked = weight.new_empty((batch * weight.shape[0], *weight.shape[1:]))
+        gradient = self.gradient[start:stop]
         one_image = self.activation[start:stop].flatten(0, 1).unsqueeze(0)
         gradients = self._backward(gradient.flatten(0, 1).unsqueeze(0), one_image, stacked, batch * self.layer.groups)
         return gradients.view(batch, *weight.shape)
