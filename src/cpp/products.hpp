@@ -22,8 +22,8 @@ struct Matrix {
   const float* values;
   std::size_t columns;
 };
-// Of layers that read one position, whose samples' gradients are outer products: squares[k * rows + r] = the squared norm
-// of row r of left[k] times that of right[k], for all k, and then those of right[k] alone.
+// Of layers that read one position, whose samples' gradients are outer products: squares[k * rows + r] = the squared
+// norm of row r of left[k] times that of right[k], for all k, and then those of right[k] alone.
 void outer_squares(const std::vector<Matrix>& left, const std::vector<Matrix>& right, std::size_t rows,
                    double* squares);
 
