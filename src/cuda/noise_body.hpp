@@ -124,7 +124,7 @@ struct QuickWordMaker : WordMaker {
 __device__ inline std::uint64_t first_sample(std::uint64_t block) {
   return block / group_blocks * group_samples + block % group_blocks;
 }
-__device__ inline std::uint64_t block_of(std::uint64_t first) {
+AISEC_HD std::uint64_t block_of(std::uint64_t first) {
   return first / group_samples * group_blocks + first % group_blocks;
 }
 
