@@ -407,6 +407,24 @@ def test_first_unfit_is_the_first_over_all_threads(kernels: Kernels, threads) ->
         assert kernels.noise.first_unfit(x[300_002:], 1.0) == 399_999
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_first_unfit_of_a_large_array(kernels: Kernels, dtype: str, threads) -> None:  # read at eight places at once
+    threads(1)
+    size = 2**21 + 5000
+    apart = size // 4096 * 512
+    x = np.zeros(size, dtype)
+    assert kernels.noise.first_unfit(x, 1.0) == -1
+    indices = [0, 511, apart - 1, apart, 3 * apart + 700, 8 * apart - 1, 8 * apart, size - 1]
+    for index in reversed(indices):  # the later ones stay, some of them where the array is read earlier
+        x[index] = np.nan
+        assert kernels.noise.first_unfit(x, 1.0) == index
+    x[:] = 0
+    for index in indices:
+        x[index] = np.inf
+        assert kernels.noise.first_unfit(x, 1.0) == index
+        x[index] = 0
+
+
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
 def test_bits_do_not_depend_on_threads_or_size(kernels: Kernels, law: str, threads) -> None:
     size = 300 if WITHOUT_JIT else 100_001
