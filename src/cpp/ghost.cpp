@@ -49,8 +49,8 @@ void for_samples(std::size_t batch, std::size_t products, std::size_t scratch_fl
   });
 }
 
-// Rows of more bytes than this are out of the caches before a step comes to their sum: they are written past them, where
-// they can be, and what the backward pass reads next stays.
+// Rows of more bytes than this are out of the caches before a step comes to their sum: they are written past them,
+// where they can be, and what the backward pass reads next stays.
 constexpr std::size_t passing_bytes = std::size_t{4} << 20, line = 64;
 bool pass_by(const ConvShape& shape, std::size_t values, const float* rows) {
   return values * sizeof(float) >= passing_bytes && shape.out_channels * sizeof(float) % line == 0 &&
@@ -118,9 +118,9 @@ void conv_rows(const ConvShape& shape, std::size_t batch, const float* activatio
                bool taps_first, double* squares, double* bounds, const ConvSums& added) {
   const GhostKernels& kernels = active_kernels().ghost;
   const Extents sizes = extents(shape);
-  const RowOrder order = !taps_first                                  ? RowOrder::outputs
+  const RowOrder order = !taps_first                                ? RowOrder::outputs
                          : pass_by(shape, batch * sizes.rows, rows) ? RowOrder::passing_taps
-                                                                      : RowOrder::taps;
+                                                                    : RowOrder::taps;
   for_samples(batch, sizes.rows * shape.out_rows * shape.out_columns, kernels.conv_rows_scratch(shape),
               [&](std::size_t sample, float* memory) {
                 float* const sums = added.sums == nullptr ? nullptr : added.sums + sample * shape.out_channels;

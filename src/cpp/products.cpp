@@ -126,8 +126,12 @@ void outer_squares(const std::vector<Matrix>& left, const std::vector<Matrix>& r
       for (std::size_t first = 0; first < matrix.columns; first += norm_block) {
         const float* from = matrix.values + begin * matrix.columns + first;
         const auto stride = static_cast<std::ptrdiff_t>(matrix.columns);
-        const RowSet set{from,  stride, count, reinterpret_cast<const char*>(from),
-                         stride * static_cast<std::ptrdiff_t>(sizeof(float)), false};
+        const RowSet set{from,
+                         stride,
+                         count,
+                         reinterpret_cast<const char*>(from),
+                         stride * static_cast<std::ptrdiff_t>(sizeof(float)),
+                         false};
         kernels.block_sums(set, std::min(norm_block, matrix.columns - first), 1.0, sums.data());
         for (std::size_t r = 0; r < count; ++r) to[r] += sums[r];
       }
