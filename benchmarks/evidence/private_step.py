@@ -44,7 +44,7 @@ CLOCKED = (  # (what, owner, function), of which outer ones contain inner ones
     ("sums", _step.Sums, "add"),
     ("sums: products of linear layers", _step, "add_products"),
     ("sums: products of convolutions", _layers.ConvGradients, "_add_product"),
-    ("sums: kept rows", _step, "weighted_sums"),
+    ("sums: kept rows", _step, "add_rows"),
     ("noise and update", _step.PrivateStep, "_release"),
 )
 

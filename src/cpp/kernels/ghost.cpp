@@ -258,6 +258,22 @@ __attribute__((noinline)) void add_positions(const float* panel, std::size_t pos
   for (std::size_t i = 0; i < here; ++i) sums[i] = all[i];
 }
 
+// What the next sample reads, into the second level of the cache a few lines at a time: it is cold if the backward pass
+// has not come by yet, and the first to touch each line of a plane would wait for it.
+class NextSample {
+ public:
+  NextSample(const float* values, std::size_t count) : from_(values), count_(count) {}
+
+  void fetch(std::size_t lines) {
+    for (; lines > 0 && at_ < count_; --lines, at_ += 16) __builtin_prefetch(from_ + at_, 0, 2);
+  }
+  std::size_t lines() const { return count_ / 16 + 1; }
+
+ private:
+  const float* from_;
+  std::size_t count_, at_ = 0;
+};
+
 // rows [out_channels, channels / groups, kernel...], or with the outputs last: one sample's gradient; its squared norm,
 // and its bound. `sums`, if it is not null: [out_channels], the gradient of the bias.
 SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bounded, float* memory, float* rows,
@@ -282,6 +298,10 @@ SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bo
   for (; tap < taps + tile_taps; ++tap) offsets[tap] = offsets[taps - 1];  // computed again, never stored
   const Walk walk{c.out_rows,  c.out_columns, c.stride[0] * size.columns, c.stride[1], c.out_columns * tile_outputs,
                   tile_outputs};
+  NextSample next_x(x + c.channels * c.rows * c.columns, c.channels * c.rows * c.columns);
+  NextSample next_g(g + c.out_channels * positions, c.out_channels * positions);
+  const std::size_t tiles = c.groups * blocks * ((taps + tile_taps - 1) / tile_taps);
+  const std::size_t lines_x = next_x.lines() / tiles + 1, lines_g = next_g.lines() / tiles + 1;
   const bool taps_first = order != RowOrder::outputs, passing = order == RowOrder::passing_taps;
   Squares squares;
   for (std::size_t group = 0; group < c.groups; ++group) {
@@ -309,6 +329,8 @@ SampleNorm conv_rows(const ConvShape& c, const float* x, const float* g, bool bo
           const float* soon = rows + row_values + (group * outputs + first) * taps + (begin + t) * here;
           if (!passing)
             for (std::size_t i = 0; i < tile_taps * here; i += 16) __builtin_prefetch(soon + i, 1, 2);
+          next_x.fetch(lines_x);
+          next_g.fetch(lines_g);
           float* const place = directly ? rows + (begin + t) * outputs + first : done + t * tile_outputs;
           const std::size_t pitch = directly ? outputs : tile_outputs;
           if (here > float_lanes)
