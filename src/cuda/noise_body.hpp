@@ -134,6 +134,7 @@ AISEC_HD std::uint64_t block_of(std::uint64_t first) {
 template <class Make, class Load, class Use>
 __device__ std::uint64_t for_whole_groups(std::uint64_t first, const Span& span, std::uint64_t whole, const Make& make,
                                           const Load& load, const Use& use) {
+  static_assert(block_threads % group_blocks == 0);  // so is every step
   const std::uint64_t step = span.step / group_blocks * group_samples;
   for (; first < whole; first += step) {
     const auto loaded = load(first, group_samples);
