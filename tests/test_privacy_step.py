@@ -835,3 +835,47 @@ def test_no_gradient_of_a_first_layers_input_is_computed(first: Any, shape: tupl
     for one, other in zip(*gradients, strict=True):
         assert one.tolist() == other.tolist()
         assert one.abs().max() > 0
+
+
+def hooked(layer: nn.Module, other: nn.Module, kind: str) -> None:
+    """A hook of the user's on a first layer, after the engine's own."""
+    if kind == "changes its input in place":
+        layer.register_forward_pre_hook(lambda _, args: (args[0].mul_(0.5),))
+    elif kind == "puts another layer before it":
+        layer.register_forward_pre_hook(lambda _, args: (other(args[0]),))
+    elif kind == "looks at gradients":
+        layer.register_full_backward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize(
+    "case", ["none", "changes its input in place", "puts another layer before it", "looks at gradients"]
+)
+@pytest.mark.parametrize("length", [(), (5,), (5, 2)], ids=["one position", "sequence", "grid"])
+def test_operations_in_place_and_hooks_around_linear_layers(length: tuple[int, ...], case: str, memory: str) -> None:
+    """In-place operations after a layer whose output is a view, and hooks that change a first layer's input."""
+    gradients = []
+    for is_private in (False, True):
+        torch.manual_seed(2)
+        relu = nn.ReLU(inplace=case != "looks at gradients")  # torch allows none right after such a hook
+        layers = nn.Sequential(nn.Linear(6, 7), relu, nn.Linear(7, 5), nn.ReLU(inplace=True), nn.Linear(5, 6))
+        other = nn.Linear(6, 6)
+        model = nn.ModuleList([layers, other])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x = torch.randn(3, *length, 6)
+        with warnings.catch_warnings():  # a batch from elsewhere, without noise
+            warnings.simplefilter("ignore")
+            if is_private:
+                PrivacyEngine(memory=memory).make_private(
+                    module=model, optimizer=optimizer, max_grad_norm=1e6, noise_multiplier=0.0,
+                    data_loader=DataLoader(TensorDataset(torch.arange(3)), batch_size=3), poisson_sampling=False,
+                )  # fmt: skip
+            hooked(layers[0], other, case)
+            result = layers(x) if case == "puts another layer before it" else other(layers(x))
+            (result.square().sum() / 3).backward()
+            if is_private:
+                optimizer.step()
+        gradients.append([p.grad for p in model.parameters()])
+    for one, found in zip(*gradients, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(found, one)

@@ -215,9 +215,11 @@ class _Watch:
         activation: Tensor,
         statistics: Statistics | None,
         number: int,
+        shape: torch.Size,
         is_first: bool,
     ) -> None:
         self.recorder, self.layer, self.statistics, self.number = recorder, layer, statistics, number
+        self.shape = shape  # of the layer's output, where the node made what that is a view of
         self.is_first = is_first  # nobody waits for the node's work
         self.activation: Tensor | None = activation
         self.version = activation._version
@@ -241,7 +243,8 @@ class _Watch:
             )
         # A gradient that came through a transposition is laid out anew once, for the node and for the record.
         laid_out = gradient if gradient.is_contiguous() else self.recorder.laid_out(self.layer, gradient)
-        use = self.recorder.add(self.layer, activation, laid_out, statistics)
+        of_output = laid_out if laid_out.shape == self.shape else laid_out.view(self.shape)
+        use = self.recorder.add(self.layer, activation, of_output, statistics)
         if self.recorder.lasting or statistics is not None:
             self.recorder.measure(use)
         else:
@@ -301,7 +304,7 @@ class _Freeze:
             return None
         for parameter in self.layer.parameters.values():
             parameter.requires_grad_(False)
-        if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad:
+        if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad or _is_watched(module):
             return None
         self.is_first = args[0].is_floating_point() and not saved_tensors_are_hooked()
         return ((args[0].detach().requires_grad_(),), kwargs) if self.is_first else None
@@ -329,12 +332,15 @@ class _Thaw:
         self.recorder.called(self.freeze.layer)
         activation: Tensor = args[0] if args else kwargs["input"]
         layer, recorder = self.freeze.layer, self.recorder
-        if output.grad_fn is not None and not saved_tensors_are_hooked():
+        made = _made(output)
+        if made.grad_fn is not None and not saved_tensors_are_hooked():
             statistics = _statistics(output) if layer.rule in STATISTICAL else None
-            watch = _Watch(recorder, layer, activation.detach(), statistics, output.output_nr, self.freeze.is_first)
-            output.grad_fn.register_prehook(watch)
+            watch = _Watch(
+                recorder, layer, activation.detach(), statistics, made.output_nr, output.shape, self.freeze.is_first
+            )
+            made.grad_fn.register_prehook(watch)
             if not recorder.lasting:
-                output.grad_fn.register_hook(watch.after)
+                made.grad_fn.register_hook(watch.after)
             return None
         if output.grad_fn is None and output._is_view():  # marking a view dirty would copy gradients back and forth
             output = output.detach()
@@ -345,6 +351,23 @@ class _Thaw:
 
     def __reduce__(self) -> tuple[type[_CopiedThaw], tuple[()]]:
         return _CopiedThaw, ()
+
+
+def _made(output: Tensor) -> Tensor:
+    """What the layer's node made: the output, or what all of it is a view of (of a Linear on sequences).
+
+    An operation in place on a view, or on a part of it, takes the view's own node out of the graph.
+    """
+    base = output._base
+    if base is None or base.numel() != output.numel():
+        return output
+    return base if base.is_contiguous() and output.is_contiguous() else output
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody else has hooks on ``module``, who would see what is put in place of its input."""
+    ours = len(module._forward_pre_hooks) == 1 and len(module._forward_hooks) == 1
+    return not ours or bool(module._backward_hooks) or bool(module._backward_pre_hooks)
 
 
 def saved_tensors_are_hooked() -> bool:
