@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import aisec_fast
-from aisec_fast.adversarial._winograd import Winograd, winograd
+from aisec_fast._winograd import Winograd, planes, winograd
 from tests.conftest import NATIVE, running
 
 LAST = torch.channels_last
@@ -58,17 +58,45 @@ def magnitudes(x: Tensor, weight: Tensor) -> Tensor:
     return result.reshape(len(x), len(weight), high, wide)[:, :, :height, :width]
 
 
-def test_weights_are_rounded_once(core) -> None:
-    weight = torch.randn(32, 16, 3, 3)
+@pytest.mark.parametrize("turned", [False, True], ids=["as they are", "turned"])
+def test_weights_are_rounded_once(core, turned) -> None:
+    weight = torch.randn(32, 48, 3, 3)
+    windows = weight.flip(2, 3).transpose(0, 1) if turned else weight
     exact, largest = (
         torch.einsum("ia,ocae,je->ijco", points, values.double(), points).flatten(0, 1)
-        for points, values in ((POINTS, weight), (POINTS.abs(), weight.abs()))
+        for points, values in ((POINTS, windows), (POINTS.abs(), windows.abs()))
     )
-    found = torch.empty(36, 16, 32)
-    core.winograd_weights(weight.permute(2, 3, 1, 0).contiguous(), found)
+    found = torch.empty(exact.shape)
+    core.winograd_weights(weight, turned, found)
     assert ((found - exact).abs() <= exact.abs() * 2.0**-24 + largest * 2.0**-48).all()
-    with pytest.raises(ValueError, match="windows has 8 values"):
-        core.winograd_weights(np.zeros(8, np.float32), np.zeros(36, np.float32))
+    for wrong in (np.zeros((32, 48, 9), np.float32), np.zeros((32, 48, 3, 2), np.float32)):
+        with pytest.raises(ValueError, match="windows must have the shape"):
+            core.winograd_weights(wrong, turned, found)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        core.winograd_weights(weight[:, :8].contiguous(), turned, found)
+    with pytest.raises(ValueError, match="weights has"):
+        core.winograd_weights(weight, turned, found[:, 1:].contiguous())
+
+
+# Whole images in groups, one at a time, and in bands; sizes that are no multiples of a tile's side.
+@pytest.mark.parametrize(
+    "shape", [(7, 16, 32, 8, 8), (2, 32, 16, 17, 19), (3, 16, 16, 50, 30), (2, 16, 16, 5, 300), (0, 16, 16, 8, 8)], ids=str
+)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_planes_have_the_bits_of_pixels(core, shape, threads) -> None:
+    batch, channels, outputs, *size = shape
+    x, weight, bias = images(batch, channels, *size), torch.randn(outputs, channels, 3, 3), torch.randn(outputs)
+    before = aisec_fast.get_num_threads()
+    try:
+        aisec_fast.set_num_threads(threads)
+        found = planes(x.contiguous(), weight, bias, turned=False)
+        turned = planes(found, weight, None, turned=True)
+    finally:
+        aisec_fast.set_num_threads(before)
+    assert found.is_contiguous()
+    assert torch.equal(found, Winograd(weight)(x, bias=bias))
+    back = Winograd(weight.flip(2, 3).transpose(0, 1))
+    assert torch.equal(turned, back(found.contiguous(memory_format=LAST)))
 
 
 @pytest.mark.parametrize(
@@ -152,3 +180,25 @@ def test_wrong_arrays_are_refused(core, change, error) -> None:
     core.winograd(**right, relu=False, out=out)
     with pytest.raises(error):
         core.winograd(**(right | change), relu=False, out=out)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"x": np.zeros((1, 16, 4, 4))}, TypeError),
+        ({"x": np.zeros((1, 8, 4, 4), np.float32)}, ValueError),
+        ({"x": np.zeros((1, 16, 3, 4), np.float32)}, ValueError),
+        ({"x": np.zeros((16, 4, 4), np.float32)}, ValueError),
+        ({"weights": np.zeros((9, 16, 32), np.float32)}, ValueError),
+        ({"bias": np.zeros(16, np.float32)}, ValueError),
+        ({"out": np.zeros((1, 4, 4, 32), np.float32).transpose(0, 3, 1, 2)}, ValueError),
+    ],
+)
+def test_wrong_planes_are_refused(core, change, error) -> None:
+    right = {
+        "x": np.zeros((1, 16, 4, 4), np.float32), "weights": np.zeros((36, 16, 32), np.float32), "bias": None,
+        "out": np.zeros((1, 32, 4, 4), np.float32),
+    }  # fmt: skip
+    core.winograd_planes(**right)
+    with pytest.raises(error):
+        core.winograd_planes(**(right | change))

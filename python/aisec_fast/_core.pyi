@@ -154,10 +154,11 @@ def adam_step(
     decay: float,
     maximize: bool,
 ) -> None: ...
-def winograd_weights(windows: Any, weights: Any) -> None: ...
+def winograd_weights(windows: Any, turned: bool, weights: Any) -> None: ...
 def winograd(
     x: Any, weights: Any, mask: Any, bias: Any, added: Any, relu: bool, out: Any, threads: bool = True
 ) -> None: ...
+def winograd_planes(x: Any, weights: Any, bias: Any, out: Any, threads: bool = True) -> None: ...
 def gram_squares(inputs: Any, outputs: Any, squares: Any, bounds: Any) -> None: ...
 def conv_gram_squares(
     activation: Any,
@@ -181,6 +182,17 @@ def conv_rows(
     rows: Any,
     squares: Any,
     bounds: Any,
+) -> None: ...
+def convolution(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    before: Sequence[int],
+    dilation: Sequence[int],
+    turned: bool,
+    out: Any,
+    threads: bool = True,
 ) -> None: ...
 def weighted_products(inputs: list[Any], outputs: list[Any], weights: Any, samples: int, totals: list[Any]) -> None: ...
 def conv_gradients(

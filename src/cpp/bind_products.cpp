@@ -5,6 +5,7 @@
 #include "aisec_fast/array_view.hpp"
 #include "aisec_fast/ghost_call.hpp"
 #include "bind.hpp"
+#include "convolution.hpp"
 #include "ghost.hpp"
 #include "products.hpp"
 
@@ -200,6 +201,36 @@ void run_embedding_total(const py::object& tokens, const py::object& vectors, st
   embedding_total(lookups, factors.data<double>(), words, sums[0].data<float>());
 }
 
+void run_convolution(const py::object& x_, const py::object& weight_, const py::object& bias_, const Pair& stride,
+                     const Pair& before, const Pair& dilation, bool turned, const py::object& out_, bool threads) {
+  const ArrayView x(x_, "x"), weight(weight_, "weight"), out(out_, "out");
+  for (const ArrayView* view : {&x, &weight, &out}) {
+    view->on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
+    if (view->dimensions() != 4) throw py::value_error(view->name() + " must have 4 dimensions");
+  }
+  const WindowGeometry geometry{{weight.size(2), weight.size(3)}, stride, before, dilation};
+  const ArrayView &images = turned ? out : x, &results = turned ? x : out;
+  const ConvolutionSizes sizes{x.size(0), weight.size(1), weight.size(0), {images.size(2), images.size(3)},
+                               {results.size(2), results.size(3)}};
+  for (std::size_t d = 0; d < 2; ++d) {
+    if (geometry.kernel[d] == 0 || stride[d] == 0 || dilation[d] == 0)
+      throw py::value_error("kernel, stride and dilation must be at least 1");
+    const std::size_t reach = (geometry.kernel[d] - 1) * dilation[d] + 1, size = sizes.images[d] + 2 * before[d];
+    if (sizes.results[d] != (size < reach ? 0 : (size - reach) / stride[d] + 1))
+      throw py::value_error(results.name() + " has another height or width than the convolution gives");
+  }
+  images.of_size(sizes.batch * sizes.channels * sizes.images[0] * sizes.images[1]);
+  results.of_size(sizes.batch * sizes.outputs * sizes.results[0] * sizes.results[1]);
+  out.writable();
+  std::optional<ArrayView> bias;
+  if (!bias_.is_none())
+    bias.emplace(bias_, "bias").on_device(dlpack::on_cpu).of_type(DType::float32).contiguous().of_size(out.size(1));
+  if (out.size() == 0) return;
+  const py::gil_scoped_release unlocked;
+  convolve(x.data<float>(), weight.data<float>(), bias ? bias->data<float>() : nullptr, geometry, sizes, turned, threads,
+           out.data<float>());
+}
+
 }  // namespace
 
 void bind_products(py::module_& module) {
@@ -222,6 +253,8 @@ void bind_products(py::module_& module) {
              py::arg("squares"));
   module.def("embedding_total", &run_embedding_total, py::arg("tokens"), py::arg("vectors"), py::arg("padding"),
              py::arg("weights"), py::arg("total"));
+  module.def("convolution", &run_convolution, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("stride"),
+             py::arg("before"), py::arg("dilation"), py::arg("turned"), py::arg("out"), py::arg("threads") = true);
 }
 
 }  // namespace aisec_fast

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ._weighted import gradients
-from ._winograd import Winograd, winograd
+from .._winograd import Winograd, winograd
 
 aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
 LAST = torch.channels_last

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from .._errors import PrivacyError
 from ._clip import Norms
+from ._convolutions import replaced
 from ._coverage import CoveredLayer
 from ._layers import STATISTICAL, LayerGradients, Statistics, position_rank
 from ._precision import full_precision
@@ -288,12 +289,14 @@ class _Freeze:
     """Forward pre-hook: the layer's trainable parameters do not require grad while its forward runs.
 
     A first layer's input, which does not either, is replaced by an alias that does: so there is a node to watch, and when
-    the gradient has been recorded there, the node gets none and has nothing to do.
+    the gradient has been recorded there, the node gets none and has nothing to do. A convolution with a faster form is
+    done in it.
     """
 
-    def __init__(self, layer: CoveredLayer) -> None:
+    def __init__(self, layer: CoveredLayer, fast: bool) -> None:
         self.layer = layer
         self.active = self.is_first = False
+        self.replaced = replaced(layer.module) if fast else None
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -304,6 +307,8 @@ class _Freeze:
             return None
         for parameter in self.layer.parameters.values():
             parameter.requires_grad_(False)
+        if self.replaced is not None:
+            vars(module)["_conv_forward"] = self.replaced
         if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad or _is_watched(module):
             return None
         self.is_first = args[0].is_floating_point() and not saved_tensors_are_hooked()
@@ -320,13 +325,15 @@ class _Thaw:
         self.freeze, self.recorder = freeze, recorder
 
     def __call__(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
     ) -> Tensor | None:
         if not self.freeze.active:
             return None
         self.freeze.active = False
         for parameter in self.freeze.layer.parameters.values():
             parameter.requires_grad_(True)
+        if self.freeze.replaced is not None:
+            vars(module).pop("_conv_forward", None)
         if output is None:  # the forward raised
             return None
         self.recorder.called(self.freeze.layer)
@@ -417,11 +424,11 @@ class _Guard:
         )
 
 
-def attach(layers: list[CoveredLayer], recorder: Recorder) -> None:
+def attach(layers: list[CoveredLayer], recorder: Recorder, fast_convolutions: bool = True) -> None:
     """Install the hooks on ``layers`` and the guards on their trainable parameters."""
     guarded: set[int] = set()
     for layer in layers:
-        freeze = _Freeze(layer)
+        freeze = _Freeze(layer, fast_convolutions)
         layer.module.register_forward_pre_hook(freeze, with_kwargs=True)
         # First among the hooks: the gradient recorded is that of the layer's own output, before other hooks change it.
         layer.module.register_forward_hook(_Thaw(freeze, recorder), with_kwargs=True, always_call=True, prepend=True)

@@ -12,5 +12,6 @@ IntegerKernels integer_kernels();
 UpdateKernels update_kernels(DType dtype);
 GhostKernels ghost_kernels();
 WinogradKernels winograd_kernels();
+ConvolutionKernels convolution_kernels();
 ProductKernels product_kernels();
 }  // namespace aisec_fast::AISEC_ISA

@@ -20,6 +20,7 @@ Kernels kernels(bool sha_instructions) {
       update_kernels(DType::float64),
       ghost_kernels(),
       winograd_kernels(),
+      convolution_kernels(),
       product_kernels(),
   };
 }

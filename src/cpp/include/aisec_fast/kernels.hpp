@@ -236,14 +236,32 @@ struct GhostKernels {
 // Sizes and arrays: aisec_fast/winograd.hpp.
 struct WinogradShape;
 struct WinogradArrays;
+struct WinogradBlocks;
+struct WinogradWindows;
 
 // The tiles first, ..., last - 1 of a result, `at_once` at a time. `memory`: winograd_points * at_once * (channels +
 // outputs) floats, aligned to 64 bytes.
 struct WinogradKernels {
   void (*convolve)(const WinogradShape& shape, const WinogradArrays& arrays, std::size_t first, std::size_t last,
                    std::size_t at_once, float* memory);
-  // From [3, 3, count] to [points, count]: as `convolve` takes them, count = channels * outputs.
-  void (*spread_windows)(const float* windows, std::size_t count, float* weights);
+  // The same for x and out [images, channels, rows, columns], no mask, nothing added and no ReLU: the images first, ...,
+  // last - 1, or that many bands of images, bands first. `memory`: as `blocks` says.
+  void (*convolve_planes)(const WinogradShape& shape, const WinogradArrays& arrays, const WinogradBlocks& blocks,
+                          std::size_t first, std::size_t last, float* memory);
+  // To [points, channels, outputs], as `convolve` takes them: the channels first, ..., last - 1. `row`: points * outputs
+  // floats.
+  void (*spread_windows)(const WinogradWindows& windows, std::size_t first, std::size_t last, float* row,
+                         float* weights);
+};
+
+// Parts and sizes of a call: aisec_fast/convolution.hpp.
+struct ConvolutionPlan;
+
+struct ConvolutionKernels {
+  // The images first, ..., last - 1. `bias`, whole panels of it, if it is not null. `memory`: as the plan says, aligned to
+  // 64 bytes.
+  void (*convolve)(const ConvolutionPlan& plan, const float* x, const float* bias, std::size_t first, std::size_t last,
+                   float* memory, float* out);
 };
 
 // A linear layer's batch: inputs [batch, length, inputs], outputs' gradients [batch, length, outputs]. The products of
@@ -286,6 +304,7 @@ struct Kernels {
   UpdateKernels update_float32, update_float64;
   GhostKernels ghost;
   WinogradKernels winograd;
+  ConvolutionKernels convolution;
   ProductKernels products;
 };
 
