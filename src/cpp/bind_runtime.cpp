@@ -22,6 +22,7 @@ void bind_runtime(py::module_& module) {
       },
       "Instruction sets that this CPU runs, best first.");
   module.def("instruction_set", [] { return std::string(active_kernels().name); }, "The one in use.");
+  module.def("is_amd", &is_amd, "Whether the processor is one of AMD's.");
   module.def("use_instruction_set", &use_instruction_set, py::arg("name"), py::arg("sha") = true,
              "Switch; ValueError if this CPU lacks it. Without sha as on a CPU without SHA instructions.");
   module.def("set_num_threads", &set_thread_count, py::arg("threads"));

@@ -96,6 +96,14 @@ Generator aes_instructions() {
 #endif
 }
 
+bool is_amd() {
+#if defined(AISEC_X86)
+  return __builtin_cpu_is("amd") != 0;
+#else
+  return false;
+#endif
+}
+
 void use_instruction_set(std::string_view name, bool sha) {
   active().store(&find(name, sha), std::memory_order_relaxed);
 }

@@ -13,6 +13,8 @@ const Kernels& active_kernels();                  // AISEC_FAST_ISA, or the best
 // that has none: tests compare.
 void use_instruction_set(std::string_view name, bool sha = true);
 
+bool is_amd();  // the processor
+
 Generator aes_instructions();  // the best that this CPU has; Generator::chacha if none
 
 }  // namespace aisec_fast

@@ -25,7 +25,7 @@ from ._step import Mechanism, PrivateStep, trainable
 
 _REDUCTIONS = ("mean", "sum")
 MEMORY = ("fast", "low")
-CONVOLUTIONS = ("fast", "torch")
+LAYERS = ("fast", "torch")
 
 
 class PrivacyEngine:
@@ -42,8 +42,9 @@ class PrivacyEngine:
             exceed it, and a step beyond it raises. Engines that share a budget share its account.
         memory: "fast", or "low" for the same results from less memory, a little slower. "fast" also lets glibc keep freed
             memory, for the whole process from then on (docs/privacy.md, section 8).
-        convolutions: "fast": forward and backward of convolutions in training take forms that round differently from torch's
-            own but take less time, where there are such (float32 on the CPU; docs/privacy.md, section 9). "torch": never.
+        layers: "fast": while the module trains, linear layers and convolutions go forward and backward in forms that round
+            differently from torch's own but take less time, where there are such (float32 on the CPU; docs/privacy.md,
+            section 9). "torch": never.
 
     Raises:
         TypeError, ValueError: an argument, with its name.
@@ -56,15 +57,15 @@ class PrivacyEngine:
         secure_mode: bool = True,  # noqa: ARG002
         budget: accounting.Budget | None = None,
         memory: str = "fast",
-        convolutions: str = "fast",
+        layers: str = "fast",
     ) -> None:
         self.accountant = accounting.accountant_name(accountant)
         if budget is not None and not isinstance(budget, accounting.Budget):
             raise TypeError(f"budget must be an aisec_fast.accounting.Budget, got {type(budget).__name__}")
-        for name, value, choice in (("memory", memory, MEMORY), ("convolutions", convolutions, CONVOLUTIONS)):
+        for name, value, choice in (("memory", memory, MEMORY), ("layers", layers, LAYERS)):
             if value not in choice:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choice))}, got {value!r}")
-        self.budget, self.memory, self.convolutions = budget, memory, convolutions
+        self.budget, self.memory, self.layers = budget, memory, layers
         self.noise_multiplier: float | None = None  # of the latest make_private
         self._ledger = accounting.Ledger() if budget is None else budget.ledger
         self._steps: list[PrivateStep] = []
@@ -132,7 +133,7 @@ class PrivacyEngine:
         """
         multiplier = _checks.not_negative(noise_multiplier, "noise_multiplier")
         _check_options(clipping, loss_reduction, criterion, grad_sample_mode, noise_generator)
-        layers = _check_model(module, optimizer)
+        covered = _check_model(module, optimizer)
         clip, shares = _clipping_norms(max_grad_norm, clipping, trainable(module))
         if max_physical_batch_size is not None:
             max_physical_batch_size = _checks.whole(max_physical_batch_size, "max_physical_batch_size", least=1)
@@ -160,7 +161,7 @@ class PrivacyEngine:
         account = _Account(self._ledger, self.budget, mechanism, loader.tally, rate)
         loader.may_go_on = account.affords
         step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)
-        _recording.attach(layers, recorder, self.convolutions == "fast")
+        _recording.attach(module, covered, recorder, forms=self.layers == "fast")
         step.probe = RowProbe(module, recorder) if check_rows else None
         optimizer.register_step_pre_hook(step)
         optimizer.register_step_post_hook(step.after)

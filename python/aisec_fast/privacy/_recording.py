@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from .._errors import PrivacyError
 from ._clip import Norms
-from ._convolutions import replaced
 from ._coverage import CoveredLayer
+from ._forms import Form, form_of
 from ._layers import STATISTICAL, LayerGradients, Statistics, position_rank
 from ._precision import full_precision
 
@@ -289,14 +289,12 @@ class _Freeze:
     """Forward pre-hook: the layer's trainable parameters do not require grad while its forward runs.
 
     A first layer's input, which does not either, is replaced by an alias that does: so there is a node to watch, and when
-    the gradient has been recorded there, the node gets none and has nothing to do. A convolution with a faster form is
-    done in it.
+    the gradient has been recorded there, the node gets none and has nothing to do.
     """
 
-    def __init__(self, layer: CoveredLayer, fast: bool) -> None:
+    def __init__(self, layer: CoveredLayer) -> None:
         self.layer = layer
         self.active = self.is_first = False
-        self.replaced = replaced(layer.module) if fast else None
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -307,8 +305,6 @@ class _Freeze:
             return None
         for parameter in self.layer.parameters.values():
             parameter.requires_grad_(False)
-        if self.replaced is not None:
-            vars(module)["_conv_forward"] = self.replaced
         if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad or _is_watched(module):
             return None
         self.is_first = args[0].is_floating_point() and not saved_tensors_are_hooked()
@@ -325,15 +321,13 @@ class _Thaw:
         self.freeze, self.recorder = freeze, recorder
 
     def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
     ) -> Tensor | None:
         if not self.freeze.active:
             return None
         self.freeze.active = False
         for parameter in self.freeze.layer.parameters.values():
             parameter.requires_grad_(True)
-        if self.freeze.replaced is not None:
-            vars(module).pop("_conv_forward", None)
         if output is None:  # the forward raised
             return None
         self.recorder.called(self.freeze.layer)
@@ -356,8 +350,8 @@ class _Thaw:
         )
         return tapped
 
-    def __reduce__(self) -> tuple[type[_CopiedThaw], tuple[()]]:
-        return _CopiedThaw, ()
+    def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
+        return _Copied, ()
 
 
 def _made(output: Tensor) -> Tensor:
@@ -403,8 +397,8 @@ class _CopiedFreeze:
             )
 
 
-class _CopiedThaw:
-    """Does nothing: the copied pre-hook has refused already where it had to."""
+class _Copied:
+    """A hook that does nothing: the copied pre-hook has refused already where it had to."""
 
     def __call__(self, *_rest: Any) -> None:
         return
@@ -424,11 +418,46 @@ class _Guard:
         )
 
 
-def attach(layers: list[CoveredLayer], recorder: Recorder, fast_convolutions: bool = True) -> None:
-    """Install the hooks on ``layers`` and the guards on their trainable parameters."""
+class _Form:
+    """Forward pre-hook of the whole module: layers that have a form of their own are done in it while its forward runs."""
+
+    def __init__(self, forms: list[Form]) -> None:
+        self.forms = forms
+
+    def __call__(self, module: nn.Module, *_rest: Any) -> None:
+        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return
+        for form in self.forms:
+            vars(form.layer)[form.method] = form
+
+    def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
+        return _Copied, ()
+
+
+class _Unform:
+    """Forward hook of the whole module, also after an error: its layers are as they were."""
+
+    def __init__(self, forms: list[Form]) -> None:
+        self.forms = forms
+
+    def __call__(self, *_rest: Any) -> None:
+        for form in self.forms:
+            vars(form.layer).pop(form.method, None)
+
+    def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
+        return _Copied, ()
+
+
+def attach(module: nn.Module, layers: list[CoveredLayer], recorder: Recorder, forms: bool) -> None:
+    """Install the hooks on ``layers`` of ``module`` and the guards on their trainable parameters; also those that do layers
+    in their own ``forms``."""
+    found = [form_of(layer.module) for layer in layers] if forms else []
+    if own := [form for form in found if form is not None]:
+        module.register_forward_pre_hook(_Form(own), prepend=True)
+        module.register_forward_hook(_Unform(own), always_call=True)
     guarded: set[int] = set()
     for layer in layers:
-        freeze = _Freeze(layer, fast_convolutions)
+        freeze = _Freeze(layer)
         layer.module.register_forward_pre_hook(freeze, with_kwargs=True)
         # First among the hooks: the gradient recorded is that of the layer's own output, before other hooks change it.
         layer.module.register_forward_hook(_Thaw(freeze, recorder), with_kwargs=True, always_call=True, prepend=True)
