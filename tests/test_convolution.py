@@ -69,9 +69,7 @@ SIDES = st.tuples(st.integers(1, 4), st.integers(1, 4))
     channels=st.integers(1, 20), outputs=st.integers(1, 35), batch=st.integers(1, 3), biased=st.booleans(),
 )  # fmt: skip
 def test_within_the_bound(kernel, stride, dilation, before, more, channels, outputs, batch, biased) -> None:
-    size = [
-        max(1, (k - 1) * d + 1 - 2 * b) + m for k, d, b, m in zip(kernel, dilation, before, more, strict=True)
-    ]
+    size = [max(1, (k - 1) * d + 1 - 2 * b) + m for k, d, b, m in zip(kernel, dilation, before, more, strict=True)]
     x, weight = random(batch, channels, *size), random(outputs, channels, *kernel, seed=2)
     bias = random(outputs, seed=3) if biased else None
     geometry = {"stride": stride, "before": before, "dilation": dilation}

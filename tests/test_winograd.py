@@ -80,7 +80,9 @@ def test_weights_are_rounded_once(core, turned) -> None:
 
 # Whole images in groups, one at a time, and in bands; sizes that are no multiples of a tile's side.
 @pytest.mark.parametrize(
-    "shape", [(7, 16, 32, 8, 8), (2, 32, 16, 17, 19), (3, 16, 16, 50, 30), (2, 16, 16, 5, 300), (0, 16, 16, 8, 8)], ids=str
+    "shape",
+    [(7, 16, 32, 8, 8), (2, 32, 16, 17, 19), (3, 16, 16, 50, 30), (2, 16, 16, 5, 300), (0, 16, 16, 8, 8)],
+    ids=str,
 )
 @pytest.mark.parametrize("threads", [1, 3])
 def test_planes_have_the_bits_of_pixels(core, shape, threads) -> None:

@@ -210,8 +210,8 @@ void run_convolution(const py::object& x_, const py::object& weight_, const py::
   }
   const WindowGeometry geometry{{weight.size(2), weight.size(3)}, stride, before, dilation};
   const ArrayView &images = turned ? out : x, &results = turned ? x : out;
-  const ConvolutionSizes sizes{x.size(0), weight.size(1), weight.size(0), {images.size(2), images.size(3)},
-                               {results.size(2), results.size(3)}};
+  const ConvolutionSizes sizes{
+      x.size(0), weight.size(1), weight.size(0), {images.size(2), images.size(3)}, {results.size(2), results.size(3)}};
   for (std::size_t d = 0; d < 2; ++d) {
     if (geometry.kernel[d] == 0 || stride[d] == 0 || dilation[d] == 0)
       throw py::value_error("kernel, stride and dilation must be at least 1");
@@ -227,8 +227,8 @@ void run_convolution(const py::object& x_, const py::object& weight_, const py::
     bias.emplace(bias_, "bias").on_device(dlpack::on_cpu).of_type(DType::float32).contiguous().of_size(out.size(1));
   if (out.size() == 0) return;
   const py::gil_scoped_release unlocked;
-  convolve(x.data<float>(), weight.data<float>(), bias ? bias->data<float>() : nullptr, geometry, sizes, turned, threads,
-           out.data<float>());
+  convolve(x.data<float>(), weight.data<float>(), bias ? bias->data<float>() : nullptr, geometry, sizes, turned,
+           threads, out.data<float>());
 }
 
 }  // namespace

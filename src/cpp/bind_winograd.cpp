@@ -78,8 +78,8 @@ void convolve_planes(const py::object& x_, const py::object& weights_, const py:
   const WinogradShape shape{x.size(0), x.size(2), x.size(3), x.size(1), out.size(1)};
   check(shape, weights, out);
   const Operand bias(bias_, "bias", shape.outputs);
-  const WinogradArrays arrays{x.data<float>(), weights.data<float>(), nullptr, bias.data(), nullptr, out.data<float>(),
-                              false};
+  const WinogradArrays arrays{x.data<float>(), weights.data<float>(), nullptr, bias.data(),
+                              nullptr,         out.data<float>(),     false};
   const py::gil_scoped_release unlocked;
   const std::size_t each = shape.tile_rows() * shape.tile_columns(), tiles = tiles_at_once(shape);
   if (shape.images * each == 0) return;
@@ -99,8 +99,7 @@ void convolve_planes(const py::object& x_, const py::object& weights_, const py:
 
 void spread(const py::object& windows_, bool turned, const py::object& weights_) {
   const ArrayView view(windows_, "windows"), weights(weights_, "weights");
-  for (const ArrayView* each : {&view, &weights})
-    each->on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
+  for (const ArrayView* each : {&view, &weights}) each->on_device(dlpack::on_cpu).of_type(DType::float32).contiguous();
   if (view.dimensions() != 4 || view.size(2) != 3 || view.size(3) != 3)
     throw py::value_error("windows must have the shape [outputs, channels, 3, 3]");
   std::size_t outputs = view.size(0), channels = view.size(1), output_step = 9 * channels, channel_step = 9;

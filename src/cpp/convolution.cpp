@@ -12,7 +12,7 @@ namespace aisec_fast {
 namespace {
 
 constexpr std::size_t panel = convolution_panel;
-constexpr std::size_t band_values = std::size_t{1} << 14;    // of a result, which then stays in the second-level cache
+constexpr std::size_t band_values = std::size_t{1} << 14;     // of a result, which then stays in the second-level cache
 constexpr std::size_t least_products = std::size_t{1} << 18;  // smallest work that is worth a thread
 
 // Taps of one part.
@@ -66,7 +66,8 @@ Call forward(const float* weight, const WindowGeometry& geometry, std::size_t ch
 }
 
 // The gradient of input pixel i is made of the gradients of results r with r * stride + kr * dilation = i + before: for
-// each class of (i + before) modulo the stride, the same taps kr, and r = (i + before) / stride - kr * dilation / stride.
+// each class of (i + before) modulo the stride, the same taps kr, and r = (i + before) / stride - kr * dilation /
+// stride.
 Call backward(const float* weight, const WindowGeometry& geometry, std::size_t outputs, std::size_t channels, Pair size,
               Pair made) {
   Call call;
@@ -139,8 +140,8 @@ void convolve(const float* x, const float* weight, const float* bias, const Wind
     std::copy_n(bias, plan.outputs, panels_of_bias.data());
     bias = panels_of_bias.data();
   }
-  const std::size_t work = sizes.outputs * sizes.channels * geometry.kernel[0] * geometry.kernel[1] *
-                           sizes.results[0] * sizes.results[1];
+  const std::size_t work =
+      sizes.outputs * sizes.channels * geometry.kernel[0] * geometry.kernel[1] * sizes.results[0] * sizes.results[1];
   const std::size_t least = threads ? least_products / std::max<std::size_t>(1, work) + 1 : sizes.batch;
   parallel_for(sizes.batch, least, [&](std::size_t first, std::size_t last) {
     float* const memory = scratch(plan.values_of_source() + plan.values_of_result());

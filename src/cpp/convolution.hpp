@@ -15,8 +15,8 @@ struct ConvolutionSizes {
   Pair images, results;
 };
 
-// out [batch, outputs, results] of x [batch, channels, images] and weight [outputs, channels, kernel], plus `bias` if it
-// is not null; or, `turned`, out [batch, channels, images] is the gradient of the images, and x that of the results.
+// out [batch, outputs, results] of x [batch, channels, images] and weight [outputs, channels, kernel], plus `bias` if
+// it is not null; or, `turned`, out [batch, channels, images] is the gradient of the images, and x that of the results.
 void convolve(const float* x, const float* weight, const float* bias, const WindowGeometry& geometry,
               const ConvolutionSizes& sizes, bool turned, bool threads, float* out);
 

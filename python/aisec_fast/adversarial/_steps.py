@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ._weighted import gradients
 from .._winograd import Winograd, winograd
+from ._weighted import gradients
 
 aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
 LAST = torch.channels_last

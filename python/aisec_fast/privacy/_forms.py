@@ -63,7 +63,7 @@ class LinearForm(Form):
 
     method = "forward"
 
-    def __call__(self, input: Tensor) -> Tensor:  # noqa: A002
+    def __call__(self, input: Tensor) -> Tensor:
         """``layer.forward``"""
         return self._result(input, self.layer.weight, self.layer.bias)
 
@@ -105,7 +105,8 @@ class ConvolutionForm(Form):
         return self._result(x, weight, bias) if is_image and _winograd.is_fast() else self.usual(x, weight, bias)
 
     def usual(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return nn.Conv2d._conv_forward(self.layer, x, weight, bias)
+        result: Tensor = nn.Conv2d._conv_forward(self.layer, x, weight, bias)
+        return result
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.is_winograd and _winograd.fits(x.shape[2:]):
@@ -127,9 +128,7 @@ class ConvolutionForm(Form):
         )[0]
         return found
 
-    def _by_taps(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool, shape: tuple[int, ...]
-    ) -> Tensor:
+    def _by_taps(self, x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool, shape: tuple[int, ...]) -> Tensor:
         core, out = _backends.native_core(), x.new_empty(shape)
         assert core is not None
         core.convolution(x, weight, bias, *self.geometry, turned, out, torch.get_num_threads() > 1)
@@ -196,13 +195,14 @@ def _has_slow_mkl() -> bool:
 def _is_usual(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether nothing about this call needs torch's own operation."""
     for one in (x, weight) if bias is None else (x, weight, bias):
-        if type(one) not in (Tensor, nn.Parameter) or not (one.is_cpu and one.is_contiguous()):
+        if type(one) not in (Tensor, nn.Parameter) or not one.is_cpu or one.layout is not torch.strided:
             return False
-        if one.dtype != torch.float32 or (one is not x and one.requires_grad):  # a parameter that is not frozen
-            return False
+        if one.dtype != torch.float32 or not one.is_contiguous() or (one is not x and one.requires_grad):
+            return False  # what requires grad is a parameter that is not frozen: no private step runs through the layer
     return not (
         torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or not torch._C._get_mkldnn_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()

@@ -1,5 +1,5 @@
-// Convolutions as sums over taps, a pixel of the source times the weights of several outputs, one tap after the other in
-// float32. Compiled once per instruction set; docs/products.md.
+// Convolutions as sums over taps, a pixel of the source times the weights of several outputs, one tap after the other
+// in float32. Compiled once per instruction set; docs/products.md.
 #include "aisec_fast/convolution.hpp"
 #include "kernels/families.hpp"
 #include "kernels/standard_arithmetic.hpp"
@@ -50,8 +50,8 @@ void tile(const Place* places, std::size_t count, const ConvolutionPart& part, c
       for (std::size_t v = 0; v < tile_vectors; ++v) store_wide(places[r].to + v * wide_lanes, sums[r][v] + bias[v]);
 }
 
-// Pixels of one part in rows first, ..., last - 1 of its grid; `to` is [pixels of the band][panels * panel], whose first
-// row is `top`.
+// Pixels of one part in rows first, ..., last - 1 of its grid; `to` is [pixels of the band][panels * panel], whose
+// first row is `top`.
 void grid(const ConvolutionPlan& plan, const ConvolutionPart& part, std::size_t first, std::size_t last,
           std::size_t top, const float* source, const float* bias, float* to) {
   const std::size_t count = (last - first) * part.columns, pitch = plan.panels() * panel;

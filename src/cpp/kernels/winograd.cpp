@@ -19,7 +19,7 @@ inline Wide above_zero(Wide value, Wide mask) { return mask <= Wide{} ? Wide{} :
 inline void to_points(const Wide (&d)[patch], Wide (&v)[patch]) {
   const Wide four = all(4.0f), two = all(2.0f);
   const Wide a = multiply_add_wide(-four, d[2], d[4]), b = multiply_add_wide(-four, d[1], d[3]);  // of points 1 and -1
-  const Wide c = d[4] - d[2], e = d[3] - d[1];                                          // of points 2 and -2
+  const Wide c = d[4] - d[2], e = d[3] - d[1];                                                    // of points 2 and -2
   v[0] = multiply_add_wide(four, d[0] - d[2], c);
   v[1] = a + b;
   v[2] = a - b;

@@ -8,14 +8,14 @@ namespace aisec_fast {
 
 constexpr std::size_t convolution_panel = 16;  // outputs that are computed together
 
-// Results that are made of the same taps: a grid of pixels of the result, whose first one reads from the point (0, 0) of
-// the source on.
+// Results that are made of the same taps: a grid of pixels of the result, whose first one reads from the point (0, 0)
+// of the source on.
 struct ConvolutionPart {
-  std::size_t rows, columns;          // of the grid
-  std::size_t out_row, out_column;    // of its first pixel
+  std::size_t rows, columns;        // of the grid
+  std::size_t out_row, out_column;  // of its first pixel
   std::size_t taps;
-  const std::size_t* offsets;         // of a tap, in values, from the point
-  const float* panels;                // [panels][taps][convolution_panel], zeros where no output is
+  const std::size_t* offsets;  // of a tap, in values, from the point
+  const float* panels;         // [panels][taps][convolution_panel], zeros where no output is
 };
 
 // The source [channels, rows, columns] with zeros around it is [channels, padded_rows, padded_columns].

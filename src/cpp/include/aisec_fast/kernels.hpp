@@ -244,12 +244,12 @@ struct WinogradWindows;
 struct WinogradKernels {
   void (*convolve)(const WinogradShape& shape, const WinogradArrays& arrays, std::size_t first, std::size_t last,
                    std::size_t at_once, float* memory);
-  // The same for x and out [images, channels, rows, columns], no mask, nothing added and no ReLU: the images first, ...,
-  // last - 1, or that many bands of images, bands first. `memory`: as `blocks` says.
+  // The same for x and out [images, channels, rows, columns], no mask, nothing added and no ReLU: the images first,
+  // ..., last - 1, or that many bands of images, bands first. `memory`: as `blocks` says.
   void (*convolve_planes)(const WinogradShape& shape, const WinogradArrays& arrays, const WinogradBlocks& blocks,
                           std::size_t first, std::size_t last, float* memory);
-  // To [points, channels, outputs], as `convolve` takes them: the channels first, ..., last - 1. `row`: points * outputs
-  // floats.
+  // To [points, channels, outputs], as `convolve` takes them: the channels first, ..., last - 1. `row`: points *
+  // outputs floats.
   void (*spread_windows)(const WinogradWindows& windows, std::size_t first, std::size_t last, float* row,
                          float* weights);
 };
@@ -258,8 +258,8 @@ struct WinogradKernels {
 struct ConvolutionPlan;
 
 struct ConvolutionKernels {
-  // The images first, ..., last - 1. `bias`, whole panels of it, if it is not null. `memory`: as the plan says, aligned to
-  // 64 bytes.
+  // The images first, ..., last - 1. `bias`, whole panels of it, if it is not null. `memory`: as the plan says, aligned
+  // to 64 bytes.
   void (*convolve)(const ConvolutionPlan& plan, const float* x, const float* bias, std::size_t first, std::size_t last,
                    float* memory, float* out);
 };
