@@ -47,11 +47,10 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...], tuple[str, str]]] = {
         lambda: nn.Conv2d(16, 16, 3, padding="same", bias=False), (2, 16, 19, 30), ("winograd", "winograd"),
     ),
     "3 x 3, small images": (lambda: nn.Conv2d(16, 16, 3, padding=1), (2, 16, 5, 5), ("torch", "torch")),
-    "first": (lambda: nn.Conv2d(1, 16, 8, 2, padding=3), (3, 1, 28, 28), ("taps", "torch")),
     "steps": (lambda: nn.Conv2d(16, 32, 4, 2), (3, 16, 13, 13), ("taps", "taps")),
     "steps, many taps": (lambda: nn.Conv2d(64, 16, 3, (2, 1), (1, 2)), (2, 64, 8, 9), ("torch", "taps")),
     "1 x 1": (lambda: nn.Conv2d(32, 16, 1, 2), (2, 32, 9, 8), ("taps", "taps")),
-    "apart": (lambda: nn.Conv2d(3, 16, 3, padding=2, dilation=2), (2, 3, 12, 12), ("taps", "torch")),
+    "both by taps": (lambda: nn.Conv2d(32, 16, 3, (1, 2), padding=2, dilation=2), (2, 32, 12, 11), ("taps", "taps")),
     "linear": (lambda: nn.Linear(256, 256), (5, 256), ("product", "product")),
     "linear, sequences": (lambda: nn.Linear(256, 300, bias=False), (3, 7, 256), ("product", "product")),
 }  # fmt: skip
@@ -269,16 +268,19 @@ def test_weights_may_not_change_before_the_backward_pass() -> None:
         loss.backward()
 
 
-def test_empty_batches_and_first_layers() -> None:
-    for name in ("3 x 3", "first", "linear, sequences"):
-        make, shape, _ = LAYERS[name]
+def test_empty_batches_and_first_layers(monkeypatch) -> None:
+    calls = taken(monkeypatch)
+    for name in ("3 x 3", "both by taps", "linear, sequences"):
+        make, shape, (form, _) = LAYERS[name]
         model = nn.Sequential(make(), nn.ReLU(inplace=True))
         optimizer = private(model, random(*shape), check_rows=False)
+        calls.clear()
         for rows in (shape[0], 0):
             optimizer.zero_grad()
             model(random(rows, *shape[1:])).square().sum().backward()
             optimizer.step()
         assert not model[0].weight.grad.any()
+        assert calls == [form] * 2  # nobody waits for the gradient of a first layer's input
 
 
 def test_layers_that_have_no_form() -> None:
@@ -288,7 +290,7 @@ def test_layers_that_have_no_form() -> None:
     for layer in (
         nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), nn.Conv2d(16, 16, 3, padding=1, groups=2),
         nn.Conv2d(16, 16, 3, padding=1).double(), Other(16, 16, 3, padding=1), nn.Conv2d(16, 16, (4, 3), padding="same"),
-        nn.Conv2d(64, 64, 5), nn.Conv2d(3, 8, 3), nn.Linear(64, 64), nn.Conv1d(16, 16, 3, padding=1), nn.GroupNorm(1, 16),
+        nn.Conv2d(64, 64, 5), nn.Conv2d(3, 16, 8, 2), nn.Linear(64, 64), nn.Conv1d(16, 16, 3, padding=1), nn.GroupNorm(1, 16),
         nn.LayerNorm(16, elementwise_affine=False), nn.Conv2d(512, 512, 3, padding=1),
     ):  # fmt: skip
         assert _forms.form_of(layer) is None, layer

@@ -3,7 +3,8 @@
     python benchmarks/evidence/private_step.py                        all four models, 2 threads and 1: two minutes
     python benchmarks/evidence/private_step.py --models cnn --threads 2 --rounds 40
 
-Rounds are interleaved in one process, plain and private in turn; a ratio is that of the medians. "parts" are milliseconds of
+Rounds are interleaved in one process: plain, private, and private with ``PrivacyEngine(layers="torch")``, in turn; a ratio is
+that of the medians. "parts" are milliseconds of
 the private step by our own clocks, means over the rounds: norms taken in the backward pass (and, of those, our kernels),
 clipped sums (and, of those, products in torch), noise and update. What the plain step's backward does and a private one need
 not, the sums over the batch, is inside the plain step's time: so the parts do not add up to the difference. "extra" does:
@@ -64,13 +65,13 @@ def clock(times: Counter[str], what: str, owner: Any, name: str) -> None:
     setattr(owner, name, timed)
 
 
-def stepper(model: str, private: bool) -> Callable[[], list[float]]:
-    """A step that returns the time of each of PHASES."""
+def stepper(model: str, layers: str | None) -> Callable[[], list[float]]:
+    """A step that returns the time of each of PHASES; a private one with ``layers``."""
     bench = _models.training(model)
     arguments = _training._arguments(bench, _training._MULTIPLIER)
     optimizer = arguments["optimizer"]
-    if private:
-        _, optimizer, _ = PrivacyEngine().make_private(**arguments)
+    if layers is not None:
+        _, optimizer, _ = PrivacyEngine(layers=layers).make_private(**arguments)
 
     def step() -> list[float]:
         marks = [time.perf_counter()]
@@ -88,20 +89,26 @@ def stepper(model: str, private: bool) -> Callable[[], list[float]]:
 
 
 def profile(model: str, rounds: int, times: Counter[str]) -> dict[str, Any]:
-    plain, private = stepper(model, False), stepper(model, True)
-    for step in (plain, private) * 3:
+    steps = [stepper(model, layers) for layers in (None, "fast", "torch")]
+    for step in steps * 3:
         step()
     times.clear()
     gc.collect()
     gc.disable()
-    took = [(plain(), private()) for _ in range(rounds)]
+    took, seconds = [], Counter[str]()
+    for _ in range(rounds):
+        one = [step() for step in steps[:2]]
+        seconds = times.copy()  # of private steps with fast layers alone
+        took.append((*one, steps[2]()))
+        times.clear()
+        times.update(seconds)
     gc.enable()
-    whole = [statistics.median(sum(pair[i]) for pair in took) * 1e3 for i in (0, 1)]
+    whole = [statistics.median(sum(each[i]) for each in took) * 1e3 for i in range(3)]
     phases = [
         {name: round(statistics.median(pair[i][p] for pair in took) * 1e3, 3) for p, name in enumerate(PHASES)}
         for i in (0, 1)
     ]
-    parts = {what: round(times[what] / rounds * 1e3, 3) for what, *_ in CLOCKED if times[what]}
+    parts = {what: round(seconds[what] / rounds * 1e3, 3) for what, *_ in CLOCKED if seconds[what]}
     before, after = phases
     norms = parts["norms"]
     extra = {
@@ -112,6 +119,7 @@ def profile(model: str, rounds: int, times: Counter[str]) -> dict[str, Any]:
     }
     return {
         "ratio": round(whole[1] / whole[0], 3),
+        "ratio_with_torchs_layers": round(whole[2] / whole[0], 3),
         "plain_ms": round(whole[0], 2),
         "private_ms": round(whole[1], 2),
         "plain": before,
@@ -140,8 +148,9 @@ def main() -> None:
             result = profile(model, rounds, times)
             found[f"{model}, {threads} threads"] = {"rounds": rounds, **result}
             print(
-                f"{model}, {threads} threads: {result['ratio']:.3f}", result["extra_ms"], result["parts_ms"], flush=True
-            )
+                f"{model}, {threads} threads: {result['ratio']:.3f}",
+                f"({result['ratio_with_torchs_layers']:.3f})", result["extra_ms"], result["parts_ms"], flush=True,
+            )  # fmt: skip
     print(record.write("private-step", {"steps": found}, time.perf_counter() - start))
 
 

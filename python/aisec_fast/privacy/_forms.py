@@ -21,9 +21,9 @@ from .. import _backends, _winograd
 # Weights at most as points of Winograd's products: more of them would come from memory for every few tiles
 # (cached_weights in bind_winograd.cpp).
 _MOST_POINTS = 1 << 22
-# What was measured to win, on Zen 4 beside oneDNN. Of the forward: few channels, which leave oneDNN's vectors nearly empty,
-# or steps between pixels, while the weights of 16 outputs stay in the first-level cache. Of the gradient: steps.
-_FEW_CHANNELS, _MOST_TAPS_OF_FEW, _MOST_TAPS = 4, 128, 320
+# Where sums over taps were measured to win, on Zen 4 beside oneDNN: with steps between pixels. Of the forward: with channels
+# enough that its turning of the result counts little, while the weights of 16 outputs stay in the first-level cache.
+_LEAST_CHANNELS, _MOST_TAPS = 16, 320
 _PANEL = 16  # outputs that are computed together
 _LEAST_USED = 0.75  # of a panel
 _LEAST_WEIGHTS = 1 << 16  # of a linear layer: below that oneDNN's call takes as long as what it saves
@@ -93,10 +93,10 @@ class ConvolutionForm(Form):
         self.geometry = layer.stride, padding, layer.dilation
         weight, size = layer.weight, layer.kernel_size
         outputs, taps = layer.out_channels, weight[0].numel()
-        small = layer.in_channels <= _FEW_CHANNELS and taps <= _MOST_TAPS_OF_FEW
         steps = max(*layer.stride) > 1 or max(*size) == 1
         self.is_winograd = _winograd.has_form(weight, *self.geometry, 1) and 4 * weight.numel() <= _MOST_POINTS
-        self.forward_by_taps = (small or (steps and taps <= _MOST_TAPS)) and _fills_panels(outputs)
+        gains = steps and layer.in_channels >= _LEAST_CHANNELS and taps <= _MOST_TAPS
+        self.forward_by_taps = gains and _fills_panels(outputs)
         self.backward_by_taps = steps and _fills_panels(layer.in_channels)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
