@@ -194,6 +194,22 @@ def test_wide_rows(kernels: Kernels, shape: tuple[int, int]) -> None:
     assert bits(outs[0]) == bits(expected)
 
 
+@pytest.mark.skipif(WITHOUT_JIT, reason="too large for plain Python")
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_rows_of_several_arrays(kernels: Kernels, threads, dtype: str, count: int) -> None:
+    """Native kernels add one row while they measure the next, in runs of whole tiles: not over an array's end."""
+    threads(count)
+    widths = [683 * 1024, 2 * 1024 + 30, 400_000] if dtype != "float64" else [411 * 1024, 2 * 1024 + 30, 200_000]
+    grads = [gradients((6, width), dtype, seed) for seed, width in enumerate(widths)]
+    grads[1][3, 5] = 0x7FC0 if dtype == "bfloat16" else np.inf
+    outs, norms = sums_like(grads), np.empty(6)
+    kernels.clipping.clip_and_sum(operands(kernels, grads), 500.0, outs, norms)
+    expected, lengths = reference.clip_and_sum(grads, 500.0)
+    assert bits(norms) == bits(lengths)
+    assert [bits(out) for out in outs] == [bits(out) for out in expected]
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_limit_counts_all_arrays_and_threads(kernels: Kernels, threads, count: int) -> None:
     """One row of many is too long by 1, over a list and several threads: it alone is gone, wherever it lies."""

@@ -56,6 +56,10 @@ struct Part {
   std::size_t begin, end;
 };
 
+struct Place {
+  std::size_t tile, row;
+};
+
 // Gradients as blocks of rows by tiles of columns; the tiles of all arrays are shared out in parts of about equal
 // width.
 class Rows {
@@ -92,14 +96,22 @@ class Rows {
                                                                                                    : few_rows;
   }
 
-  // Rows first, ..., first + count - 1 of a tile; `next` are the rows from next_first on of tile next_t.
-  RowSet set(std::size_t t, std::size_t first, std::size_t count, std::size_t next_t, std::size_t next_first) const {
-    const Tile &tile = tiles_[t], &next = tiles_[next_t];
+  // Rows first, ..., first + count - 1 of a tile; as many from `next` on are read after them.
+  RowSet set(std::size_t t, std::size_t first, std::size_t count, Place next) const {
+    const Tile& tile = tiles_[t];
     return {
-        at(first, tile), stride(tile), count, at(next_first, next), stride(next) * static_cast<std::ptrdiff_t>(item_),
+        at({t, first}), stride(tile), count, at(next), stride(tiles_[next.tile]) * static_cast<std::ptrdiff_t>(item_),
         passing_};
   }
-  RowSet set(std::size_t t, std::size_t first, std::size_t count) const { return set(t, first, count, t, first); }
+  RowSet set(std::size_t t, std::size_t first, std::size_t count) const { return set(t, first, count, {t, first}); }
+
+  // Of tiles t, ..., end - 1 the first ones that are whole and lie side by side.
+  template <class After>
+  RowRun run(std::size_t t, std::size_t end, std::size_t added, std::size_t measured, const After& after) const {
+    std::size_t stop = t;
+    while (stop < end && tiles_[stop].width == norm_block && tiles_[stop].array == tiles_[t].array) ++stop;
+    return {at({t, added}), at({t, measured}), stop == t ? nullptr : at(after(stop - 1)), stop - t, passing_};
+  }
 
  private:
   std::size_t fitting_rows() const {
@@ -115,10 +127,11 @@ class Rows {
       parts_.push_back({begin, t});
     }
   }
-  const char* at(std::size_t row, const Tile& tile) const {
+  const char* at(Place place) const {
+    const Tile& tile = tiles_[place.tile];
     const Gradients& array = batch_.arrays[tile.array];
     return static_cast<const char*>(array.data) +
-           (static_cast<std::ptrdiff_t>(row) * array.stride + static_cast<std::ptrdiff_t>(tile.begin)) *
+           (static_cast<std::ptrdiff_t>(place.row) * array.stride + static_cast<std::ptrdiff_t>(tile.begin)) *
                static_cast<std::ptrdiff_t>(item_);
   }
   std::ptrdiff_t stride(const Tile& tile) const { return batch_.arrays[tile.array].stride; }
@@ -144,6 +157,11 @@ class Norms {
   // Tile t of some rows, the first of which is row r of the block.
   void measure(std::size_t block, std::size_t t, std::size_t r, const RowSet& set) {
     rows_.kernels().block_sums(set, width(t), 1.0, sums(block, t) + r);
+  }
+
+  // A run of tiles of a block of one row, while a row is added to `total`.
+  void measure(std::size_t block, std::size_t t, const RowRun& run, double weight, double* total) {
+    rows_.kernels().add_and_measure(run, weight, total, sums(block, t));
   }
 
   // When all tiles of a block have been measured.
@@ -248,6 +266,10 @@ class Totals {
   void add(std::size_t t, const RowSet& set, const double* weights) const {
     rows_.kernels().add_weighted(set, weights, rows_.tiles()[t].width, at(t));
   }
+  double* at(std::size_t t) const {
+    const Tile& tile = rows_.tiles()[t];
+    return in_place_ ? static_cast<double*>(outs_[tile.array]) + tile.begin : scratch_.data() + tile.at;
+  }
   void store(std::size_t t) const {
     if (in_place_) return;
     const Tile& tile = rows_.tiles()[t];
@@ -256,10 +278,6 @@ class Totals {
   }
 
  private:
-  double* at(std::size_t t) const {
-    const Tile& tile = rows_.tiles()[t];
-    return in_place_ ? static_cast<double*>(outs_[tile.array]) + tile.begin : scratch_.data() + tile.at;
-  }
   const Rows& rows_;
   const std::vector<void*>& outs_;
   bool in_place_;
@@ -273,31 +291,39 @@ void measure_all(const Rows& rows, double* norms) {
   parallel_for(units, units / rows.parts(), [&](std::size_t begin, std::size_t end) {
     for (std::size_t unit = begin; unit < end; ++unit) {
       const std::size_t t = unit % tiles, row = unit / tiles, next = std::min(unit + 1, units - 1);
-      measured.measure(0, t, row, rows.set(t, row, 1, next % tiles, next / tiles));
+      measured.measure(0, t, row, rows.set(t, row, 1, {next % tiles, next / tiles}));
     }
   });
   measured.finish(0);
 }
 
 // Calls finish(block) when a block's norms are known, then use(thread, block, t, rows) for its tiles. Step s measures
-// block s and, tile by tile, uses block s - 1: so memory is busy all the time, and threads meet once a block.
-template <class Finish, class Use>
-void measure_then_use(const Rows& rows, Norms& norms, const Finish& finish, const Use& use) {
+// block s and, tile by tile, uses block s - 1: so memory is busy all the time, and threads meet once a block. First
+// use_and_measure(s, t, end, after) is asked to do both for some tiles from t on, and says how many it did; after(t) is
+// what follows tile t.
+template <class Finish, class Use, class Both>
+void measure_then_use(const Rows& rows, Norms& norms, const Finish& finish, const Use& use,
+                      const Both& use_and_measure) {
   const auto blocks = static_cast<std::uint32_t>(rows.blocks());
   const std::size_t tiles = rows.tiles().size(), units = std::min<std::size_t>(rows.parts() * units_of_part, 65535),
                     together = tiles / units + 1;
   const auto work = [&](const StepUnit& unit) {
     const std::size_t begin = unit.unit * together, end = std::min(begin + together, tiles);
-    for (std::size_t t = begin; t < end; ++t) {
-      // What is measured after this tile; behind the last block that are its own rows once more.
+    const std::uint32_t block = unit.step;
+    // What is measured after a tile; behind the last block that are its own rows once more.
+    const auto after = [&](std::size_t t) -> Place {
       const bool ends = t + 1 == end;
-      const std::size_t next_t = ends ? unit.next_unit * together : t + 1;
-      const std::size_t next = rows.first(std::min<std::size_t>(ends ? unit.next_step : unit.step, blocks - 1));
-      const std::uint32_t block = unit.step;
+      return {ends ? unit.next_unit * together : t + 1,
+              rows.first(std::min<std::size_t>(ends ? unit.next_step : unit.step, blocks - 1))};
+    };
+    for (std::size_t t = begin, done; t < end; t += done) {
+      done = unit.first && unit.second && block > 0 && block < blocks ? use_and_measure(block, t, end, after) : 0;
+      if (done > 0) continue;
+      done = 1;
       if (unit.second && block > 0)
-        use(unit.thread, block - 1, t, rows.set(t, rows.first(block - 1), rows.count(block - 1), next_t, next));
+        use(unit.thread, block - 1, t, rows.set(t, rows.first(block - 1), rows.count(block - 1), after(t)));
       if (unit.first && block < blocks)
-        norms.measure(block, t, 0, rows.set(t, rows.first(block), rows.count(block), next_t, next));
+        norms.measure(block, t, 0, rows.set(t, rows.first(block), rows.count(block), after(t)));
     }
   };
   parallel_steps(rows.parts(), (tiles + together - 1) / together, blocks + 1, work, [&](std::uint32_t block) {
@@ -325,7 +351,7 @@ void weighted_sum(const Batch& batch, const double* weights, const std::vector<v
         for (std::size_t row = 0, count; row < batch.rows; row += count) {
           count = std::min(rows.at_once(), batch.rows - row);
           const bool ends = row + count == batch.rows;
-          totals.add(t, rows.set(t, row, count, ends && t + 1 < end ? t + 1 : t, ends ? 0 : row + count),
+          totals.add(t, rows.set(t, row, count, {ends && t + 1 < end ? t + 1 : t, ends ? 0 : row + count}),
                      weights + row);
         }
         totals.store(t);
@@ -350,11 +376,18 @@ void clip_and_sum(const Batch& batch, double max_norm, const std::vector<void*>&
     for (std::size_t r = 0; r < rows.count(block); ++r)
       factors[r] = clip_factor(norms[rows.first(block) + r], max_norm);
   };
-  measure_then_use(rows, measured, finish, [&](std::size_t, std::size_t block, std::size_t t, const RowSet& set) {
+  const auto add = [&](std::size_t, std::size_t block, std::size_t t, const RowSet& set) {
     if (block == 0) totals.clear(t);
     totals.add(t, set, factors.data());
     if (block + 1 == rows.blocks()) totals.store(t);
-  });
+  };
+  measure_then_use(rows, measured, finish, add,
+                   [&](std::size_t block, std::size_t t, std::size_t end, const auto& after) -> std::size_t {
+                     if (rows.rows_in_block() > 1 || block == 1 || factors[0] == 0.0) return 0;
+                     const RowRun run = rows.run(t, end, block - 1, block, after);
+                     if (run.tiles > 0) measured.measure(block, t, run, factors[0], totals.at(t));
+                     return run.tiles;
+                   });
 }
 
 void lattice_sum(const Batch& batch, double max_norm, double granularity, std::int64_t limit,
@@ -374,9 +407,12 @@ void lattice_sum(const Batch& batch, double max_norm, double granularity, std::i
     for (std::size_t row = rows.first(block); row < rows.first(block) + rows.count(block); ++row)
       factors[row] = lattice_factor(norms[row], max_norm, granularity);
   };
-  measure_then_use(rows, measured, finish, [&](std::size_t part, std::size_t block, std::size_t t, const RowSet& set) {
-    add(part, rows.first(block), t, set);
-  });
+  measure_then_use(
+      rows, measured, finish,
+      [&](std::size_t part, std::size_t block, std::size_t t, const RowSet& set) {
+        add(part, rows.first(block), t, set);
+      },
+      [](auto&&...) { return std::size_t{0}; });
   for (std::size_t row = 0; row < batch.rows; ++row) {
     std::int64_t sum = 0;
     for (std::size_t part = 0; part < rows.parts(); ++part) sum += squares[part * batch.rows + row];

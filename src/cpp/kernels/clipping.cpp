@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::size_t line_bytes = 64, group = 16;  // columns worked on between two prefetches
 constexpr int rows_together = 4;                    // so that loading and storing a total costs little beside them
-constexpr std::size_t ahead_bytes = 2048;           // what passes is asked for so far ahead in its own row
+constexpr std::size_t ahead_bytes = 512;            // what passes is asked for so far ahead in its own row
 
 template <class T>
 inline const T* row_of(const RowSet& set, std::size_t r) {
@@ -65,7 +65,7 @@ inline Doubles add_product([[maybe_unused]] int r, Doubles sum, double weight, D
 
 // Block sums of `count` rows side by side, as each is a chain of additions; with their partial sums in vectors.
 template <int count, class T>
-void row_block_sums(const RowSet& set, std::size_t first, std::size_t columns, double* out) {
+inline void row_block_sums(const RowSet& set, std::size_t first, std::size_t columns, double* out) {
   static_assert(group == partial_sums);
   constexpr std::size_t vectors = partial_sums / doubles;
   const T* rows[count];
@@ -75,8 +75,8 @@ void row_block_sums(const RowSet& set, std::size_t first, std::size_t columns, d
     next[r] = next_of(set, first + static_cast<std::size_t>(r));
   }
   Doubles sums[count][vectors] = {};
-  std::size_t c = 0;
-  for (; c + group <= columns; c += group)
+  const std::size_t whole = columns / group * group;
+  for (std::size_t c = 0; c < whole; c += group)
     for (int r = 0; r < count; ++r) {
       fetch<T>(next[r], c);
 #pragma GCC unroll 8
@@ -86,7 +86,8 @@ void row_block_sums(const RowSet& set, std::size_t first, std::size_t columns, d
   for (int r = 0; r < count; ++r) {
     alignas(64) double partial[partial_sums];
     __builtin_memcpy(partial, sums[r], sizeof partial);
-    for (std::size_t k = 0; c + k < columns; ++k) partial[k] += widen(rows[r][c + k]) * widen(rows[r][c + k]);
+    for (std::size_t k = 0; whole + k < columns; ++k)
+      partial[k] += widen(rows[r][whole + k]) * widen(rows[r][whole + k]);
     out[first + static_cast<std::size_t>(r)] = fold(partial);
   }
 }
@@ -133,8 +134,8 @@ inline void for_rows(const RowSet& set, const double* weights, const Use& use) {
 
 // total[c] += the chosen rows' weighted values, each row in its turn.
 template <int count, class T>
-void add_rows(const RowSet& set, const Chosen& chosen, const double* weights_, std::size_t columns,
-              double* __restrict total) {
+inline void add_rows(const RowSet& set, const Chosen& chosen, const double* weights_, std::size_t columns,
+                     double* __restrict total) {
   const T* rows[count];
   const char* next[count];
   double weights[count];
@@ -143,8 +144,8 @@ void add_rows(const RowSet& set, const Chosen& chosen, const double* weights_, s
     next[r] = next_of(set, chosen.rows[r]);
     weights[r] = weights_[chosen.rows[r]];
   }
-  std::size_t c = 0;
-  for (; c + group <= columns; c += group) {
+  const std::size_t whole = columns / group * group;
+  for (std::size_t c = 0; c < whole; c += group) {
     for (int r = 0; r < count; ++r) fetch<T>(next[r], c);
     if (set.passing)
       for (int r = 0; r < count; ++r) fetch_passing(rows[r], c);
@@ -156,7 +157,7 @@ void add_rows(const RowSet& set, const Chosen& chosen, const double* weights_, s
       store(total + k, sum);
     }
   }
-  for (; c < columns; ++c)
+  for (std::size_t c = whole; c < columns; ++c)
     for (int r = 0; r < count; ++r) total[c] += weights[r] * widen(rows[r][c]);
 }
 
@@ -165,6 +166,17 @@ void add_weighted(const RowSet& set, const double* weights, std::size_t columns,
   for_rows(set, weights, [&](auto count, const Chosen& chosen) {
     add_rows<decltype(count)::value, T>(set, chosen, weights, columns, total);
   });
+}
+
+// Of constant width, and without a call a tile: of wide rows there are many.
+template <class T>
+void add_and_measure(const RowRun& run, double weight, double* total, double* sums) {
+  const T *added = static_cast<const T*>(run.added), *measured = static_cast<const T*>(run.measured);
+  for (std::size_t t = 0; t < run.tiles; ++t, added += norm_block, measured += norm_block, total += norm_block) {
+    const char* next = t + 1 < run.tiles ? reinterpret_cast<const char*>(measured + norm_block) : run.next;
+    add_rows<1, T>({added, 0, 1, next, 0, run.passing}, Chosen{}, &weight, norm_block, total);
+    row_block_sums<1, T>({measured, 0, 1, next, 0, false}, 0, norm_block, sums + t);
+  }
 }
 
 // One row's integers and the sum of their squares, in 64-bit integers.
@@ -229,7 +241,7 @@ void add_lattice(const RowSet& set, const double* factors, bool small, std::size
 
 template <class T>
 ClippingKernels kernels_of() {
-  return {block_sums<T>, add_weighted<T>, add_lattice<T>};
+  return {block_sums<T>, add_weighted<T>, add_and_measure<T>, add_lattice<T>};
 }
 
 }  // namespace
