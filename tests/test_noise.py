@@ -24,8 +24,9 @@ from tests.conftest import WITHOUT_JIT, Kernels, Remembering, bits
 reference = Remembering("noise")
 KEY = bytes(range(32))
 SIZES = [0, 1, 63, 64, 127, 128, 129, 300] if WITHOUT_JIT else [0, 1, 63, 64, 127, 128, 129, 1000, 5000]
-# s = sigma / granularity: the smallest, odd ones, the default's range, where the fast step gives up, and the largest.
-SCALES = [1.0, 1.5, 1000.3, 2.0**20.3, 2.0**22, 2.0**22 * 1.01, 2.0**36, 2.0**40]
+# s = sigma / granularity: the smallest, odd ones, where straight lines give up, the default's range, where the fast step
+# gives up, and the largest.
+SCALES = [1.0, 1.5, 1000.3, 2.0**12, 2.0**12 * 1.01, 2.0**20.3, 2.0**22, 2.0**22 * 1.01, 2.0**36, 2.0**40]
 
 
 def values(size: int, dtype: str, spread: float = 3.0) -> np.ndarray:
@@ -191,9 +192,11 @@ def test_bits_at_every_scale(kernels: Kernels, law: str, s: float) -> None:
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
-@pytest.mark.parametrize("s", [1.0, 3.7, 256.1, 2.0**20, 1.4 * 2**20, 1.9 * 2**20, 2.0**22, 1.1 * 2**22])
+@pytest.mark.parametrize(
+    "s", [1.0, 3.7, 256.1, 1023.9, 2.0**12, 2.0**20, 1.4 * 2**20, 1.9 * 2**20, 2.0**22, 1.1 * 2**22]
+)
 def test_integers_do_not_depend_on_the_type(kernels: Kernels, law: str, s: float) -> None:
-    """Some kernels decide most samples for float32 in fixed point; among so many there are many near-ties for it."""
+    """Some kernels decide most samples for float32 in float32 or in fixed point; so many have many near-ties for it."""
     size = 2**18 + 300 if kernels.name.startswith("native") else 2000
     for generator in generators(kernels):
         narrow, wide = np.empty(size, np.float32), np.empty(size)
@@ -203,10 +206,10 @@ def test_integers_do_not_depend_on_the_type(kernels: Kernels, law: str, s: float
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
+@pytest.mark.parametrize("s", [1.9 * 2**21, 4000.0])  # of which one in 32, and one in 65 or 20, is open
 @pytest.mark.parametrize("granularity", [2.0**-127, 2.0**-126, 0.5, 2.0**96, 2.0**97])
-def test_fixed_point_at_every_seam(kernels: Kernels, law: str, granularity: float) -> None:
+def test_open_samples_at_every_seam(kernels: Kernels, law: str, s: float, granularity: float) -> None:
     """Groups of 128, alone and in a row, what is left after them, in place; values beyond 2^30 g, with open samples."""
-    s = 1.9 * 2**21  # one in 32 is open
     make_rows(kernels, law, s)
     for generator in generators(kernels):
         for size in [128, 129, 255, 256, 257, 300, 384, 511, 1300][:: 4 if WITHOUT_JIT else 1]:
@@ -219,6 +222,21 @@ def test_fixed_point_at_every_seam(kernels: Kernels, law: str, granularity: floa
                 assert bits(out) == bits(expected(law, x, s * granularity, granularity, generator))
                 getattr(kernels.noise, f"add_{law}")(x, x, s * granularity, granularity, KEY, generator)
                 assert bits(x) == bits(out)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+@pytest.mark.parametrize("s", [1.0, 300.0])
+def test_small_noise_on_any_value(kernels: Kernels, law: str, s: float) -> None:
+    """Sums of float32 integers: beyond 2^24 they are rounded, and no zero is minus zero, whatever its summands are."""
+    make_rows(kernels, law, s)
+    rng = np.random.default_rng(5)
+    x = np.concatenate([rng.uniform(-2, 2, 1024), rng.uniform(-1, 1, 1024) * 2.0 ** rng.integers(0, 30, 1024)])
+    x = (x * 0.25).astype(np.float32)
+    x[::9] = -0.0
+    out = np.empty_like(x)
+    getattr(kernels.noise, f"add_{law}")(x, out, s * 0.25, 0.25, KEY)
+    assert bits(out) == bits(expected(law, x, s * 0.25, 0.25))
+    assert (s > 1.0) or (np.count_nonzero(out == 0) > 100 and not np.signbit(out[out == 0]).any())
 
 
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])

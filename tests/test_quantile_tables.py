@@ -224,3 +224,59 @@ def test_sums_in_fixed_point(law: str, upper_bits: int) -> None:
     off = np.abs(sums - (scale * truth + 2 ** (k - 1) + 0.5))
     assert off.max() < stated
     assert off.max() > 1.0  # the bound is no idle one
+
+
+# E / s of small scales, and the most that a sum is off, as section 4 says.
+SMALL = {"gaussian": (2.0**-19, 0.989 * 2.0**-19), "laplace": (3.25 * 2.0**-19, 3.111 * 2.0**-19)}
+
+
+def halves(law: str) -> tuple[np.ndarray, ...]:
+    """The polynomials of both halves of every cell with u >= 2^-12, in powers of the distance from the half's middle."""
+    c0, c1, c2, c3, c4 = np.repeat(exact_rows(law)[8 * 64 :], 2, axis=0).T
+    x = np.tile([-(2.0**-8), 2.0**-8], len(c0) // 2)
+    f0 = c0 + x * (c1 + x * (c2 + x * (c3 + x * c4)))
+    f1 = c1 + x * (2 * c2 + x * (3 * c3 + x * 4 * c4))
+    return f0, f1, c2 + x * (3 * c3 + 6 * x * c4), c3 + 4 * x * c4, c4
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_bound_of_small_scales(law: str) -> None:
+    """Section 4: the terms, over all rows, in units of s; 1/2 is s / 2 at most."""
+    bound, stated = SMALL[law]
+    f0, f1, f2, f3, f4 = (np.abs(f) for f in halves(law))
+    octave, middle = np.repeat(np.arange(19, 31), 128), 1 + (np.tile(np.arange(128), 12) + 0.5) / 128
+    h = 2.0**-8 * (1 + 2.0**-15)
+    line = f2 * h * h / 2 * (1 + 2.0**-10) + f3 * h**3 + f4 * h**4 + 2.0**-41
+    slope = f1 + 2 * f2 * h + 3 * f3 * h * h + 5 * f4 * h**3  # of Q too
+    width = slope * (2.0 ** -(octave + 1.0) + 2.0**-24)
+    p0 = f0 + f2 * 2.0**-17
+    row = 2.0**-24 * (p0 + f1 * middle + 0.5 + bound) + 2.0**-24 * f1 * h
+    evaluation = 2.0**-24 * (p0 + f1 * h + 0.5 + bound)
+    worst = float(np.max(line + width + row + evaluation))
+    assert stated * 0.999 < worst < stated < bound * 0.99
+    assert float(np.max(f1[-1] * 2.0**-24 + 2.0**-25)) < bound  # where v is rounded to 2^31: the row of 1/2 + E
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("s", [1.0, 4095.7])
+def test_sums_at_small_scales(law: str, s: float) -> None:
+    """The definition, step by step, on words at random and at both ends of every cell."""
+    bound, stated = SMALL[law]
+    bias = 0.5 + bound * s
+    rng = np.random.default_rng(4)
+    f0, f1, f2, f3, f4 = (f[:, None] for f in halves(law))
+    octave = np.repeat(np.arange(19, 31), 128)[:, None]
+    start, cell = np.ldexp(1 + np.tile(np.arange(128), 12)[:, None] / 128, octave), np.ldexp(1.0, octave - 7)
+    inside = np.concatenate([rng.random((1536, 60)), np.tile([0.0, 2.0**-24, 0.5, 1 - 2.0**-24], (1536, 1))], axis=1)
+    words = np.floor(np.ldexp(start + cell * inside, 33)).astype(np.uint64)
+    words = np.where(rng.random(words.shape) < 0.5, words & ~np.uint64(2**33 - 1), words | np.uint64(2**33 - 1))
+    a = words >> np.uint64(33)
+    inside_cell = np.float32(a) < start + cell  # the others are rounded up into the next one
+    per_v = np.float32(np.ldexp(s * f1, -octave)).astype(np.float64)
+    c0 = np.float32(s * (f0 + f2 * 2.0**-17) + bias - per_v * (start + cell / 2 - 0.5)).astype(np.float64)
+    sums = np.float32(per_v * np.float32(a).astype(np.float64) + c0).astype(np.float64)
+    delta = np.ldexp(words.astype(np.float64) * 2.0**-33 - (start + cell / 2), -octave)
+    truth = f0 + delta * (f1 + delta * (f2 + delta * (f3 + delta * f4)))
+    off = np.abs(sums - (s * truth + bias))[inside_cell]
+    assert off.max() < stated * s
+    assert off.max() > 0.8 * stated * s  # the bound is no idle one

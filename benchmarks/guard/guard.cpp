@@ -78,6 +78,13 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
        [&](const Kernels& k) {
          k.noise.gaussian_float32(in.x.data(), in.out.data(), 0, samples, in.noise, nothing_soon);
        }},
+      {"gaussian_float32_small",
+       [&](const Kernels& k) {
+         NoiseCall noise = in.noise;
+         noise.scale = 256.0;
+         noise.granularity = 0x1p-8;
+         k.noise.gaussian_float32(in.x.data(), in.out.data(), 0, samples, noise, nothing_soon);
+       }},
       {"gaussian_float64",
        [&](const Kernels& k) {
          k.noise.gaussian_float64(in.wide.data(), in.wide_out.data(), 0, samples, in.noise, nothing_soon);

@@ -147,9 +147,16 @@ class VaesWordsIn {
     for (int round = first; round <= last; ++round)
       for (__m256i& state : blocks.state) state = _mm256_aesenc_epi128(state, keys_[round]);
   }
-  AISEC_VAES AISEC_INLINE void end(std::uint64_t* out, const Blocks& blocks) const {
-    for (int i = 0; i < 4; ++i)
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out) + i, _mm256_aesenclast_epi128(blocks.state[i], keys_[10]));
+  // The last round: words.
+  AISEC_VAES AISEC_INLINE void last(Blocks& blocks) const {
+    for (__m256i& state : blocks.state) state = _mm256_aesenclast_epi128(state, keys_[10]);
+  }
+  AISEC_VAES AISEC_INLINE void end(std::uint64_t* out, Blocks& blocks) const {
+    for (__m256i& state : blocks.state) {
+      state = _mm256_aesenclast_epi128(state, keys_[10]);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out), state);
+      out += 4;
+    }
   }
   AISEC_VAES void make(std::uint64_t* out) {
     Blocks blocks = start();

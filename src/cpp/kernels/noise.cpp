@@ -13,6 +13,7 @@
 #include "kernels/noise_avx2.hpp"
 #include "kernels/noise_fixed_avx2.hpp"
 #include "kernels/noise_float_avx2.hpp"
+#include "kernels/noise_small_avx2.hpp"
 #endif
 
 namespace aisec_fast::AISEC_ISA {
@@ -32,6 +33,12 @@ void warm_table(const FixedTable& table) {
   for (const FixedRow* row = table.row; row < table.row + sizeof table.row / sizeof *row; row += 4)
     static_cast<void>(*static_cast<const volatile float*>(&row->c1));
 }
+#if !defined(__AVX512F__)
+void warm_table(const SmallTable& table) {
+  for (const SmallRow* row = table.row; row < table.row + sizeof table.row / sizeof *row; row += 8)
+    static_cast<void>(*static_cast<const volatile float*>(&row->c1));
+}
+#endif
 #endif
 
 // The first `count` integers of a group; what follows is not resolved. Z is std::int32_t up to narrow_scale, else
@@ -156,26 +163,24 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
   const WholeGroups any{stream, (last + group_samples - 1) / group_samples};
   const bool many = whole - first > group_samples;
   if constexpr (is_float<X> && sizeof(X) == 4) {
-    const bool normal = granularity >= 0x1p-126 && granularity <= 0x1p96;  // and numbers of g (q + Z) too
-    const FixedTable* const fixed = many && normal ? fixed_table<law>(s, whole - first) : nullptr;
-    if (fixed != nullptr) {
-      warm_table(*fixed);
-      const FixedQuantiles fixed_by(*fixed);
-      FixedPipeline ahead;
+    // By the rows of s, which leave some samples open; z2 are the integers of a group.
+    const auto by_rows = [&](auto& ahead, const auto& rows, auto* z2, const auto& adding, const auto& decide) {
       memcpy(ahead.words, line.words, sizeof ahead.words);
-      start(ahead, fixed_by);
+      start(ahead, rows);
       OpenSamples<Pipeline> open;
-      // The first `count` of the open samples, 128 or fewer.
+      // The first `count` of the open samples, 128 or fewer, eight at a time.
       const auto settle_first = [&](unsigned count) {
         float values[group_samples];
-        for (unsigned n = 0; n < count; n += 8)
+        unsigned n = 0;
+        do  // once even if there are none: a call should not take the longer for one that is far out
           for (unsigned undecided = decide_eight(z + n, open, n, by); undecided; undecided &= undecided - 1) {
             const unsigned m = n + static_cast<unsigned>(__builtin_ctz(undecided));
             if (m < count) z[m] = decide_word(open.line.words[m], open.at[m]);
           }
+        while ((n += 8) < count);
         const AddIntegers integers = add_integers();
         AddIntegers{open.x, values, integers.granularity, integers.inverse, integers.bound}.add(0, z);
-        for (unsigned n = 0; n < count; ++n) out[open.at[n]] = values[n];
+        for (n = 0; n < count; ++n) out[open.at[n]] = values[n];
       };
       const auto settle_many = [&]() __attribute__((noinline)) {
         settle_first(open.many);
@@ -187,27 +192,47 @@ void add_narrow_noise(const X* x, Out* out, std::size_t first, std::size_t last,
         }
       };
       const auto not_added = [&](std::size_t i, const OpenBits& found) __attribute__((noinline)) {
-        for (unsigned j = 0; j < group_samples; ++j)
+        for (unsigned j = 0; j < group_samples; ++j) {
+          z[j] = static_cast<std::int32_t>(z2[j]);
           if ((j < 64 ? found.low : found.high) >> j % 64 & 1) {
             decide_one(ahead.words, i, j);
             --open.count;
           }
+        }
         settle(i, group_samples, 0);
       };
-      const auto add_fixed = [&](const auto& more) {
-        decide_fixed_groups(ahead, first, whole, fixed_by, more, z, add_integers(), open, later, settle_many,
-                            not_added);
-      };
       if (stream.has_vaes())
-        add_fixed(VaesGroups(stream, first / group_samples + 1));
+        decide(ahead, first, whole, rows, VaesGroups(stream, first / group_samples + 1), z2, adding, open, later,
+               settle_many, not_added);
       else
-        add_fixed(any);
+        decide(ahead, first, whole, rows, any, z2, adding, open, later, settle_many, not_added);
       for (unsigned n = open.count; n < open.many; ++n) open.x[n] = 0.0f;  // of other samples, and perhaps too large
       settle_first(open.count);
       if (whole == last) return;
       memcpy(line.words, ahead.words, sizeof line.words);
       start(line, by, whole % two_groups);
-      return decide_groups(line, whole, last, by, any, z, NeverAdd{}, later, settle);
+      decide_groups(line, whole, last, by, any, z, NeverAdd{}, later, settle);
+    };
+    const bool normal = many && granularity >= 0x1p-126 && granularity <= 0x1p96;  // and numbers of g (q + Z) too
+#if !defined(__AVX512F__)
+    const SmallTable* const small = normal && s <= largest_small_scale
+                                        ? rows_of_scale<SmallTable, law>(s, whole - first, make_small_rows)
+                                        : nullptr;
+    if (small != nullptr) {
+      warm_table(*small);
+      SmallPipeline ahead;
+      alignas(32) float small_z[group_samples];
+      return by_rows(ahead, SmallQuantiles(*small), small_z, AddFloats{add_integers()},
+                     [](auto&&... of) { decide_small_groups(of...); });
+    }
+#endif
+    const FixedTable* const fixed =
+        normal ? rows_of_scale<FixedTable, law>(s, whole - first, make_fixed_rows) : nullptr;
+    if (fixed != nullptr) {
+      warm_table(*fixed);
+      FixedPipeline ahead;
+      return by_rows(ahead, FixedQuantiles(*fixed), z, add_integers(),
+                     [](auto&&... of) { decide_fixed_groups(of...); });
     }
   }
   start(line, by);
@@ -292,15 +317,16 @@ void add_float32_noise(const float* x, float* out, std::size_t first, std::size_
   const auto later = [&](std::size_t i) { return x + (last - i > prefetched + float_group ? i + prefetched : i); };
   Stream stream(call, domain_of(law));
   FloatPipeline line;
-  stream.read_in_order(line.words, first / float_group);
-  for (unsigned k = 0; k < eights && first + 8 * k < last; ++k) find_float_cells(line.cells[k], line.words + 4 * k);
+  alignas(32) std::uint64_t words[group_samples];
+  stream.read_in_order(words, first / float_group);
+  find_float_cells(line.of(first), words, last - first < float_group ? last - first : float_group);
   if (stream.has_vaes() && whole - first > float_group)
     add_float_groups(x + first, out + first, line, first, whole, rows, scale,
                      VaesGroupsInOrder(stream, first / float_group + 1), later);
   else
     add_float_groups(x + first, out + first, line, first, whole, rows, scale, WholeGroupsInOrder{{stream, groups}},
                      later);
-  const FloatCells* cells = line.cells;
+  const FloatCells* cells = line.of(whole);
   for (std::size_t i = whole; i < last; i += 8) {
     float values[8] = {};
     const std::size_t bytes = (last - i < 8 ? last - i : 8) * sizeof *x;

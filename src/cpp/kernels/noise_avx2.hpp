@@ -132,7 +132,7 @@ struct AddIntegers {
   float* out;
   float granularity, inverse, bound;
 
-  bool add(std::size_t first, const std::int32_t* z) const {
+  AISEC_INLINE bool all_small(std::size_t first) const {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i largest = _mm256_setzero_si256();
     for (unsigned j = 0; j < group_samples; j += 8) {
@@ -140,7 +140,10 @@ struct AddIntegers {
       largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, magnitude));
     }
     const __m256i below = _mm256_cmpgt_epi32(_mm256_castps_si256(_mm256_set1_ps(bound)), largest);
-    if (_mm256_movemask_epi8(below) != -1) return false;
+    return _mm256_movemask_epi8(below) == -1;
+  }
+  bool add(std::size_t first, const std::int32_t* z) const {
+    if (!all_small(first)) return false;
     for (unsigned j = 0; j < group_samples; j += 8) {
       const __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + first + j), _mm256_set1_ps(inverse)));
       const __m256i sum = _mm256_add_epi32(q, _mm256_load_si256(reinterpret_cast<const __m256i*>(z + j)));

@@ -60,14 +60,14 @@ inline void make_fixed_rows(FixedTable& table, Law law, double s) {
   table.k = k;
 }
 
-// The rows of s, which a thread keeps; null if `samples` are too few to make them.
-template <Law law>
-const FixedTable* fixed_table(double s, std::size_t samples) {
+// The rows of s, made by make(table, law, s), which a thread keeps; null if `samples` are too few to make them.
+template <class Table, Law law, class Make>
+const Table* rows_of_scale(double s, std::size_t samples, const Make& make) {
   constexpr std::size_t worth_it = 1 << 13;  // making them takes as long as some 2000 samples
-  static thread_local FixedTable table;
+  static thread_local Table table;
   if (table.s != s) {
     if (samples < worth_it) return nullptr;
-    make_fixed_rows(table, law, s);
+    make(table, law, s);
   }
   return &table;
 }
@@ -92,18 +92,18 @@ struct OpenSamples {
   float x[two_groups] = {};
   unsigned count = 0;
 
-  // Of the group at i, of which words[lane_of(j)] is word j.
+  // Of the group at i, of which words[lane_of(j)] is word j; in each half at_once of them without a branch.
+  template <int at_once = 2>
   AISEC_INLINE void keep(const OpenBits& found, const std::uint64_t* words, const float* values, std::size_t i) {
-    keep_half(found.low, words, values, i, 0);
-    keep_half(found.high, words, values, i, 64);
+    keep_half<at_once>(found.low, words, values, i, 0);
+    keep_half<at_once>(found.high, words, values, i, 64);
   }
 
  private:
-  // Two without a branch.
+  template <int at_once>
   AISEC_INLINE void keep_half(std::uint64_t bits, const std::uint64_t* words, const float* values, std::size_t i,
                               unsigned first) {
-    keep_one(bits, words, values, i, first);
-    keep_one(bits, words, values, i, first);
+    for (int n = 0; n < at_once; ++n) keep_one(bits, words, values, i, first);
     while (bits != 0) [[unlikely]]
       keep_one(bits, words, values, i, first);
   }

@@ -189,7 +189,8 @@ struct VaesGroupsOf {
   AISEC_VAES AISEC_INLINE void rounds(Blocks& blocks) const {
     words.template rounds<first, last>(blocks);
   }
-  AISEC_VAES AISEC_INLINE void end(std::uint64_t* out, const Blocks& blocks) const { words.end(out, blocks); }
+  AISEC_VAES AISEC_INLINE void last(Blocks& blocks) const { words.last(blocks); }
+  AISEC_VAES AISEC_INLINE void end(std::uint64_t* out, Blocks& blocks) const { words.end(out, blocks); }
 #endif
 };
 using VaesGroups = VaesGroupsOf<VaesWords>;
