@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "aisec_fast/convolution.hpp"
 #include "aisec_fast/winograd.hpp"
 #include "clipping.hpp"
 #include "ghost.hpp"
@@ -65,6 +66,11 @@ struct Inputs {
   GramShape tokens{50, 80, 80};
   ConvShape conv{20, 10, 10, 20, 10, 10, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
   WinogradShape images{1, 20, 20, 32, 32};
+  std::vector<std::size_t> offsets = [] {  // of a window 3 x 3 in planes of 21 x 21
+    std::vector<std::size_t> made;
+    for (std::size_t i = 0; i < 16 * 9; ++i) made.push_back(i / 9 * 441 + i % 9 / 3 * 21 + i % 3);
+    return made;
+  }();
   std::vector<double> squares = std::vector<double>(1), bounds = std::vector<double>(1);
   Batch batch{DType::float32, rows, {{x.data(), static_cast<std::ptrdiff_t>(columns), columns}}};
 };
@@ -145,6 +151,17 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
          const WinogradArrays arrays{in.x.data(), in.gradient.data(), in.x.data(), nullptr,
                                      in.x.data(), in.out.data(),      true};
          k.winograd.convolve(in.images, arrays, 0, in.images.tiles(), 24, in.lengths.data());
+       }},
+      {"winograd_planes",
+       [&](const Kernels& k) {
+         const WinogradArrays arrays{in.x.data(), in.gradient.data(), nullptr, nullptr, nullptr, in.out.data(), false};
+         k.winograd.convolve_planes(in.images, arrays, {1, 20, 16}, 0, 1, in.lengths.data());
+       }},
+      {"convolution",  // steps of 2: from 16 channels of 20 x 20 to 32 of 10 x 10
+       [&](const Kernels& k) {
+         const ConvolutionPart part{10, 10, 0, 0, in.offsets.size(), in.offsets.data(), in.gradient.data()};
+         const ConvolutionPlan plan{16, 20, 20, {1, 1}, 21, 21, 32, 10, 10, {2, 2}, {1, 1}, 10, 1, &part};
+         k.convolution.convolve(plan, in.x.data(), nullptr, 0, 1, in.lengths.data(), in.out.data());
        }},
   };
 }
