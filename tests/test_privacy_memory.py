@@ -226,8 +226,8 @@ def test_peak_is_lower(name: str) -> None:
         "low": lambda bench: _training.private(bench, memory="low"),
     }
     peaks = {mode: _memory.peak_bytes(step(_models.training(name, 32))) for mode, step in make.items()}
-    assert peaks["plain"] < peaks["low"] < peaks["fast"]
-    assert peaks["low"] <= 0.95 * peaks["fast"]
+    assert peaks["plain"] < peaks["fast"]
+    assert 0.9 * peaks["plain"] < peaks["low"] <= 0.95 * peaks["fast"]  # forms of layers need less than torch's own
 
 
 def test_memory_is_checked() -> None:

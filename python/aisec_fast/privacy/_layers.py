@@ -43,8 +43,8 @@ CHUNK_ELEMENTS = 2**24
 # batch's size is as secret as its members.
 KEEP_FACTOR = 4
 # To save memory gradients that are larger than what they are made of are made twice in place of being kept, so many
-# elements at a time (2 MiB of float32).
-PART_ELEMENTS = 2**19
+# elements at a time (half a MiB of float32).
+PART_ELEMENTS = 2**17
 
 
 # Memory for the gradients that a rule keeps: called with a shape and dtype and device as torch.empty is.
@@ -467,9 +467,15 @@ class ConvGradients(LayerGradients):
         # As one sum over all rows: what there is so far goes first, in float64, with weight 1.
         summed, one = None, weights.values.new_ones(1)
         for start, stop in self._small_parts():
-            rows, factors = self._native_rows(start, stop)[0].double(), weights.values[start:stop]
-            if summed is not None:
-                rows, factors = torch.cat([summed.unsqueeze(0), rows]), torch.cat([one, factors])
+            rows, factors = self._native_rows(start, stop)[0], weights.values[start:stop]
+            if summed is None:
+                rows = rows.double()
+            else:
+                joined = torch.empty((1 + len(rows), *summed.shape), dtype=torch.float64)
+                joined[0] = summed
+                joined[1:] = rows
+                rows, factors = joined, torch.cat([one, factors])
+                del joined, summed
             summed = weighted_sums([rows], Weights(factors, dropped=True))[0]
         if summed is not None:
             total.add(summed.to(self.dtype))

