@@ -94,6 +94,15 @@ def test_layers_of_models(core, size, weights, stride, padding) -> None:
     check(core, random(*size), random(*weights, seed=2), random(weights[0], seed=3), geometry)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (3, 2)], ids=str)
+@pytest.mark.parametrize(("stride", "before", "dilation"), [(20, 5, 1), (5, 2, 1), (7, 9, 2), (64, 40, 1)], ids=str)
+@pytest.mark.parametrize("kernel", [1, 2])
+def test_results_of_zeros_alone(core, size, stride, before, dilation, kernel) -> None:
+    """Paddings wider than the window, and steps over the whole image."""
+    geometry = {"stride": (stride, 1), "before": (before, 1), "dilation": (dilation, 1)}
+    check(core, random(2, 16, *size), random(16, 16, kernel, 1, seed=2), random(16, seed=3), geometry)
+
+
 def both(core: ModuleType, x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     geometry = {"stride": (2, 3), "before": (1, 2), "dilation": (1, 2)}
     result, back = torch.full((len(x), *gradient.shape[1:]), torch.nan), torch.full(x.shape, torch.nan)
@@ -154,6 +163,8 @@ def test_empty_and_not_a_number(core) -> None:
         ({"stride": (0, 1)}, ValueError),
         ({"dilation": (1, 0)}, ValueError),
         ({"stride": (2, 1)}, ValueError),
+        ({"before": (2**63, 0)}, ValueError),
+        ({"dilation": (2**63, 1)}, ValueError),
         ({"out": np.zeros((1, 6, 6, 16), np.float32).transpose(0, 3, 1, 2)}, ValueError),
         ({"out": np.broadcast_to(np.float32(0), (1, 16, 6, 6))}, ValueError),
     ],

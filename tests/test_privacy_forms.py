@@ -199,11 +199,40 @@ def test_only_private_steps_take_them(name, monkeypatch) -> None:
     assert len(calls) == 2
 
 
+def test_somebodys_own_forward_stays() -> None:
+    model, x = made("linear")
+    optimizer = private(model, x, check_rows=False)
+    called = []
+
+    def own(given: Tensor) -> Tensor:
+        called.append(given)
+        return nn.Linear.forward(model.layer, given)
+
+    model.layer.forward = own
+    step(model, optimizer, x)
+    assert len(called) == 1
+    assert vars(model.layer)["forward"] is own
+
+
+def test_errors_and_changed_layers_are_torchs() -> None:
+    layer = nn.Conv2d(32, 16, 3, 2).requires_grad_(False)
+    form = _forms.form_of(layer)
+    x = random(2, 32, 8, 8)
+    with pytest.raises(RuntimeError, match="greater than actual input size"):
+        form(x[:, :, :2].contiguous(), layer.weight, layer.bias)
+    layer.stride = (1, 1)
+    assert torch.equal(form(x, layer.weight, layer.bias), layer(x))
+    linear = nn.Linear(256, 256).requires_grad_(False)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        _forms.form_of(linear)(random(2, 255))
+
+
 def test_usual_arguments() -> None:
     x, weight = random(2, 3), random(4, 3)
     assert _forms._is_usual(x, weight, None)
     others = [x.double(), x.t(), x.to_sparse(), x.to("meta"), x.as_subclass(type("Other", (Tensor,), {})), x.bfloat16()]
     assert not any(_forms._is_usual(other, weight, None) for other in others)
+    assert not _forms._is_usual(random(1, 6)[:, :3], weight, None)  # of a larger batch it would not be contiguous
     assert not any(_forms._is_usual(x, other, None) for other in [*others, weight.clone().requires_grad_()])
     assert not _forms._is_usual(x, weight, random(4).requires_grad_())
 
@@ -289,7 +318,7 @@ def test_layers_that_have_no_form() -> None:
     for layer in (
         nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), nn.Conv2d(16, 16, 3, padding=1, groups=2),
         nn.Conv2d(16, 16, 3, padding=1).double(), Other(16, 16, 3, padding=1), nn.Conv2d(16, 16, (4, 3), padding="same"),
-        nn.Conv2d(64, 64, 5), nn.Conv2d(3, 16, 8, 2), nn.Linear(64, 64), nn.Conv1d(16, 16, 3, padding=1), nn.GroupNorm(1, 16),
+        nn.Conv2d(64, 64, 5), nn.Conv2d(3, 16, 8, 2), nn.Conv2d(16, 16, 1, 5, padding=2), nn.Linear(64, 64), nn.Conv1d(16, 16, 3, padding=1), nn.GroupNorm(1, 16),
         nn.LayerNorm(16, elementwise_affine=False), nn.Conv2d(512, 512, 3, padding=1),
     ):  # fmt: skip
         assert _forms.form_of(layer) is None, layer

@@ -215,6 +215,9 @@ void run_convolution(const py::object& x_, const py::object& weight_, const py::
   for (std::size_t d = 0; d < 2; ++d) {
     if (geometry.kernel[d] == 0 || stride[d] == 0 || dilation[d] == 0)
       throw py::value_error("kernel, stride and dilation must be at least 1");
+    constexpr std::size_t most = std::size_t{1} << 24;
+    for (std::size_t number : {geometry.kernel[d], stride[d], before[d], dilation[d]})
+      if (number > most) throw py::value_error("kernel, stride, padding or dilation is over 2^24");
     const std::size_t reach = (geometry.kernel[d] - 1) * dilation[d] + 1, size = sizes.images[d] + 2 * before[d];
     if (sizes.results[d] != (size < reach ? 0 : (size - reach) / stride[d] + 1))
       throw py::value_error(results.name() + " has another height or width than the convolution gives");

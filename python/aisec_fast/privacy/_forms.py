@@ -65,7 +65,9 @@ class LinearForm(Form):
 
     def __call__(self, input: Tensor) -> Tensor:
         """``layer.forward``"""
-        return self._result(input, self.layer.weight, self.layer.bias)
+        weight, bias = self.layer.weight, self.layer.bias
+        fits = input.dim() > 0 and input.shape[-1] == weight.shape[1]
+        return self._result(input, weight, bias) if fits else self.usual(input, weight, bias)
 
     def usual(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return nn.functional.linear(x, weight, bias)
@@ -91,6 +93,7 @@ class ConvolutionForm(Form):
         """``padding``: of zeros, before and after."""
         super().__init__(layer)
         self.geometry = layer.stride, padding, layer.dilation
+        self.made_for = _geometry(layer)
         weight, size = layer.weight, layer.kernel_size
         outputs, taps = layer.out_channels, weight[0].numel()
         steps = max(*layer.stride) > 1 or max(*size) == 1
@@ -101,8 +104,10 @@ class ConvolutionForm(Form):
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``layer._conv_forward``"""
-        is_image = x.dim() == 4 and x.shape[1] == weight.shape[1]
-        return self._result(x, weight, bias) if is_image and _winograd.is_fast() else self.usual(x, weight, bias)
+        fits = x.dim() == 4 and x.shape[1] == weight.shape[1] and min(self._size(x, weight)) > 0
+        if not fits or _geometry(self.layer) != self.made_for or not _winograd.is_fast():
+            return self.usual(x, weight, bias)
+        return self._result(x, weight, bias)
 
     def usual(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         result: Tensor = nn.Conv2d._conv_forward(self.layer, x, weight, bias)
@@ -113,9 +118,7 @@ class ConvolutionForm(Form):
             return _winograd.planes(x, weight, bias, turned=False)
         if not self.forward_by_taps:
             return torch.conv2d(x, weight, bias, *self.geometry)
-        sizes = zip(x.shape[2:], weight.shape[2:], *self.geometry, strict=True)
-        size = [(n + 2 * p - (k - 1) * d - 1) // s + 1 for n, k, s, p, d in sizes]
-        return self._by_taps(x, weight, bias, False, (x.shape[0], weight.shape[0], *size))
+        return self._by_taps(x, weight, bias, False, (x.shape[0], weight.shape[0], *self._size(x, weight)))
 
     def backward(self, gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         if self.is_winograd and _winograd.fits(shape[2:]):
@@ -127,6 +130,11 @@ class ConvolutionForm(Form):
             gradient, unread, weight, None, *self.geometry, False, (0, 0), 1, (True, False, False)
         )[0]
         return found
+
+    def _size(self, x: Tensor, weight: Tensor) -> list[int]:
+        """Height and width of the result; below 1 where torch has an error."""
+        sizes = zip(x.shape[2:], weight.shape[2:], *self.geometry, strict=True)
+        return [(n + 2 * p - (k - 1) * d - 1) // s + 1 for n, k, s, p, d in sizes]
 
     def _by_taps(self, x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool, shape: tuple[int, ...]) -> Tensor:
         core, out = _backends.native_core(), x.new_empty(shape)
@@ -151,6 +159,8 @@ def form_of(layer: nn.Module) -> Form | None:
         if any(n % 2 for n in reach):
             return None
         padding = tuple(n // 2 for n in reach)
+    if any(p > d * (k - 1) for p, d, k in zip(padding, layer.dilation, layer.kernel_size, strict=True)):
+        return None  # some results are of zeros alone
     found = ConvolutionForm(layer, padding)
     return found if found.is_winograd or found.forward_by_taps or found.backward_by_taps else None
 
@@ -172,6 +182,10 @@ class _Formed(torch.autograd.Function):
         if gradient is None or not ctx.needs_input_grad[0]:
             return None, None, None, None
         return ctx.form.backward(gradient.contiguous(), weight, ctx.shape), None, None, None
+
+
+def _geometry(layer: nn.Conv2d) -> tuple[Any, ...]:
+    return layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
 
 
 def _fills_panels(outputs: int) -> bool:
@@ -199,7 +213,8 @@ def _is_usual(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
             return False
         if one.dtype != torch.float32 or not one.is_contiguous() or (one is not x and one.requires_grad):
             return False  # what requires grad is a parameter that is not frozen: no private step runs through the layer
-    return not (
+    # Of a batch of one as of larger ones, between whose samples other memory may lie.
+    return x.stride(0) == math.prod(x.shape[1:]) and not (
         torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None

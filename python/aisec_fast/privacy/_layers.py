@@ -674,7 +674,9 @@ class GroupNormGradients(LayerGradients):
             return _over_space(self.gradient) if name == "bias" else self._weight_rows()
         # torch's own backward of one sample whose channels are those of all samples: it adds up over samples, here one.
         groups, channels = (self.batch * count for count in (self.layer.num_groups, self.layer.num_channels))
-        gradient, activation = (values.reshape(1, channels, -1) for values in (self.gradient, self.activation))
+        gradient, activation = (
+            values.reshape(1, channels, -1).contiguous() for values in (self.gradient, self.activation)
+        )
         mean, scale = (one.reshape(1, groups) for one in self.statistics)
         weight = gradient.new_empty(channels)  # only its shape matters
         found = torch.ops.aten.native_group_norm_backward(

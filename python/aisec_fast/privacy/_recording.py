@@ -428,7 +428,7 @@ class _Form:
         if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
         for form in self.forms:
-            vars(form.layer)[form.method] = form
+            vars(form.layer).setdefault(form.method, form)  # somebody's own method stays
 
     def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
         return _Copied, ()
@@ -442,7 +442,8 @@ class _Unform:
 
     def __call__(self, *_rest: Any) -> None:
         for form in self.forms:
-            vars(form.layer).pop(form.method, None)
+            if vars(form.layer).get(form.method) is form:
+                del vars(form.layer)[form.method]
 
     def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
         return _Copied, ()

@@ -13,6 +13,7 @@ constexpr std::size_t most_pixels = AISEC_WIDTH == 64 ? 12 : 6;  // of a tile: a
 
 // The pixels that are reached; the zeros around them are there.
 void copy_pixels(const ConvolutionPlan& plan, const float* source, float* to) {
+  if (plan.padded_rows <= plan.before[0] || plan.padded_columns <= plan.before[1]) return;  // zeros alone are reached
   const std::size_t rows = least(plan.rows, plan.padded_rows - plan.before[0]);
   const std::size_t columns = least(plan.columns, plan.padded_columns - plan.before[1]);
   to += plan.before[0] * plan.padded_columns + plan.before[1];
