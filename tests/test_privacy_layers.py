@@ -179,6 +179,17 @@ def test_layer_in_float32(name: str, memory: str, products: None) -> None:
     check(make(), *data(shape, torch.float32), square_loss, tolerance=3e-4, memory=memory)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ["conv2d", "conv2d groups", "group norm"])
+def test_images_that_lie_channels_last(name: str, batch: int, products: None) -> None:
+    """Of a batch of one even a view of such an image can look as if it lay in order."""
+    make, shape = LAYERS[name]
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 3e-4)):
+        torch.manual_seed(0)
+        x, y = data((batch, *shape[1:]), dtype)
+        check(make().to(dtype), x.contiguous(memory_format=torch.channels_last), y, square_loss, tolerance=tolerance)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("padding", [None, 2, -1])
 @pytest.mark.parametrize("shape", [(9, 6), (9,), (9, 2, 3)])

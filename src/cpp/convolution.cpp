@@ -134,11 +134,10 @@ void convolve(const float* x, const float* weight, const float* bias, const Wind
   const std::size_t step = plan.out_step[0], row = plan.out_columns * plan.panels() * panel;
   const std::size_t steps = std::max<std::size_t>(1, band_values / (row * step));
   plan.band = std::min(steps, (plan.out_rows + step - 1) / step) * step;
-  std::vector<float> panels_of_bias;
   if (bias != nullptr) {
-    panels_of_bias.resize(plan.panels() * panel);
-    std::copy_n(bias, plan.outputs, panels_of_bias.data());
-    bias = panels_of_bias.data();
+    call.bias.resize(plan.panels() * panel);
+    std::copy_n(bias, plan.outputs, call.bias.data());
+    bias = call.bias.data();
   }
   const std::size_t work =
       sizes.outputs * sizes.channels * geometry.kernel[0] * geometry.kernel[1] * sizes.results[0] * sizes.results[1];

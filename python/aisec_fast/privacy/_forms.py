@@ -1,7 +1,8 @@
 """Layers' forward and the gradients of their inputs in forms that take less time than torch's own, on the CPU.
 
 A layer that has such a form gets a stand-in while a private step runs through it. A sample's result does not depend on
-the others of the batch, nor on threads: what the proof asks of a model (docs/privacy.md, section 2). Which form is taken
+the others of the batch (of linear layers: at a fixed size of it), nor on threads: what the proof asks of a model
+(docs/privacy.md, section 2). Which form is taken
 depends on shapes, but never on the size of the batch. Forms and their rounding: docs/adversarial.md, section 8
 (Winograd's products), and docs/products.md (sums over taps); linear layers take oneDNN's product.
 """

@@ -418,8 +418,8 @@ class _Guard:
         )
 
 
-class _Form:
-    """Forward pre-hook of the whole module: layers that have a form of their own are done in it while its forward runs."""
+class _PutForms:
+    """Forward pre-hook of the whole module: its layers are done in their forms while its forward runs."""
 
     def __init__(self, forms: list[Form]) -> None:
         self.forms = forms
@@ -434,7 +434,7 @@ class _Form:
         return _Copied, ()
 
 
-class _Unform:
+class _TakeForms:
     """Forward hook of the whole module, also after an error: its layers are as they were."""
 
     def __init__(self, forms: list[Form]) -> None:
@@ -454,8 +454,8 @@ def attach(module: nn.Module, layers: list[CoveredLayer], recorder: Recorder, fo
     in their own ``forms``."""
     found = [form_of(layer.module) for layer in layers] if forms else []
     if own := [form for form in found if form is not None]:
-        module.register_forward_pre_hook(_Form(own), prepend=True)
-        module.register_forward_hook(_Unform(own), always_call=True)
+        module.register_forward_pre_hook(_PutForms(own), prepend=True)
+        module.register_forward_hook(_TakeForms(own), always_call=True)
     guarded: set[int] = set()
     for layer in layers:
         freeze = _Freeze(layer)

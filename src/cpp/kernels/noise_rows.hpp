@@ -8,6 +8,7 @@
 
 #include "aisec_fast/noise_float.hpp"
 #include "aisec_fast/noise_math.hpp"
+#include "kernels/aes.hpp"
 
 namespace aisec_fast::AISEC_ISA {
 namespace {

@@ -104,12 +104,11 @@ def _check_ours(name: str, device: str) -> str:
     """With torch's own layers to 1e-6 of the bound; with forms that round differently (3 to 4 times the error of each
     layer of 3 x 3, which the layers before and after add to) to 1e-4."""
     _check(name, device, partial(private, layers="torch"))
-    _check(name, device, private, 1e-4)
-    return "1e-4"
+    return _check(name, device, private, "1e-4")
 
 
 def _check(
-    name: str, device: str, stepper: Callable[[Bench, float], Callable[[], object]], within: float = 1e-6
+    name: str, device: str, stepper: Callable[[Bench, float], Callable[[], object]], within: str = "1e-6"
 ) -> str:
     """Without noise, the mean of the clipped gradients equals that of a loop over the samples in float64.
 
@@ -138,11 +137,11 @@ def _check(
     weights = torch.linalg.solve(samples @ samples.T, samples @ result)  # least squares
     error = float((result - weights @ samples).abs().max())
     least, most = float(weights.min()), float(weights.max())
-    if not (error <= within * _BOUND and least >= 0.97 and most <= 1.0 + max(1e-5, within)):
+    if not (error <= float(within) * _BOUND and least >= 0.97 and most <= 1.0 + max(1e-5, float(within))):
         raise DifferenceError(
             f"off the samples' clipped gradients by {error:.2g}, weights from {least:.4f} to {most:.4f}"
         )
-    return "1e-6"
+    return within
 
 
 def opacus(bench: Bench, multiplier: float = _MULTIPLIER) -> Callable[[], object]:
