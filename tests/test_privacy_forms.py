@@ -87,13 +87,26 @@ class Model(nn.Module):
         return functional.relu(self.layer(self.scale(x)), inplace=True)
 
 
-def private(model: nn.Module, x: Tensor, layers: str = "fast", **options: Any) -> Any:
+def test_info_says_which() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1, 2), nn.Flatten(), nn.Linear(4096, 16))
+    for layers, forms in (
+        ("fast", {"0": "Winograd's products", "1": "sums over taps", "3": "oneDNN's product"}),
+        ("torch", {}),
+    ):
+        engine = PrivacyEngine(layers=layers)
+        private(copy.deepcopy(model), random(2, 16, 32, 32), engine=engine)
+        assert engine.info()[0]["forms"] == forms
+    with use_backend("numba"):
+        assert _forms.form_of(model[0]) is None
+
+
+def private(model: nn.Module, x: Tensor, layers: str = "fast", engine: Any = None, **options: Any) -> Any:
     """An optimizer whose steps clip alone; nothing is clipped by more than a factor of 1000."""
     loader = DataLoader(TensorDataset(x, torch.zeros(len(x))), batch_size=len(x))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        PrivacyEngine(layers=layers).make_private(
+        (PrivacyEngine(layers=layers) if engine is None else engine).make_private(
             module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=0, max_grad_norm=0.1,
             poisson_sampling=False, source=noise.SeededSource(1), **options,
         )  # fmt: skip

@@ -187,7 +187,9 @@ def test_images_that_lie_channels_last(name: str, batch: int, products: None) ->
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 3e-4)):
         torch.manual_seed(0)
         model, (x, y) = nn.Sequential(nn.Identity(), make()).to(dtype), data((batch, *shape[1:]), dtype)
-        expected, _ = loop_gradients(model, x, y, square_loss)  # in order: torch's own GroupNorm fails for such an image
+        expected, _ = loop_gradients(
+            model, x, y, square_loss
+        )  # in order: torch's own GroupNorm fails for such an image
         turned = x.contiguous(memory_format=torch.channels_last)
         for found, right in zip(private_gradients(model, turned, y, square_loss), expected, strict=True):
             torch.testing.assert_close(found.double(), right, rtol=tolerance, atol=tolerance * float(right.norm()))

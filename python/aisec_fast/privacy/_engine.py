@@ -161,7 +161,7 @@ class PrivacyEngine:
         account = _Account(self._ledger, self.budget, mechanism, loader.tally, rate)
         loader.may_go_on = account.affords
         step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)
-        _recording.attach(module, covered, recorder, forms=self.layers == "fast")
+        step.forms = _recording.attach(module, covered, recorder, forms=self.layers == "fast")
         step.probe = RowProbe(module, recorder) if check_rows else None
         optimizer.register_step_pre_hook(step)
         optimizer.register_step_post_hook(step.after)
@@ -229,8 +229,8 @@ class PrivacyEngine:
 
         ``noise_multiplier``, ``max_grad_norm``, ``clipping``; ``sigma``, the standard deviation really drawn, and
         ``charges``, the parts of max_grad_norm that it pays for ("float": rounding of the sum; "lattice": rounding to the
-        lattice), both of the latest step, 0 before the first; ``update``, which code updates the parameters; ``check_rows``, what became of
-        that check.
+        lattice), both of the latest step, 0 before the first; ``update``, which code updates the parameters; ``forms``, of layers that
+        have another form than torch's (``layers="fast"``) what it is, by name; ``check_rows``, what became of that check.
         """
         return [step.info() for step in self._steps]
 

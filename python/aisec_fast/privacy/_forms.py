@@ -34,6 +34,7 @@ class Form:
     """Stands in for a method of ``layer``."""
 
     method: str  # its name
+    kind: str  # of form, for people
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
@@ -62,7 +63,7 @@ class Form:
 class LinearForm(Form):
     """oneDNN's product in place of MKL's."""
 
-    method = "forward"
+    method, kind = "forward", "oneDNN's product"
 
     def __call__(self, input: Tensor) -> Tensor:
         """``layer.forward``"""
@@ -102,6 +103,7 @@ class ConvolutionForm(Form):
         gains = steps and layer.in_channels >= _LEAST_CHANNELS and taps <= _MOST_TAPS
         self.forward_by_taps = gains and _fills_panels(outputs)
         self.backward_by_taps = steps and _fills_panels(layer.in_channels)
+        self.kind = "Winograd's products" if self.is_winograd else "sums over taps"
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``layer._conv_forward``"""
@@ -150,7 +152,7 @@ def form_of(layer: nn.Module) -> Form | None:
         return None
     if LinearForm.fits(layer):
         return LinearForm(layer)
-    if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or layer.groups != 1:
+    if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or layer.groups != 1 or not _winograd.is_fast():
         return None
     padding: Any = layer.padding
     if padding == "valid":

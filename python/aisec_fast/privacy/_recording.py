@@ -449,11 +449,11 @@ class _TakeForms:
         return _Copied, ()
 
 
-def attach(module: nn.Module, layers: list[CoveredLayer], recorder: Recorder, forms: bool) -> None:
+def attach(module: nn.Module, layers: list[CoveredLayer], recorder: Recorder, forms: bool) -> dict[str, str]:
     """Install the hooks on ``layers`` of ``module`` and the guards on their trainable parameters; also those that do layers
-    in their own ``forms``."""
-    found = [form_of(layer.module) for layer in layers] if forms else []
-    if own := [form for form in found if form is not None]:
+    in their own ``forms``; return which form each of these has."""
+    found = {layer.name: form_of(layer.module) for layer in layers} if forms else {}
+    if own := [form for form in found.values() if form is not None]:
         module.register_forward_pre_hook(_PutForms(own), prepend=True)
         module.register_forward_hook(_TakeForms(own), always_call=True)
     guarded: set[int] = set()
@@ -467,6 +467,7 @@ def attach(module: nn.Module, layers: list[CoveredLayer], recorder: Recorder, fo
                 guarded.add(id(parameter))
                 guard = _Guard(f"{layer.name}.{name}".lstrip("."), recorder)
                 parameter.register_post_accumulate_grad_hook(guard)  # type: ignore[no-untyped-call]
+    return {name: form.kind for name, form in found.items() if form is not None}
 
 
 def is_attached(module: nn.Module) -> bool:

@@ -76,6 +76,7 @@ class PrivateStep:
         self.granularity: float | None = None
         self.not_fused: str | None = None  # why the latest step was torch's own
         self.probe: RowProbe | None = None
+        self.forms: dict[str, str] = {}
         # Each gives uses of layers by samples that no data set holds, for every logical batch: canaries of an audit.
         self.guests: list[Callable[[], list[Use]]] = []
         self._means: dict[nn.Parameter, Tensor] = {}
@@ -94,6 +95,7 @@ class PrivateStep:
             "sigma": self.sigma,
             "charges": {"float": self.float_charge, "lattice": lattice},
             "update": "fused" if self.not_fused is None else f"torch: {self.not_fused}",
+            "forms": self.forms,
             "check_rows": "off" if self.probe is None else self.probe.outcome,
         }
 
