@@ -59,6 +59,16 @@ def test_digests(tmp_path: Path, algorithm: str, size: int) -> None:
         assert digests == {name: EXPECTED[algorithm](data) for name, data in files.items()}
 
 
+@pytest.mark.parametrize("max_threads", [1, 3])
+def test_trees_end_in_ever_smaller_pieces_and_go_on_in_the_next_segment(tmp_path: Path, max_threads: int) -> None:
+    """Pieces of 1 MiB, then of 512, 256 and 128 KiB, then less than a block; 64 MiB are mapped at a time."""
+    block, segment = 1 << 17, 1 << 26
+    sizes = [(3 << 20) + blocks * block + rest for blocks in range(8) for rest in (0, 1, 1025)]
+    for size in (*sizes, segment, segment + 1, segment + 5 * block + 3):
+        data = write(tmp_path / "file", size)
+        assert hash_file(tmp_path / "file", max_threads=max_threads) == EXPECTED["blake3"](data), size
+
+
 @pytest.mark.parametrize("algorithm", EXPECTED)
 @pytest.mark.parametrize("max_threads", [2, 9])
 def test_what_is_in_the_page_cache_is_mapped(tmp_path: Path, algorithm: str, max_threads: int) -> None:

@@ -6,12 +6,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <condition_variable>
 #include <csignal>
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -36,10 +39,12 @@ constexpr std::size_t slack = 2 * sha256_block;            // behind the bytes o
 // Neighbouring streams must not fall on the same lines of the first-level cache.
 constexpr std::size_t lane_gap = 4096 + 64;
 constexpr std::size_t piece_bytes = std::size_t{1} << 20;  // of a BLAKE3 tree: what workers share
-constexpr std::size_t piece_chunks = piece_bytes / blake3_chunk_bytes;
 constexpr std::size_t most_pieces = 8;                     // that a worker takes at a time
 constexpr std::size_t block_bytes = std::size_t{1} << 17;  // of a piece, read at a time
 constexpr std::size_t block_chunks = block_bytes / blake3_chunk_bytes;
+// Of a tree's file, mapped for all workers together: for mappings of their own they wait for one another, and each one's
+// end interrupts the processors of all.
+constexpr std::uint64_t segment_bytes = std::uint64_t{1} << 26;
 // Of a stream, in a turn, where it need not be read: an eighth of what is left, within these bounds.
 constexpr std::uint64_t least_shown = std::uint64_t{1} << 18, most_shown = std::uint64_t{1} << 22;
 // Mapping changes what all threads of a process share: with more of them they would wait for one another. They read.
@@ -69,31 +74,65 @@ struct Stream {
   std::uint64_t left() const { return file.size() - offset; }
 };
 
+// A file of some size as BLAKE3's pieces: whole ones, then ever smaller ones down to a block, so that little is left
+// for the one who ends the tree. The last chunk, which may be its root, is in none of them.
+class Pieces {
+ public:
+  Pieces() = default;
+  explicit Pieces(std::uint64_t bytes)
+      : whole_((bytes - 1) / piece_bytes),
+        blocks_(static_cast<std::size_t>((bytes - 1) % piece_bytes / block_bytes)),
+        count_(whole_ + static_cast<std::uint64_t>(std::popcount(blocks_))) {}
+
+  std::uint64_t count() const { return count_; }
+  std::uint64_t begin(std::uint64_t piece) const {
+    std::uint64_t at = std::min(piece, whole_) * piece_bytes;
+    std::size_t left = blocks_;
+    for (std::uint64_t i = whole_; i < piece; ++i, left -= std::bit_floor(left))
+      at += std::bit_floor(left) * block_bytes;
+    return at;
+  }
+  std::size_t size(std::uint64_t piece) const { return static_cast<std::size_t>(begin(piece + 1) - begin(piece)); }
+
+ private:
+  std::uint64_t whole_ = 0;
+  std::size_t blocks_ = 0;
+  std::uint64_t count_ = 0;
+};
+
+// Part of a tree's file, shown to all workers.
+struct Segment {
+  std::uint64_t begin, end;
+  std::optional<MappedWindow> window;    // none: everything is read
+  const unsigned char* shown = nullptr;  // null: it has to be read
+};
+
 // A file whose BLAKE3 is under way. Pieces are handed out in order, come back in any, and are pushed in order.
 struct Tree {
   OpenFile file{};
-  std::uint64_t pieces = 0, next = 0, pushed = 0;
-  std::size_t busy = 0;  // workers that are at a piece
+  Pieces pieces;
+  std::uint64_t next = 0, pushed = 0;
+  std::shared_ptr<Segment> segment;  // where `next` is, or was
+  std::size_t busy = 0;              // workers that are at a piece
   bool failed = false;
   std::deque<ChainingValue> waiting;  // from `pushed` on
   std::uint32_t words[blake3_state_words] = {};
+
+  std::uint64_t left() const { return pieces.count() - next; }
 };
 
 // What a worker works on: memory to read into, and windows (none: it reads everything).
 struct Desk {
-  Desk(FileDigest kind, std::size_t count)
-      : digest(kind),
-        memory(std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack)),
+  explicit Desk(std::size_t count)
+      : memory(std::make_unique_for_overwrite<unsigned char[]>(memory_bytes + most_lanes * lane_gap + slack)),
         windows(count) {}
 
-  // Null: it has to be read. SHA-256 has its pages mapped as it touches them, which takes least time. BLAKE3 reads many
-  // places ahead, which does nothing where no page is mapped: it has all of them mapped at once.
+  // Null: it has to be read.
   const unsigned char* show(std::size_t window, const OpenFile& file, std::uint64_t offset, std::size_t size) {
-    const bool at_once = digest == FileDigest::blake3;
-    return window < windows.size() ? windows[window].show(file.descriptor, offset, size, at_once) : nullptr;
+    if (window >= windows.size() || !in_page_cache(file.descriptor, offset, size)) return nullptr;
+    return windows[window].show(file.descriptor, offset, size);
   }
 
-  const FileDigest digest;
   const std::unique_ptr<unsigned char[]> memory;
   std::deque<MappedWindow> windows;  // these cannot move
 };
@@ -145,7 +184,7 @@ class FileHashing::Run {
     unfinished_ = large_.size();
     units += small_.size() / small_for_a_thread + (small_.size() % small_for_a_thread != 0);
     workers_ = static_cast<std::size_t>(std::clamp<std::uint64_t>(units, 1, threads));
-    if (!large_.empty() && workers_ <= most_that_map) windows_ = digest == FileDigest::sha256 ? lanes_ : 1;
+    maps_ = !large_.empty() && workers_ <= most_that_map;
     most_open_ = workers_ * (digest == FileDigest::sha256 ? lanes_ : 1);
     last_ones_ = digest == FileDigest::sha256 ? 3 * most_open_ : 0;
     start();
@@ -190,7 +229,7 @@ class FileHashing::Run {
   void run() {
     std::exception_ptr thrown;
     try {
-      work(windows_);
+      work(maps_ && digest_ == FileDigest::sha256 ? lanes_ : 0);
     } catch (...) {
       thrown = std::current_exception();
       reader_.stop();
@@ -203,7 +242,7 @@ class FileHashing::Run {
   }
 
   void work(std::size_t windows) {
-    Desk desk(digest_, windows);
+    Desk desk(windows);
     while (!reader_.stopped()) {
       if (digest_ == FileDigest::sha256 ? turn_at_streams(desk) : turn_at_a_tree(desk)) continue;
       if (some_small(desk.memory.get())) continue;
@@ -411,14 +450,14 @@ class FileHashing::Run {
     auto tree = std::make_unique<Tree>();
     if (begin_large(tree->file, lock)) {
       std::memcpy(tree->words, initial_words, sizeof initial_words);
-      tree->pieces = tree->file.size() == 0 ? 0 : (tree->file.size() - 1) / piece_bytes;
+      if (tree->file.size() > 0) tree->pieces = Pieces(tree->file.size());
       trees_.push_back(std::move(tree));
+      changed_.notify_all();  // who found nothing while the file was opened
       return trees_.back().get();
     }
     Tree* found = nullptr;
     for (const auto& other : trees_)
-      if (other->next < other->pieces && (!found || other->pieces - other->next > found->pieces - found->next))
-        found = other.get();
+      if (other->left() > (found ? found->left() : 0)) found = other.get();
     return found;
   }
 
@@ -428,19 +467,22 @@ class FileHashing::Run {
     if (!tree) return false;
     ++tree->busy;
     // Stays with its file, to read it in order; takes several pieces at a time while many are left.
-    while (!tree->failed && tree->next < tree->pieces && !reader_.stopped()) {
-      const std::uint64_t first = tree->next, fair = (tree->pieces - first) / (4 * workers_);
-      const auto count = static_cast<std::size_t>(std::clamp<std::uint64_t>(fair, 1, most_pieces));
+    while (!tree->failed && tree->left() > 0 && !reader_.stopped()) {
+      const std::uint64_t first = tree->next;
+      const std::shared_ptr<Segment> before = tree->segment;  // lest it be unmapped while the lock is held
+      const std::shared_ptr<Segment> segment = segment_of(*tree, first);
+      auto count = static_cast<std::size_t>(std::clamp<std::uint64_t>(tree->left() / (4 * workers_), 1, most_pieces));
+      while (tree->pieces.begin(first + count) > segment->end) --count;
       tree->next += count;
       lock.unlock();
       ChainingValue values[most_pieces];
-      const bool good = hash_pieces(tree->file, first, count, desk, values);
+      const bool good = hash_pieces(*tree, first, count, *segment, desk, values);
       lock.lock();
       if (good) {
         for (std::size_t i = 0; i < count; ++i) push(*tree, first + i, values[i]);
       } else {
         tree->failed = true;
-        tree->next = tree->pieces;
+        tree->next = tree->pieces.count();
       }
     }
     if (--tree->busy > 0 || reader_.stopped()) return true;
@@ -451,27 +493,57 @@ class FileHashing::Run {
       if (good) reader_.finish(tree->file.index);
     }
     end_large(tree->file);
-    trees_.erase(std::find_if(trees_.begin(), trees_.end(), [tree](const auto& other) { return other.get() == tree; }));
+    const auto place =
+        std::find_if(trees_.begin(), trees_.end(), [tree](const auto& other) { return other.get() == tree; });
+    const std::unique_ptr<Tree> ended = std::move(*place);
+    trees_.erase(place);
+    lock.unlock();
     return true;
   }
 
-  bool hash_pieces(const OpenFile& file, std::uint64_t first, std::size_t count, Desk& desk, ChainingValue* values) {
-    const std::size_t bytes = count * piece_bytes;
-    const unsigned char* const shown = desk.show(0, file, first * piece_bytes, bytes);
-    for (std::size_t piece = 0; piece < count; ++piece)
-      if (!hash_piece(file, first + piece, shown ? shown + piece * piece_bytes : nullptr, desk, values[piece]))
-        return false;
-    return !shown || reader_.shown_truly(file, desk.windows[0], bytes);
+  // `lock` is held.
+  std::shared_ptr<Segment> segment_of(Tree& tree, std::uint64_t piece) const {
+    const std::uint64_t offset = tree.pieces.begin(piece);
+    if (!tree.segment || offset >= tree.segment->end) {
+      const std::uint64_t begin = offset / segment_bytes * segment_bytes;
+      tree.segment = std::make_shared<Segment>(begin, std::min(begin + segment_bytes, tree.file.size()));
+      const auto size = static_cast<std::size_t>(tree.segment->end - begin);
+      if (maps_) tree.segment->shown = tree.segment->window.emplace().show(tree.file.descriptor, begin, size);
+    }
+    return tree.segment;
+  }
+
+  // Bytes of a segment; null if they have to be read.
+  static const unsigned char* shown(const Segment& segment, const OpenFile& file, std::uint64_t offset,
+                                    std::size_t size) {
+    if (!segment.shown || !in_page_cache(file.descriptor, offset, size)) return nullptr;
+    const unsigned char* const bytes = segment.shown + (offset - segment.begin);
+    MappedWindow::map_pages(bytes, size);
+    return bytes;
+  }
+
+  bool hash_pieces(const Tree& tree, std::uint64_t first, std::size_t count, const Segment& segment, Desk& desk,
+                   ChainingValue* values) {
+    const std::uint64_t begin = tree.pieces.begin(first);
+    const auto bytes = static_cast<std::size_t>(tree.pieces.begin(first + count) - begin);
+    const unsigned char* const data = shown(segment, tree.file, begin, bytes);
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint64_t offset = tree.pieces.begin(first + i);
+      const std::size_t size = tree.pieces.size(first + i);
+      if (!hash_piece(tree.file, offset, size, data ? data + (offset - begin) : nullptr, desk, values[i])) return false;
+    }
+    return !data || reader_.shown_truly(tree.file, *segment.window, bytes);
   }
 
   // `shown`: its bytes; null if they have to be read.
-  bool hash_piece(const OpenFile& file, std::uint64_t piece, const unsigned char* shown, Desk& desk,
+  bool hash_piece(const OpenFile& file, std::uint64_t begin, std::size_t size, const unsigned char* shown, Desk& desk,
                   ChainingValue& value) {
-    constexpr std::size_t blocks = piece_bytes / block_bytes, block_roots = 16;  // those fill the lanes of vectors
-    std::uint32_t roots[8 * blocks * block_roots], values[8 * block_chunks];
+    constexpr std::size_t most_blocks = piece_bytes / block_bytes, block_roots = 16;  // those fill the lanes of vectors
+    std::uint32_t roots[8 * most_blocks * block_roots], values[8 * block_chunks];
+    const std::size_t blocks = size / block_bytes;
     for (std::size_t block = 0; block < blocks; ++block) {
       if (reader_.stopped()) return false;
-      const std::uint64_t offset = piece * piece_bytes + block * block_bytes;
+      const std::uint64_t offset = begin + block * block_bytes;
       if (!shown && !reader_.read_exactly(file, desk.memory.get(), block_bytes, offset)) return false;
       const unsigned char* const data = shown ? shown + block * block_bytes : desk.memory.get();
       kernels_.blake3_chunks(data, block_chunks, initial_words, 0, offset / blake3_chunk_bytes, values);
@@ -490,29 +562,19 @@ class FileHashing::Run {
     if (tree.waiting.size() <= place) tree.waiting.resize(place + 1);
     tree.waiting[place] = value;
     for (; !tree.waiting.empty() && tree.waiting.front().known; ++tree.pushed) {
-      Blake3State(tree.words).push(tree.waiting.front().words, piece_chunks);
+      Blake3State(tree.words).push(tree.waiting.front().words, tree.pieces.size(tree.pushed) / blake3_chunk_bytes);
       tree.waiting.pop_front();
     }
   }
 
-  // What comes after the pieces: the last chunk is among it, which may be the root.
+  // What comes after the pieces, a block at most: the last chunk is among it, which may be the root.
   bool hash_tail(Tree& tree, Desk& desk) {
     const OpenFile& file = tree.file;
-    std::uint64_t offset = tree.pieces * piece_bytes;
-    const auto left = static_cast<std::size_t>(file.size() - offset);  // a piece at most
-    if (const unsigned char* const shown = desk.show(0, file, offset, left)) {
-      blake3_update(tree.words, shown, left, 1);
-      if (!reader_.shown_truly(file, desk.windows[0], left)) return false;
-      offset = file.size();
-    }
-    while (offset < file.size()) {
-      const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(block_bytes, file.size() - offset));
-      if (!reader_.read_exactly(file, desk.memory.get(), size, offset)) return false;
-      blake3_update(tree.words, desk.memory.get(), size, 1);
-      offset += size;
-    }
-    if (!reader_.unchanged(tree.file)) return false;
-    blake3_output(tree.words, digest_of(tree.file.index), digest_bytes, 0);
+    const std::uint64_t offset = tree.pieces.begin(tree.pieces.count());
+    const auto left = static_cast<std::size_t>(file.size() - offset);
+    if (!reader_.read_exactly(file, desk.memory.get(), left, offset) || !reader_.unchanged(file)) return false;
+    blake3_update(tree.words, desk.memory.get(), left, 1);
+    blake3_output(tree.words, digest_of(file.index), digest_bytes, 0);
     return true;
   }
 
@@ -523,7 +585,8 @@ class FileHashing::Run {
   const std::size_t lanes_, lane_bytes_;
   std::vector<std::size_t> small_;
   std::atomic<std::size_t> next_small_{0};
-  std::size_t workers_ = 0, windows_ = 0;  // the second for each of the first
+  std::size_t workers_ = 0;
+  bool maps_ = false;
   std::vector<std::thread> threads_;
 
   std::mutex mutex_;  // guards what follows

@@ -25,8 +25,8 @@ struct Slot {
 };
 static_assert(std::atomic<std::uintptr_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free,
               "a signal handler can use nothing else");
-constexpr std::uint64_t largest_page = 1 << 16;  // of any system
-constexpr std::size_t slots = 256;               // a window that finds none shows nothing
+constexpr std::uint64_t largest_page = 1 << 16, smallest_page = 1 << 12;  // of any system
+constexpr std::size_t slots = 256;                                        // a window that finds none shows nothing
 Slot table[slots];
 
 struct sigaction before;  // ours
@@ -101,7 +101,7 @@ void take_handler_away() {
     overlaid = true;
 }
 
-bool in_page_cache(int descriptor, std::uint64_t offset) {
+bool cached(int descriptor, std::uint64_t offset) {
   unsigned char byte;
   const iovec place{&byte, 1};
   return preadv2(descriptor, &place, 1, static_cast<off_t>(offset), RWF_NOWAIT) == 1;
@@ -125,19 +125,28 @@ MappedWindow::~MappedWindow() {
   take_handler_away();
 }
 
-const unsigned char* MappedWindow::show(int descriptor, std::uint64_t offset, std::size_t size, bool at_once) {
+const unsigned char* MappedWindow::show(int descriptor, std::uint64_t offset, std::size_t size) {
   if (slot_ == none || size == 0) return nullptr;
   clear();
-  if (!in_page_cache(descriptor, offset) || !in_page_cache(descriptor, offset + size - 1)) return nullptr;
   const auto ahead = static_cast<std::size_t>(offset % largest_page);
-  void* const shown = mmap(nullptr, ahead + size, PROT_READ, MAP_SHARED | (at_once ? MAP_POPULATE : 0), descriptor,
-                           static_cast<off_t>(offset - ahead));
+  void* const shown =
+      mmap(nullptr, ahead + size, PROT_READ, MAP_SHARED, descriptor, static_cast<off_t>(offset - ahead));
   if (shown == MAP_FAILED) return nullptr;
   Slot& slot = table[slot_];
   slot.lost.store(false);
   slot.end.store(reinterpret_cast<std::uintptr_t>(shown) + ahead + size);
   slot.begin.store(reinterpret_cast<std::uintptr_t>(shown));
   return static_cast<const unsigned char*>(shown) + ahead;
+}
+
+void MappedWindow::map_pages(const unsigned char* shown, std::size_t size) {
+  constexpr int populate_read = 22;  // MADV_POPULATE_READ, which is younger than some headers; Linux 5.14 has it
+  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(shown) / smallest_page * smallest_page;
+  const std::size_t bytes = reinterpret_cast<std::uintptr_t>(shown) + size - begin;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): rounded to a page
+  if (madvise(reinterpret_cast<void*>(begin), bytes, populate_read) == 0 || errno != EINVAL) return;
+  for (std::size_t at = 0; at < size; at += smallest_page)
+    static_cast<void>(*const_cast<volatile const unsigned char*>(shown + at));
 }
 
 void MappedWindow::clear() {
@@ -151,13 +160,19 @@ void MappedWindow::clear() {
 
 bool MappedWindow::lost() const { return slot_ != none && table[slot_].lost.load(); }
 
+bool in_page_cache(int descriptor, std::uint64_t offset, std::size_t size) {
+  return size > 0 && cached(descriptor, offset) && cached(descriptor, offset + size - 1);
+}
+
 #else  // nothing is shown
 
 MappedWindow::MappedWindow() = default;
 MappedWindow::~MappedWindow() = default;
-const unsigned char* MappedWindow::show(int, std::uint64_t, std::size_t, bool) { return nullptr; }
+const unsigned char* MappedWindow::show(int, std::uint64_t, std::size_t) { return nullptr; }
+void MappedWindow::map_pages(const unsigned char*, std::size_t) {}
 void MappedWindow::clear() {}
 bool MappedWindow::lost() const { return false; }
+bool in_page_cache(int, std::uint64_t, std::size_t) { return false; }
 
 #endif
 

@@ -6,9 +6,9 @@
 
 namespace aisec_fast {
 
-// What one thread looks at. While there is a window, the process has a handler of SIGBUS: the system's answer to who
-// touches what is no longer in the file. It puts zeros there and notes it, if a window shows the place; anybody else's
-// SIGBUS goes on to the handler that was there before.
+// One mapping. While there is a window, the process has a handler of SIGBUS: the system's answer to who touches what is
+// no longer in the file. It puts zeros there and notes it, if a window shows the place; anybody else's SIGBUS goes on
+// to the handler that was there before.
 class MappedWindow {
  public:
   MappedWindow();
@@ -16,10 +16,12 @@ class MappedWindow {
   MappedWindow(const MappedWindow&) = delete;
   MappedWindow& operator=(const MappedWindow&) = delete;
 
-  // These bytes of a file, until the next call. Null where nothing but reading will do: they are not in the page cache,
-  // or the system cannot say so or cannot map them. Pages are mapped as they are touched, some neighbours at a time, or
-  // all at once.
-  const unsigned char* show(int descriptor, std::uint64_t offset, std::size_t size, bool at_once);
+  // These bytes of a file, until the next call; pages are mapped as they are touched, some neighbours at a time. Null
+  // where the system cannot map them.
+  const unsigned char* show(int descriptor, std::uint64_t offset, std::size_t size);
+  // Maps all pages of some bytes that are shown, from any thread: who reads many places ahead fetches nothing where no
+  // page is mapped.
+  static void map_pages(const unsigned char* shown, std::size_t size);
   // Whether some of what is shown went away while it was looked at: zeros may have been seen in its place.
   bool lost() const;
 
@@ -28,5 +30,9 @@ class MappedWindow {
   void clear();
   std::size_t slot_ = none;
 };
+
+// Whether the first and the last byte are in the page cache, as far as the system says so: if not, they are better read
+// than shown.
+bool in_page_cache(int descriptor, std::uint64_t offset, std::size_t size);
 
 }  // namespace aisec_fast
