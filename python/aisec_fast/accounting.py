@@ -10,6 +10,7 @@ independently with probability ``sample_rate``.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -25,7 +26,11 @@ ACCOUNTANTS = ("pld", "rdp")
 _ALIASES = {"prv": "pld"}  # Opacus's name of its numerical accountant
 _TOLERANCE = 1e-4  # relative width of the bracket at which the search for a noise multiplier stops
 _LARGEST = 1e6  # noise multiplier that the search tries
+_LEAST = 1e-100  # what is below counts as no noise: its square would leave float64
 _MOST_RUNS = 2**40  # of one mechanism that are told apart
+_INTERVAL = 1e-4  # of the losses that the tight accountant tells apart
+_FINE_UP_TO = 20.0  # epsilon, by RDP, up to which it does; above, intervals grow in proportion
+_NOT_TIGHT_ABOVE = 1e6  # epsilon, by RDP, that says all there is to say
 
 
 def get_epsilon(
@@ -38,7 +43,8 @@ def get_epsilon(
         sample_rate: probability with which each record enters a batch, in (0, 1].
         steps: number of steps, >= 0.
         delta: in (0, 1).
-        accountant: "pld" (tight) or "rdp" (looser, faster); "prv" means "pld".
+        accountant: "pld" (tight) or "rdp" (looser, faster); "prv" means "pld". An epsilon above about 20 is bounded on a
+            coarser grid, one above 10^6 by RDP: the tight accountant would take minutes and gigabytes for it.
 
     Raises:
         TypeError, ValueError: an argument out of its range, named.
@@ -138,9 +144,9 @@ def epsilon_of(mechanisms: Mapping[tuple[float, float], int], delta: float, acco
     used = {key: times for key, times in mechanisms.items() if times}
     if not used:
         return 0.0
-    if any(noise_multiplier == 0.0 for noise_multiplier, _ in used):
+    if any(noise_multiplier < _LEAST for noise_multiplier, _ in used):
         return math.inf
-    return float(_composed(used, method).get_epsilon(delta))
+    return _epsilon(used, delta, method)
 
 
 def curve_of(mechanisms: Mapping[tuple[float, float], int], points: int) -> list[tuple[float, float]]:
@@ -148,16 +154,49 @@ def curve_of(mechanisms: Mapping[tuple[float, float], int], points: int) -> list
 
     They go from epsilon 0 to where delta is 1e-9, in equal steps. Every mechanism of ``mechanisms`` has noise.
     """
-    ledger = _composed(mechanisms, "pld")
+    loose = float(_composed(mechanisms, "rdp").get_epsilon(1e-9)) if _may_be_large(mechanisms) else None
+    ledger = _composed(mechanisms, "pld", _interval(loose))
     last = float(ledger.get_epsilon(1e-9))
     epsilons = [last * i / (points - 1) for i in range(points)]
     return [(epsilon, float(ledger.get_delta(epsilon))) for epsilon in epsilons]
 
 
-def _composed(mechanisms: Mapping[tuple[float, float], int], method: str) -> PrivacyAccountant:
+def _epsilon(mechanisms: Mapping[tuple[float, float], int], delta: float, method: str) -> float:
+    def by_rdp() -> float:
+        return float(_composed(mechanisms, "rdp").get_epsilon(delta))
+
+    loose = by_rdp() if method == "rdp" or _may_be_large(mechanisms) else None
+    if loose is not None and (method == "rdp" or loose > _NOT_TIGHT_ABOVE or max(mechanisms.values()) > _MOST_RUNS):
+        return loose
+    tight = float(_composed(mechanisms, "pld", _interval(loose)).get_epsilon(delta))
+    if math.isinf(tight) and loose is None:  # a delta below what the tight accountant leaves out of the tails
+        loose = by_rdp()
+    return tight if loose is None else min(loose, tight)  # both are upper bounds, on any grid
+
+
+def _may_be_large(mechanisms: Mapping[tuple[float, float], int]) -> bool:
+    """False where epsilon is far below what the tight accountant can do on its finest grid.
+
+    The sum of many small losses is nearly normal, of variance ``spread``. The estimate decides on time and memory alone.
+    """
+    spread = sum(
+        times * rate**2 * math.expm1(min(noise_multiplier**-2.0, 700.0))
+        for (noise_multiplier, rate), times in mechanisms.items()
+    )
+    return spread > 4.0 or max(mechanisms.values()) > _MOST_RUNS
+
+
+def _interval(loose: float | None) -> float:
+    """The width of the tight accountant's grid where RDP says ``loose`` (None: little)."""
+    return _INTERVAL if loose is None else _INTERVAL * max(1.0, loose / _FINE_UP_TO)
+
+
+def _composed(
+    mechanisms: Mapping[tuple[float, float], int], method: str, interval: float = _INTERVAL
+) -> PrivacyAccountant:
     import dp_accounting
 
-    ledger = _accountant(method)
+    ledger = _accountant(method, interval)
     for (noise_multiplier, sample_rate), times in mechanisms.items():
         event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
         if sample_rate < 1.0:
@@ -301,14 +340,20 @@ class Budget:
         return f"Budget(epsilon={self.limit}, delta={self.delta}, accountant={self.accountant!r})"
 
 
-def _accountant(method: str) -> PrivacyAccountant:
+def _accountant(method: str, interval: float) -> PrivacyAccountant:
     import dp_accounting
     from dp_accounting import pld, rdp
 
+    logging.getLogger("absl").addFilter(_worth_saying)  # adding it again does nothing
     relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
     if method == "rdp":
         return rdp.RdpAccountant(neighboring_relation=relation)
-    return pld.PLDAccountant(neighboring_relation=relation)
+    return pld.PLDAccountant(neighboring_relation=relation, value_discretization_interval=interval)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Not worth it: that RDP leaves out an order whose series is long. The others give an upper bound as well."""
+    return not str(record.msg).startswith("_compute_log_a_frac failed to converge")
 
 
 def accountant_name(accountant: object) -> str:

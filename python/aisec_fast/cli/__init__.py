@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
@@ -36,8 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else _COULD_NOT
-    # dp-accounting logs a warning for every Renyi order that it leaves out of its search.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         code: int | None = arguments.run(arguments)
     except KeyboardInterrupt:
