@@ -532,3 +532,9 @@ def test_where_a_manifest_cannot_be_saved(model: Path, tmp_path: Path, monkeypat
     with pytest.raises(PermissionError, match="no permission"):
         manifest.save(tmp_path / "manifest.json")
     assert list(tmp_path.iterdir()) == [model]
+
+
+def test_text_does_not_allow_links(model: Path) -> None:
+    for call in (Manifest.from_directory, hash_directory):
+        with pytest.raises(TypeError, match="allow_symlinks is a str, expected a bool"):
+            call(model, allow_symlinks="no")  # type: ignore[operator]

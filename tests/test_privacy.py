@@ -746,6 +746,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "ghost": ({"grad_sample_mode": "ghost"}, ValueError, "grad_sample_mode 'ghost'"),
     "generator": ({"noise_generator": torch.Generator()}, ValueError, "noise_generator"),
     "source": ({"source": 7}, TypeError, "source"),
+    "sampling": ({"poisson_sampling": "no"}, TypeError, "^poisson_sampling is a str, expected a bool"),
     "loader type": ({"data_loader": [1, 2]}, TypeError, "data_loader must be"),
     "stream": ({"data_loader": DataLoader(Stream(), batch_size=2)}, TypeError, "IterableDataset"),
     "stream, plain": (

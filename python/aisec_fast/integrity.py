@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from . import _checks
 from ._errors import ManifestError
 from ._writing import check_destination, write_whole
 from .hashing import _files
@@ -122,6 +123,7 @@ class Manifest:
             Otherwise as ``hashing.hash_directory``.
         """
         _check_algorithm(algorithm, "algorithm", ValueError)
+        allow_symlinks = _checks.flag(allow_symlinks, "allow_symlinks")
         ignored = _checked_ignore(list(_files.ignored_names(ignore)), "ignore")
         patterns = _files.Patterns(ignore_patterns)
         files = _files.regular_files(path, ignore=ignored, patterns=patterns, allow_symlinks=allow_symlinks)

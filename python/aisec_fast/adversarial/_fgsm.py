@@ -37,7 +37,7 @@ def fgsm(
         model,
         x,
         y,
-        eps=eps,
+        eps=_checks.positive(eps, "eps"),
         step_size=eps,
         steps=1,
         norm=norm,

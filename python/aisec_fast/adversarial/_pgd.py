@@ -117,6 +117,8 @@ def pgd(
     count, tries = _checks.whole(steps, "steps"), _checks.whole(restarts, "restarts", least=1)
     if loss not in _LOSSES:
         raise ValueError(f"loss is {loss!r}, expected one of {', '.join(map(repr, _LOSSES))}")
+    random_start = _checks.flag(random_start, "random_start")
+    targeted, early_stop = _checks.flag(targeted, "targeted"), _checks.flag(early_stop, "early_stop")
     if tries > 1 and not random_start:
         raise ValueError(f"restarts is {tries}, but random_start is False: all runs would be the same")
     if targets is not None:

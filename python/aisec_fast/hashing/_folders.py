@@ -13,6 +13,7 @@ from itertools import repeat
 from pathlib import PurePosixPath
 from typing import NamedTuple, TypeAlias
 
+from .. import _checks
 from .._backends import choose_host
 from .._errors import UnsupportedFileError
 
@@ -184,6 +185,7 @@ def scan(
     What cannot be read raises, or with ``on_error`` is left out and told.
     """
     root, left_out = text_path(path), frozenset(ignored_names(ignore))
+    allow_symlinks = _checks.flag(allow_symlinks, "allow_symlinks")
     if not stat.S_ISDIR(os.stat(root).st_mode):  # noqa: PTH116
         raise NotADirectoryError(errno.ENOTDIR, "is no directory", root)
     with opened_folder(root) as descriptor:
