@@ -447,11 +447,16 @@ struct Keywords {
   PyObject *key = nullptr, *context = nullptr, *max_threads = nullptr;
 };
 
+// -1 is blake3.AUTO.
+bool is_auto(PyObject* max_threads) {
+  int beyond = 0;
+  return is_none(max_threads) ||
+         (PyLong_CheckExact(max_threads) && PyLong_AsLongLongAndOverflow(max_threads, &beyond) == -1 && beyond == 0);
+}
+
 // False with an error of Python.
 bool set_up(State<Blake3Algorithm>& state, const Keywords& given) {
-  if (!is_none(given.max_threads) &&
-      !(PyLong_CheckExact(given.max_threads) && PyLong_AsLong(given.max_threads) == -1)) {
-    PyErr_Clear();
+  if (!is_auto(given.max_threads)) {
     std::uint64_t limit;
     if (!whole(given.max_threads, "max_threads", 1, limit)) return false;
     state.limit = static_cast<std::size_t>(limit);
