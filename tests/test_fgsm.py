@@ -257,3 +257,29 @@ def test_straight_through_names_what_a_function_got_wrong(function, message) -> 
         adversarial.StraightThrough(function)(torch.rand(3, 4))
     with pytest.raises(TypeError, match=r"^function is a int"):
         adversarial.StraightThrough(3)  # type: ignore[arg-type]
+
+
+def test_one_radius_only() -> None:
+    model, x, y = nn.Linear(4, 3), torch.full((2, 4), 0.5), torch.tensor([0, 1])
+    with pytest.raises(TypeError, match=r"^eps is a list, expected a real number"):
+        adversarial.fgsm(model, x, y, eps=[0.1, 0.2])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd", "square", "fab", "deepfool", "evaluate"])
+def test_samples_of_another_dtype_than_the_model(attack: str) -> None:
+    """As numpy makes them: the error speaks of x, not of a matrix; a module that converts its input is attacked."""
+    model, x, y = nn.Linear(4, 5), np.full((2, 4), 0.5), torch.tensor([0, 1])
+    options = {} if attack in ("fab", "deepfool") else {"eps": 0.1}
+    with pytest.raises(TypeError, match=r"^x has dtype float64, and the model computes in float32: .*; pass x in the"):
+        getattr(adversarial, attack)(model, x, y, **options)
+
+    class Converting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 5)
+
+        def forward(self, batch: Tensor) -> Tensor:
+            logits: Tensor = self.layer(batch.float())
+            return logits
+
+    getattr(adversarial, attack)(Converting(), x, y, **options)

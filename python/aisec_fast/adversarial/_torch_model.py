@@ -46,6 +46,7 @@ class TorchModel:
         self._rows_at_once: int | None = None
         self._lower: torch.dtype | None = None  # of passes with a gradient
         self._writes_to_input: bool | None = None  # not known yet
+        self._clash = ""  # of x's dtype with the module's, which may be meant: it may convert its input
         self.may_wait = False  # whether somebody asks ``misled`` in the end
         self._looks: list[tuple[Tensor, Tensor]] = []  # rows, and the list's logits there, still to be compared
         self._misled = False
@@ -83,6 +84,10 @@ class TorchModel:
         if smallest < 0:
             raise ValueError(f"y holds label {smallest}, expected 0 or above")
         model = cls(module, x.device, largest_label=int(largest), least_classes=least_classes, needs=needs)
+        dtypes = (tensor.dtype for tensor in chain(module.parameters(), module.buffers()) if tensor.is_floating_point())
+        dtype = next(dtypes, x.dtype)
+        if dtype != x.dtype:
+            model._clash = f"x has dtype {x.dtype}, and the model computes in {dtype}".replace("torch.", "")
         return model, labels
 
     @contextmanager
@@ -120,6 +125,10 @@ class TorchModel:
                     if cuda_graph is not False:
                         self._graphs = self._recorded_graphs(must=cuda_graph is True)
                 yield
+            except RuntimeError as error:
+                if self._clash and "type" in str(error):
+                    raise TypeError(f"{self._clash}: {error}; pass x in the dtype of the model") from error
+                raise
             finally:
                 self._copy = self._rows_at_once = self._lower = None
                 self._looks, self._misled = [], False
