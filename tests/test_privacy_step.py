@@ -568,6 +568,13 @@ def test_training_ends_within_its_budget() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_budget_that_no_step_fits_is_told() -> None:
+    engine = PrivacyEngine(accountant="rdp", budget=accounting.Budget(0.01, DELTA, accountant="rdp"))
+    _, model, optimizer, loader = private(engine=engine)
+    with pytest.warns(UserWarning, match=r"the loader is empty: one step .* would exceed Budget\(epsilon=0.01"):
+        assert train(model, optimizer, loader) == 0
+
+
 def test_budget_of_passes_and_of_parts() -> None:
     limit = (
         accounting.get_epsilon(noise_multiplier=4.0, sample_rate=1.0, steps=2, delta=DELTA, accountant="rdp") * 1.001

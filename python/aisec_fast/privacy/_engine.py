@@ -138,7 +138,7 @@ class PrivacyEngine:
         if max_physical_batch_size is not None:
             max_physical_batch_size = _checks.whole(max_physical_batch_size, "max_physical_batch_size", least=1)
         source = noise.SecureSource() if source is None else chosen(source)
-        if poisson_sampling:
+        if _checks.flag(poisson_sampling, "poisson_sampling"):
             loader = _sampling.poisson_loader(data_loader, source, max_physical_batch_size)
             records = len(data_loader.dataset)  # type: ignore[arg-type]
             rate = 1 / len(loader)
@@ -202,6 +202,7 @@ class PrivacyEngine:
                 "target_epsilon is for a whole run, but this engine has already spent budget; use a new engine"
             )
         epochs = _checks.whole(epochs, "epochs", least=1)
+        poisson_sampling = _checks.flag(poisson_sampling, "poisson_sampling")
         _sampling.check_loader(data_loader)
         steps = len(data_loader)
         return self.make_private(
@@ -260,7 +261,15 @@ class _Account:
         """True if the budget, if there is one, allows the step on the loader's next batch."""
         if self.budget is None or (self.rate is None and not new_pass):
             return True
-        return self.budget.allows(self.mechanism.noise_multiplier, self.rate or 1.0)
+        allowed = self.budget.allows(self.mechanism.noise_multiplier, self.rate or 1.0)
+        if not allowed and not self.budget.ledger.spent:
+            # Else a training that never began looks like one that went well.
+            warnings.warn(
+                f"the loader is empty: one step at noise multiplier {self.mechanism.noise_multiplier} would exceed "
+                f"{self.budget}",
+                stacklevel=3,
+            )
+        return allowed
 
     def book(self, from_loader: bool) -> None:
         """Book one step, before its result exists; raises BudgetError if the budget does not allow it."""
