@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import aisec_fast
 from aisec_fast.cli import _accounting, _output, main
 
 
@@ -19,6 +22,11 @@ def test_info(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert json.loads(capsys.readouterr().out)["backends"]["numba"] == "available"
     assert main(["info", "--json", str(tmp_path / "info.json")]) == 0
     assert "threads" in json.loads((tmp_path / "info.json").read_text())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"aisec_fast {aisec_fast.__version__}\n"
 
 
 def test_the_installed_command() -> None:
@@ -143,6 +151,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         _output.write_json({}, str(file))
     assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
     assert file.read_text() == "old"
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*demo\.json"):
+        _output.write_json({}, str(tmp_path / "demo.json"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

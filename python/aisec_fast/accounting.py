@@ -194,7 +194,11 @@ def _interval(loose: float | None) -> float:
 def _composed(
     mechanisms: Mapping[tuple[float, float], int], method: str, interval: float = _INTERVAL
 ) -> PrivacyAccountant:
-    import dp_accounting
+    try:
+        import dp_accounting
+    except ModuleNotFoundError as error:
+        message = f"{error}; epsilon needs dp-accounting: pip install 'aisec_fast[privacy]'"
+        raise ModuleNotFoundError(message, name=error.name) from error
 
     ledger = _accountant(method, interval)
     for (noise_multiplier, sample_rate), times in mechanisms.items():

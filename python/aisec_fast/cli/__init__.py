@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from .._backends import version
 from .._errors import AisecFastError
 from . import audit, bench, demo, epsilon, hash, info, manifest, noise_multiplier, verify
 from ._output import CommandError, missing_package, printable, say
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"aisec_fast {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (info, demo, bench, epsilon, noise_multiplier, audit, hash, manifest, verify):
         command = commands.add_parser(
