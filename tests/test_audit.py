@@ -388,6 +388,8 @@ def test_bad_input() -> None:
         audit.GradientCanaries(model)
     with pytest.raises(ValueError, match="canaries is 19, expected at least 20"):
         audit.GradientCanaries(optimizer, count=19)
+    with pytest.raises(TypeError, match="train is a NoneType, expected a function"):
+        audit.one_run(None, delta=1e-5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="canaries is 100000, expected at most 1156"):
         audit.GradientCanaries(optimizer, count=100000)
     with pytest.raises(TypeError, match="canaries is a float"):

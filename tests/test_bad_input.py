@@ -61,6 +61,7 @@ ARRAYS: list[tuple[str, Any, type[Exception], str]] = [
     ("torch requiring grad", torch.ones(4, 6, requires_grad=True), ValueError, "requires grad"),
     ("torch sparse", torch.eye(4).to_sparse(), TypeError, "has layout torch.sparse_coo"),
     ("torch meta", META, ValueError, "lives on meta, expected the CPU or a CUDA device"),
+    ("torch conjugated", torch.ones(4, 6, dtype=torch.complex64).conj(), ValueError, r"resolve_conj\(\)"),
     ("another device", Elsewhere(), ValueError, "lives on DLPack device type 15"),
 ]
 

@@ -125,7 +125,9 @@ def _describe_torch(value: Any, name: str, torch: Any) -> Array:
     if value.requires_grad:
         raise ValueError(f"{name} requires grad; pass {name}.detach()")
     if value.is_neg() or value.is_conj():
-        raise ValueError(f"{name} is a lazily negated or conjugated tensor; pass {name}.resolve_neg()")
+        raise ValueError(
+            f"{name} is a lazily negated or conjugated tensor; pass {name}.resolve_{'neg' if value.is_neg() else 'conj'}()"
+        )
     shape = tuple(value.shape)
     if not has_memory(value):  # what FSDP does to parameters that are elsewhere
         raise ValueError(f"{name} has no memory: its storage was freed")

@@ -217,6 +217,8 @@ def one_run(
     _checks.probability(confidence, "confidence")
     checked_numbers(canaries, guesses)
     chosen(source)
+    if not callable(train):
+        raise TypeError(f"train is a {type(train).__name__}, expected a function that is called with attach")
     attached: list[GradientCanaries] = []
 
     def attach(optimizer: Optimizer) -> GradientCanaries:

@@ -387,6 +387,8 @@ def _of_arrow(schema: Any, array: Any, owner: Any) -> Records:
         found = _between(data, np.arange(first, first + rows + 1, dtype=np.int64) * width)
     elif layout in (b"vu", b"vz"):
         found = _of_views(buffers, first, rows, valid, owner)
+    elif layout == b"+s":  # a struct, or a whole table
+        raise TypeError("data is an Arrow table or a column of structs, expected one column of strings or binary")
     else:
         raise TypeError(
             f"data is an Arrow column of format {layout.decode(errors='replace')!r}, expected strings or binary: "
