@@ -153,6 +153,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert file.read_text() == "old"
 
 
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe, link, output = tmp_path / "pipe", tmp_path / "null", tmp_path / "stdout"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    output.symlink_to("/proc/self/fd/1")
+    for path in (pipe, link, output):
+        assert main(["info", "--json", str(path)]) == 2
+        assert "is a device, pipe or socket, expected a file to write to" in capsys.readouterr().err
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert output.is_symlink()
+
+
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

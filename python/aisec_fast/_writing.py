@@ -6,15 +6,25 @@ import os
 import secrets
 from pathlib import Path
 
+from ._errors import UnsupportedFileError
+
 
 def check_destination(path: Path) -> None:
     """OSError now rather than after the work, if a file could not be written to ``path``."""
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder, expected a file to write to")
+    if (path.exists() and not path.is_file()) or _is_open_file(path):
+        # The rename would put a plain file in its place: for everybody, where root writes to /dev/null.
+        raise UnsupportedFileError(f"{str(path)!r} is a device, pipe or socket, expected a file to write to")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder of {str(path)!r} does not exist")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"no permission to write to the folder of {str(path)!r}")
+
+
+def _is_open_file(path: Path) -> bool:
+    """Whether ``path`` is a link to what a process has open, as /dev/stdout is."""
+    return path.is_symlink() and str(path.readlink()).startswith("/proc/")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
