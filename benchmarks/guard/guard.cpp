@@ -91,6 +91,10 @@ std::vector<std::pair<std::string, Call>> calls(Inputs& in) {
          noise.granularity = 0x1p-8;
          k.noise.gaussian_float32(in.x.data(), in.out.data(), 0, samples, noise, nothing_soon);
        }},
+      {"float_gaussian_float32",
+       [&](const Kernels& k) {
+         k.noise.float_gaussian_float32(in.x.data(), in.out.data(), 0, samples, in.noise, nothing_soon);
+       }},
       {"gaussian_float64",
        [&](const Kernels& k) {
          k.noise.gaussian_float64(in.wide.data(), in.wide_out.data(), 0, samples, in.noise, nothing_soon);

@@ -86,6 +86,7 @@ __attribute__((target("aes"))) void aes_words(std::uint64_t* out, const AesSubke
 class VaesWords {
  public:
   static constexpr unsigned at_once = 8;
+  struct Blocks {};
 
   AISEC_VAES VaesWords(const AesSubkey& subkey, std::uint64_t first) {
     for (int round = 0; round < 11; ++round)
@@ -113,6 +114,43 @@ class VaesWords {
   }
 
   __m512i keys_[11], counter_, state_[4];
+};
+
+// The same, sixteen at a time. A caller asks for a round at a time and does other things between them.
+class VaesWordsInOrder {
+ public:
+  static constexpr unsigned at_once = 16;
+  struct Blocks {
+    __m512i state[2];
+  };
+
+  AISEC_VAES VaesWordsInOrder(const AesSubkey& subkey, std::uint64_t first) {
+    for (int round = 0; round < 11; ++round)
+      keys_[round] = _mm512_maskz_broadcast_i32x4(
+          0xffff, _mm_load_si128(reinterpret_cast<const __m128i*>(subkey.round_key[round])));
+    const long long nonce = static_cast<long long>(subkey.nonce), block = static_cast<long long>(first);
+    counter_ = _mm512_set_epi64(nonce, block + 3, nonce, block + 2, nonce, block + 1, nonce, block);
+  }
+
+  // The counter is a multiple of eight, so that a sum with less is an exclusive or.
+  AISEC_VAES AISEC_INLINE Blocks start() {
+    const auto plus = [](int n) { return _mm512_set_epi64(0, n, 0, n, 0, n, 0, n); };
+    const __m512i block = _mm512_xor_si512(counter_, keys_[0]);
+    counter_ = _mm512_add_epi64(counter_, plus(8));
+    return {{block, _mm512_xor_si512(block, plus(4))}};
+  }
+  template <int first, int last>
+  AISEC_VAES AISEC_INLINE void rounds(Blocks& blocks) const {
+    for (int round = first; round <= last; ++round)
+      for (__m512i& state : blocks.state) state = _mm512_aesenc_epi128(state, keys_[round]);
+  }
+  // The last round: words.
+  AISEC_VAES AISEC_INLINE void last(Blocks& blocks) const {
+    for (__m512i& state : blocks.state) state = _mm512_aesenclast_epi128(state, keys_[10]);
+  }
+
+ private:
+  __m512i keys_[11], counter_;
 };
 
 #else
@@ -170,6 +208,7 @@ class VaesWordsIn {
   __m256i keys_[11], counter_;
 };
 using VaesWords = VaesWordsIn<WordOrder::lanes>;
+using VaesWordsInOrder = VaesWordsIn<WordOrder::numbers>;
 #endif
 
 // 128 of them.

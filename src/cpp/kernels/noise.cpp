@@ -12,8 +12,10 @@
 #elif defined(__AVX2__)
 #include "kernels/noise_avx2.hpp"
 #include "kernels/noise_fixed_avx2.hpp"
-#include "kernels/noise_float_avx2.hpp"
 #include "kernels/noise_small_avx2.hpp"
+#endif
+#if defined(__AVX2__)
+#include "kernels/noise_float_vectors.hpp"
 #endif
 
 namespace aisec_fast::AISEC_ISA {
@@ -278,34 +280,7 @@ void add_float(const float* x, float* out, std::size_t count, const std::uint64_
   }
 }
 
-#if defined(__AVX512F__)
-static_assert(noise_group % two_float_groups == 0);  // where its pipeline starts
-
-template <Law law>
-void add_float32_noise(const float* x, float* out, std::size_t first, std::size_t last, const NoiseCall& call) {
-  const std::uintptr_t rows =
-      reinterpret_cast<std::uintptr_t>(float_tables[static_cast<unsigned>(law)]) - first_float_offset;
-  Stream stream(call, domain_of(law));
-  FloatPipeline line;
-  stream.read(line.words, first / float_group);
-  start(line, rows);
-  const std::size_t whole = last - last % float_group, rest = last - whole;
-  const auto later = [&](std::size_t i) { return x + (last - i > prefetched + float_group ? i + prefetched : i); };
-  const float scale = static_cast<float>(call.scale);
-  const WholeGroups any{stream, (last + float_group - 1) / float_group};
-  if (stream.has_vaes() && whole - first > float_group)
-    add_float_groups(x + first, out + first, line, first, whole, rows, scale,
-                     VaesGroups(stream, first / float_group + 1), later);
-  else
-    add_float_groups(x + first, out + first, line, first, whole, rows, scale, any, later);
-  if (rest <= 32)  // a few are made faster one by one
-    return add_float<law>(x + whole, out + whole, rest, line.words + whole / 2 % two_groups, call.scale);
-  alignas(64) float padded[float_group] = {};
-  memcpy(padded, x + whole, rest * sizeof *x);
-  add_float_groups(padded, padded, line, whole, last, rows, scale, any, later);
-  memcpy(out + whole, padded, rest * sizeof *x);
-}
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
 static_assert(noise_group % two_float_groups == 0);  // where its pipeline starts
 
 template <Law law>
@@ -317,7 +292,7 @@ void add_float32_noise(const float* x, float* out, std::size_t first, std::size_
   const auto later = [&](std::size_t i) { return x + (last - i > prefetched + float_group ? i + prefetched : i); };
   Stream stream(call, domain_of(law));
   FloatPipeline line;
-  alignas(32) std::uint64_t words[group_samples];
+  alignas(64) std::uint64_t words[group_samples];
   stream.read_in_order(words, first / float_group);
   find_float_cells(line.of(first), words, last - first < float_group ? last - first : float_group);
   if (stream.has_vaes() && whole - first > float_group)
@@ -326,12 +301,12 @@ void add_float32_noise(const float* x, float* out, std::size_t first, std::size_
   else
     add_float_groups(x + first, out + first, line, first, whole, rows, scale, WholeGroupsInOrder{{stream, groups}},
                      later);
-  const FloatCells* cells = line.of(whole);
   for (std::size_t i = whole; i < last; i += 8) {
     float values[8] = {};
     const std::size_t bytes = (last - i < 8 ? last - i : 8) * sizeof *x;
     memcpy(values, x + i, bytes);
-    add_eight(values, values, rows, *cells++, _mm256_set1_ps(scale));
+    const FloatEight eight(line.of(whole), static_cast<unsigned>(i - whole) / 8);
+    add_eight(values, values, rows, eight, _mm256_set1_ps(scale));
     memcpy(out + i, values, bytes);
   }
 }

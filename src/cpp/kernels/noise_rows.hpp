@@ -81,13 +81,6 @@ inline FloatCoefficients float_coefficients(std::uintptr_t rows, const std::uint
           _mm256_shuffle_ps(ab_high, cd_high, 0x44), _mm256_shuffle_ps(ab_high, cd_high, 0xee)};
 }
 
-// T of eight samples.
-inline __m256 float_quantiles(std::uintptr_t rows, const std::uint32_t* offset, const float* delta) {
-  const FloatCoefficients c = float_coefficients(rows, offset);
-  const __m256 x = _mm256_load_ps(delta);
-  return ((c.c3 * x + c.c2) * x + c.c1) * x + c.c0;
-}
-
 // Stands for AddIntegers where integers are not added at once.
 struct NeverAdd {
   bool begin(std::size_t) const { return false; }

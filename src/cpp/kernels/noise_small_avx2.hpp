@@ -9,7 +9,7 @@
 #include "aisec_fast/noise_math.hpp"
 #include "kernels/noise_avx2.hpp"
 #include "kernels/noise_fixed.hpp"
-#include "kernels/noise_middles_avx2.hpp"
+#include "kernels/noise_middles.hpp"
 
 namespace aisec_fast::AISEC_ISA {
 namespace {

@@ -82,7 +82,9 @@ class Stream {
     chacha_group(out, key_, domain_, group * group_blocks);
   }
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  void read_in_order(std::uint64_t* out, std::uint64_t group) { read(out, group); }
+#elif defined(__AVX2__)
   // The same as they are numbered.
   void read_in_order(std::uint64_t* out, std::uint64_t group) {
     if (generator_ != Generator::chacha) return read_aes<WordOrder::numbers>(out, group);
@@ -181,7 +183,6 @@ struct VaesGroupsOf {
   }
   bool begins(std::uint64_t group) const { return Stream::starts_subkey(group); }
   AISEC_VAES void make(std::uint64_t* out) { words.make(out); }
-#if !defined(__AVX512F__)
   using Blocks = typename Words::Blocks;
 
   AISEC_VAES AISEC_INLINE Blocks start() { return words.start(); }
@@ -191,12 +192,11 @@ struct VaesGroupsOf {
   }
   AISEC_VAES AISEC_INLINE void last(Blocks& blocks) const { words.last(blocks); }
   AISEC_VAES AISEC_INLINE void end(std::uint64_t* out, Blocks& blocks) const { words.end(out, blocks); }
-#endif
 };
 using VaesGroups = VaesGroupsOf<VaesWords>;
 #endif
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__)
 // Both with words as they are numbered.
 struct WholeGroupsInOrder : WholeGroups {
   // NOLINTNEXTLINE(bugprone-derived-method-shadowing-base-method): it stands in for it
@@ -204,7 +204,7 @@ struct WholeGroupsInOrder : WholeGroups {
     if (group < groups) stream.read_in_order(out, group);
   }
 };
-using VaesGroupsInOrder = VaesGroupsOf<VaesWordsIn<WordOrder::numbers>>;
+using VaesGroupsInOrder = VaesGroupsOf<VaesWordsInOrder>;
 #endif
 
 }  // namespace

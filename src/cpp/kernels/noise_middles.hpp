@@ -1,5 +1,5 @@
 #pragma once
-// What float mode and fixed point have in common with AVX2: v, a float32, the middle of its cell, and the row of
+// What float mode and AVX2's fixed point have in common: v, a float32, the middle of its cell, and the row of
 // scaled_tables that the middle leads to. A core keeps some 64 vector operations waiting for their operands, fewer than
 // the 45 cycles from a row to a sum would need: so their loops do parts of several eights of samples in turns.
 #include <immintrin.h>
@@ -39,7 +39,7 @@ AISEC_INLINE __m256 even_column(__m256 ab, __m256 cd) { return _mm256_shuffle_ps
 AISEC_INLINE __m256 odd_column(__m256 ab, __m256 cd) { return _mm256_shuffle_ps(ab, cd, 0xee); }
 
 // Compilers move an operation to where its result is used; pinned, it stays where it stands.
-AISEC_INLINE void pin(__m256& value) { asm volatile("" : "+x"(value)); }
+AISEC_INLINE void pin(__m256& value) { asm volatile("" : "+v"(value)); }
 
 template <int number, class More>
 AISEC_VAES AISEC_INLINE void aes_round(const More& more, typename More::Blocks& blocks) {
