@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..privacy._coverage import CoveredLayer
+from ..privacy._layers import each_axis
 
 _LOUD = 2.0**30  # an activation so large that the bias has no part in the gradient of a weight's canary
 _CLEAR = 2.0**10  # far above the epsilon of a normalisation
@@ -95,12 +96,12 @@ def _linear(layer: nn.Linear, name: str, at: Tensor) -> tuple[Tensor, Tensor]:
 
 def _conv(layer: Any, name: str, at: Tensor) -> tuple[Tensor, Tensor]:
     count, space = len(at), layer.kernel_size
-    dilation, stride = layer.dilation, layer.stride
+    dilation, stride = each_axis(layer, layer.dilation), each_axis(layer, layer.stride)
     reach = [d * (k - 1) for k, d in zip(space, dilation, strict=True)]
     if layer.padding == "same":
         sides = [(r // 2, r - r // 2) for r in reach]
     else:
-        padding = [0] * len(space) if layer.padding == "valid" else layer.padding
+        padding = [0] * len(space) if layer.padding == "valid" else each_axis(layer, layer.padding)
         sides = [(p, p) for p in padding]
     # The first output position whose patch holds no padding, and the smallest input with all of that patch.
     out = [-(-before // s) for (before, _), s in zip(sides, stride, strict=True)]

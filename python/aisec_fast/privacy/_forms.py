@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._device import DeviceContext
 
 from .. import _backends, _winograd
+from ._layers import each_axis
 
 # Weights at most as points of Winograd's products: more of them would come from memory for every few tiles
 # (cached_weights in bind_winograd.cpp).
@@ -91,14 +93,15 @@ class ConvolutionForm(Form):
 
     method = "_conv_forward"
 
-    def __init__(self, layer: nn.Conv2d, padding: tuple[int, int]) -> None:
+    def __init__(self, layer: nn.Conv2d, padding: tuple[int, ...]) -> None:
         """``padding``: of zeros, before and after."""
         super().__init__(layer)
-        self.geometry = layer.stride, padding, layer.dilation
+        stride, dilation = each_axis(layer, layer.stride), each_axis(layer, layer.dilation)
+        self.geometry = stride, padding, dilation
         self.made_for = _geometry(layer)
         weight, size = layer.weight, layer.kernel_size
         outputs, taps = layer.out_channels, weight[0].numel()
-        steps = max(*layer.stride) > 1 or max(*size) == 1
+        steps = max(stride) > 1 or max(size) == 1
         self.is_winograd = _winograd.has_form(weight, *self.geometry, 1) and 4 * weight.numel() <= _MOST_POINTS
         gains = steps and layer.in_channels >= _LEAST_CHANNELS and taps <= _MOST_TAPS
         self.forward_by_taps = gains and _fills_panels(outputs)
@@ -154,15 +157,16 @@ def form_of(layer: nn.Module) -> Form | None:
         return LinearForm(layer)
     if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or layer.groups != 1 or not _winograd.is_fast():
         return None
-    padding: Any = layer.padding
-    if padding == "valid":
-        padding = (0, 0)
-    elif padding == "same":
-        reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    reach = [d * (k - 1) for d, k in zip(each_axis(layer, layer.dilation), layer.kernel_size, strict=True)]
+    if layer.padding == "valid":
+        padding: tuple[int, ...] = (0, 0)
+    elif layer.padding == "same":
         if any(n % 2 for n in reach):
             return None
         padding = tuple(n // 2 for n in reach)
-    if any(p > d * (k - 1) for p, d, k in zip(padding, layer.dilation, layer.kernel_size, strict=True)):
+    else:
+        padding = each_axis(layer, layer.padding)  # type: ignore[arg-type]
+    if any(p > n for p, n in zip(padding, reach, strict=True)):
         return None  # some results are of zeros alone
     found = ConvolutionForm(layer, padding)
     return found if found.is_winograd or found.forward_by_taps or found.backward_by_taps else None
@@ -209,21 +213,30 @@ def _has_slow_mkl() -> bool:
     return core is not None and core.is_amd() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def _has_modes() -> bool:
+    """Whether a mode takes torch's calls, other than that of a default device."""
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return any(type(mode) is not DeviceContext for mode in modes)
+
+
 def _is_usual(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether nothing about this call needs torch's own operation."""
+    if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
+        return False  # inside a compiled call, also in what torch.compile leaves to Python
     for one in (x, weight) if bias is None else (x, weight, bias):
         if type(one) not in (Tensor, nn.Parameter) or not one.is_cpu or one.layout is not torch.strided:
             return False
-        if one.dtype != torch.float32 or not one.is_contiguous() or (one is not x and one.requires_grad):
+        if one.dtype != torch.float32 or not one.is_contiguous() or one.is_neg() or one._is_zerotensor():
+            return False  # in memory such tensors are not what they are
+        if one is not x and one.requires_grad:
             return False  # what requires grad is a parameter that is not frozen: no private step runs through the layer
     # Of a batch of one as of larger ones, between whose samples other memory may lie.
     return x.stride(0) == math.prod(x.shape[1:]) and not (
         torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or not torch._C._get_mkldnn_enabled()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+        or _has_modes()
         or torch._C._functorch.maybe_current_level() is not None
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None

@@ -319,6 +319,7 @@ class ConvGradients(LayerGradients):
         sparing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(layer, activation, gradient, statistics, memory, sparing)
+        self.stride, self.dilation = each_axis(layer, layer.stride), each_axis(layer, layer.dilation)
         self.activation, self.padding = _padded(layer, activation)
         self._keeps_weight: bool | None = None
         self._norms_of_parts: Norms | None = None
@@ -354,8 +355,8 @@ class ConvGradients(LayerGradients):
             return True
         layer, block = self.layer, block_size(self._terms(), self.dtype)
         activation, gradient = self.activation.shape[1:], self.gradient.shape[1:]
-        kernel, stride = tuple(layer.kernel_size), tuple(layer.stride)
-        return _rows_are_cheaper(activation, gradient, kernel, stride, layer.groups, block)
+        kernel = tuple(layer.kernel_size)
+        return _rows_are_cheaper(activation, gradient, kernel, self.stride, layer.groups, block)
 
     def _norms(self, name: str) -> Norms:
         layer, size, places = self.layer, self.layer.weight.numel(), math.prod(self.layer.kernel_size)
@@ -380,8 +381,8 @@ class ConvGradients(LayerGradients):
         return activation.contiguous(), gradient.contiguous(), self.layer.kernel_size
 
     def _geometry(self) -> dict[str, Any]:
-        layer = self.layer
-        return {"stride": layer.stride, "padding": self.padding, "dilation": layer.dilation, "groups": layer.groups}
+        groups = self.layer.groups
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": groups}
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         if name == "bias":
@@ -450,10 +451,10 @@ class ConvGradients(LayerGradients):
             activation, gradient = activation.unsqueeze(2), gradient.unsqueeze(2)
         first = (1,) * one_row
         squares, bias_squares = (torch.empty(stop - start, dtype=torch.float64) for _ in range(2))
-        bias = torch.empty(gradient.shape[:2])
+        bias = torch.empty(gradient.shape[:2], dtype=self.dtype)
         native.conv_gradients(
-            activation, gradient, (*first, *kernel), (*first, *layer.stride), (*(0,) * one_row, *self.padding),
-            (*first, *layer.dilation), layer.groups, out, taps_first, squares, bias, bias_squares,
+            activation, gradient, (*first, *kernel), (*first, *self.stride), (*(0,) * one_row, *self.padding),
+            (*first, *self.dilation), layer.groups, out, taps_first, squares, bias, bias_squares,
         )  # fmt: skip
         return _outputs_second(out) if taps_first else out, squares, (bias, bias_squares)
 
@@ -499,8 +500,8 @@ class ConvGradients(LayerGradients):
         sides = [side for side in reversed(self.padding) for _ in range(2)]
         values = functional.pad(activation, sides).contiguous()
         moves = values.stride()[2:]
-        taps = [move * step for move, step in zip(moves, layer.dilation, strict=True)]
-        steps = [move * step for move, step in zip(moves, layer.stride, strict=True)]
+        taps = [move * step for move, step in zip(moves, self.dilation, strict=True)]
+        steps = [move * step for move, step in zip(moves, self.stride, strict=True)]
         shape = (*values.shape[:2], *layer.kernel_size, *space)
         return values.as_strided(shape, (*values.stride()[:2], *taps, *steps))
 
@@ -520,10 +521,9 @@ class ConvGradients(LayerGradients):
             total.add(self._backward(gradient, activation, weight, groups))
 
     def _backward(self, gradient: Tensor, activation: Tensor, weight: Tensor, groups: int) -> Tensor:
-        layer = self.layer
         result: Tensor = torch.ops.aten.convolution_backward(
-            gradient, activation, weight, None, layer.stride, self.padding, layer.dilation,
-            False, [0] * len(layer.kernel_size), groups, [False, True, False],
+            gradient, activation, weight, None, self.stride, self.padding, self.dilation,
+            False, [0] * len(self.stride), groups, [False, True, False],
         )[1]  # fmt: skip
         return result
 
@@ -840,7 +840,7 @@ def weighted_sums(kept: list[Tensor], weights: Weights) -> list[Tensor]:
             found = clipping._weighted_sums([_matrix(one) for one in rows], weights.values)
             found = [torch.as_tensor(one, device=rows[0].device) for one in found]
         else:
-            found = [torch.empty(one.shape[1:]) for one in rows]
+            found = [torch.empty(one.shape[1:], dtype=one.dtype) for one in rows]
             _weighted_rows(native, rows, weights, found)
         for i, total in zip(group, found, strict=True):
             sums[i] = total.view(kept[i].shape[1:])
@@ -924,15 +924,21 @@ def chunks(batch: int, elements: int, most: int | None = None) -> Iterator[tuple
         yield start, min(batch, start + size)
 
 
+def each_axis(layer: Any, numbers: int | Sequence[int]) -> tuple[int, ...]:
+    """A number for each dimension of a convolution's space: of a stride, say. As in torch, a single one holds for all."""
+    found = tuple(numbers) if isinstance(numbers, Sequence) else (numbers,)
+    return found * len(layer.kernel_size) if len(found) == 1 else found
+
+
 def _padded(layer: Any, activation: Tensor) -> tuple[Tensor, list[int]]:
     """The activation and the symmetric zero padding that together give what the convolution saw."""
     if layer.padding == "valid":
         return activation, [0] * len(layer.kernel_size)
     if layer.padding == "same":
-        total = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        total = [d * (k - 1) for k, d in zip(layer.kernel_size, each_axis(layer, layer.dilation), strict=True)]
         before, after = [t // 2 for t in total], [t - t // 2 for t in total]
     else:
-        before = after = list(layer.padding)
+        before = after = list(each_axis(layer, layer.padding))
     if layer.padding_mode == "zeros" and before == after:
         return activation, before
     # pad wants the last dimension first. torch, too, pads the input and then convolves without padding.

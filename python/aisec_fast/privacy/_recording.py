@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections import Counter
 from functools import partial
 from typing import Any, NoReturn
@@ -17,6 +18,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules import module as everybodys
+from torch.utils.hooks import RemovableHandle
 
 from .._errors import PrivacyError
 from ._clip import Norms
@@ -84,12 +87,24 @@ class Recorder:
         self._failure: str | None = None
         self._memory, self._layouts = _Memory(), _Memory()
         self._streams: set[Any] = set()  # of a GPU, on which uses were measured
+        self.ran = False  # whether a layer has been called with samples since the last ``drop``
+        self.frozen: set[int] = set()  # identities of parameters of layers whose forward runs
         # An input of the tap that requires grad: a layer whose own input requires none is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
 
-    def called(self, layer: CoveredLayer) -> None:
+    def called(self, layer: CoveredLayer, output: Tensor) -> None:
         """A training forward of ``layer`` happened."""
         self._forwards[id(layer)] += 1
+        self.ran = self.ran or output.numel() > 0
+
+    def taken(self, gradient: Tensor) -> Tensor:
+        """``gradient`` as it came back to a layer, with values in memory as they are; one that has several is refused."""
+        gradient = _in_memory(gradient)
+        if not torch._C._has_storage(gradient):
+            self.fail(
+                "several gradients at a time (is_grads_batched=True, or a transform of torch.func) are not recorded"
+            )
+        return gradient
 
     def add(self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None) -> Use:
         """Keep one use, during a backward pass; it is for the caller to have it measured."""
@@ -135,6 +150,8 @@ class Recorder:
         if not self.batch_first and layer.rule.takes_sequences and activation.dim() > inner + 1:
             activation, gradient, statistics = activation.transpose(0, 1), gradient.transpose(0, 1), None
         dtype = next(iter(layer.parameters.values())).dtype
+        if dtype not in (torch.float32, torch.float64):
+            self.fail(f"parameters of module {layer.name!r} are {dtype} now; float32 or float64 is needed")
         if activation.is_floating_point() and activation.dtype != dtype:
             activation, statistics = activation.to(dtype), None
         memory = partial(self._memory.take, layer) if self.lasting else None
@@ -162,7 +179,7 @@ class Recorder:
 
     def drop(self) -> None:
         """Forget everything, also a failure."""
-        self._uses, self._pass, self._failure = [], None, None
+        self._uses, self._pass, self._failure, self.ran = [], None, None, False
         self._forwards.clear()
         self._streams.clear()
         self._memory.busy.clear()
@@ -242,6 +259,7 @@ class _Watch:
                 f"the input of module {self.layer.name!r}, needed for gradient computation, has been modified by an inplace "
                 "operation"
             )
+        gradient = self.recorder.taken(gradient)
         # A gradient that came through a transposition is laid out anew once, for the node and for the record.
         laid_out = gradient if gradient.is_contiguous() else self.recorder.laid_out(self.layer, gradient)
         of_output = laid_out if laid_out.shape == self.shape else laid_out.view(self.shape)
@@ -250,7 +268,7 @@ class _Watch:
             self.recorder.measure(use)
         else:
             self.use = use
-        if laid_out is gradient and not self.is_first:
+        if laid_out is gradients[self.number] and not self.is_first:
             return None
         return (*gradients[: self.number], None if self.is_first else laid_out, *gradients[self.number + 1 :])
 
@@ -281,6 +299,7 @@ class _Tap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (activation,) = ctx.saved_tensors
+        gradient = ctx.recorder.taken(gradient)
         ctx.recorder.measure(ctx.recorder.add(ctx.layer, activation, gradient, None))
         return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
 
@@ -292,66 +311,138 @@ class _Freeze:
     the gradient has been recorded there, the node gets none and has nothing to do.
     """
 
-    def __init__(self, layer: CoveredLayer) -> None:
-        self.layer = layer
-        self.active = self.is_first = False
+    def __init__(self, layer: CoveredLayer, recorder: Recorder) -> None:
+        self.layer, self.recorder = layer, recorder
+        self.type = type(layer.module)
+        self.thread: int | None = None  # that runs the layer's forward
+        self.is_first = False
+        self.thaw = _Thaw(self)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self.thread is not None:
+            self._after_interrupt()
         # In eval mode or without grad nothing is recorded and nothing is touched.
-        self.active, self.is_first = module.training and torch.is_grad_enabled(), False
-        if not self.active:
+        if not module.training or not torch.is_grad_enabled():
             return None
+        self._check(module)
+        self.thread, self.is_first = threading.get_ident(), False
         for parameter in self.layer.parameters.values():
             parameter.requires_grad_(False)
+            self.recorder.frozen.add(id(parameter))
+        self.thaw.come_first(module)
         if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad or _is_watched(module):
             return None
         self.is_first = args[0].is_floating_point() and not saved_tensors_are_hooked()
         return ((args[0].detach().requires_grad_(),), kwargs) if self.is_first else None
+
+    def end(self) -> None:
+        """Parameters require grad again."""
+        self.thread = None
+        self.thaw.leave()
+        for parameter in self.layer.parameters.values():
+            parameter.requires_grad_(True)
+            self.recorder.frozen.discard(id(parameter))
+
+    def _after_interrupt(self) -> None:
+        """Hooks are not called after an error that is no Exception: a KeyboardInterrupt."""
+        if self.thread == threading.get_ident():
+            self.end()
+        elif torch.is_grad_enabled():
+            raise PrivacyError(f"module {self.layer.name!r} is at work in another thread; train a model in one")
+
+    def _check(self, module: nn.Module) -> None:
+        """What is recorded must be what the layer's own operation does with the parameters that are trained."""
+        if torch._C._functorch.maybe_current_level() is not None:
+            raise PrivacyError(
+                "a private model that trains cannot run inside torch.func (vmap, grad, ...), whose gradients nobody "
+                "records: use it in eval mode or under no_grad there"
+            )
+        for name, parameter in self.layer.parameters.items():
+            thawed = parameter.requires_grad or id(parameter) in self.recorder.frozen
+            if module._parameters.get(name) is not parameter or not thawed:
+                raise changed(f"{self.layer.name}.{name}".lstrip("."))
+        if type(module) is not self.type:
+            raise PrivacyError(f"module {self.layer.name!r} has another type since make_private")
 
     def __reduce__(self) -> tuple[type[_CopiedFreeze], tuple[str]]:
         return _CopiedFreeze, (self.layer.name,)
 
 
 class _Thaw:
-    """Forward hook, also after an error: parameters require grad again, the output is watched."""
+    """Forward hook, also after an error: parameters require grad again, the output is watched.
 
-    def __init__(self, freeze: _Freeze, recorder: Recorder) -> None:
-        self.freeze, self.recorder = freeze, recorder
+    First among the hooks: the gradient recorded is that of the layer's own output, before other hooks change it.
+    """
+
+    def __init__(self, freeze: _Freeze) -> None:
+        self.freeze = freeze
+        self.number = -1  # among the module's hooks
+        self.ahead: RemovableHandle | None = None  # of hooks of all modules, which are called before a module's own
+
+    def come_first(self, module: nn.Module) -> None:
+        """Be called before hooks that were put in front since."""
+        own: Any = module._forward_hooks
+        if next(iter(own), None) != self.number:
+            own.move_to_end(self.number, last=False)
+        of_all: Any = everybodys._global_forward_hooks
+        if of_all:
+            self.ahead = everybodys.register_module_forward_hook(
+                self._of_any_module,  # type: ignore[arg-type]
+                with_kwargs=True,
+            )
+            of_all.move_to_end(self.ahead.id, last=False)
+
+    def leave(self) -> None:
+        """Be called as a hook of the module's own alone."""
+        if self.ahead is not None:
+            self.ahead.remove()
+            self.ahead = None
+
+    def _of_any_module(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Tensor | None:
+        return self(module, args, kwargs, output) if module is self.freeze.layer.module else None
 
     def __call__(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
     ) -> Tensor | None:
-        if not self.freeze.active:
+        if self.freeze.thread != threading.get_ident():
             return None
-        self.freeze.active = False
-        for parameter in self.freeze.layer.parameters.values():
-            parameter.requires_grad_(True)
+        self.freeze.end()
         if output is None:  # the forward raised
             return None
-        self.recorder.called(self.freeze.layer)
-        activation: Tensor = args[0] if args else kwargs["input"]
-        layer, recorder = self.freeze.layer, self.recorder
+        layer, recorder = self.freeze.layer, self.freeze.recorder
+        recorder.called(layer, output)
+        activation = _in_memory((args[0] if args else kwargs["input"]).detach())
         made = _made(output)
         if made.grad_fn is not None and not saved_tensors_are_hooked():
             statistics = _statistics(output) if layer.rule in STATISTICAL else None
-            watch = _Watch(
-                recorder, layer, activation.detach(), statistics, made.output_nr, output.shape, self.freeze.is_first
-            )
+            watch = _Watch(recorder, layer, activation, statistics, made.output_nr, output.shape, self.freeze.is_first)
             made.grad_fn.register_prehook(watch)
             if not recorder.lasting:
                 made.grad_fn.register_hook(watch.after)
             return None
         if output.grad_fn is None and output._is_view():  # marking a view dirty would copy gradients back and forth
             output = output.detach()
-        tapped: Tensor = _Tap.apply(  # type: ignore[no-untyped-call]
-            output, recorder.anchor, activation.detach(), layer, recorder
-        )
+        tapped: Tensor = _Tap.apply(output, recorder.anchor, activation, layer, recorder)  # type: ignore[no-untyped-call]
         return tapped
 
     def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
         return _Copied, ()
+
+
+def changed(name: str) -> PrivacyError:
+    """The error for a parameter that is not what it was."""
+    return PrivacyError(
+        f"parameter {name!r} was frozen, unfrozen or replaced since make_private; start with a fresh model"
+    )
+
+
+def _in_memory(values: Tensor) -> Tensor:
+    """``values`` whose memory holds what they are: torch may keep a sign, or that all are zero, beside it."""
+    return values.clone() if values._is_zerotensor() else values.resolve_neg()
 
 
 def _made(output: Tensor) -> Tensor:
@@ -414,7 +505,8 @@ class _Guard:
         parameter.grad = None
         self.recorder.fail(
             f"parameter {self.name!r} received a gradient outside its layer's training forward: it was used directly "
-            "(a penalty on weights belongs in the optimizer's weight_decay), or its layer was in eval mode"
+            "(a penalty on weights belongs in the optimizer's weight_decay), its layer was in eval mode, or the model was "
+            "compiled, traced or exported before make_private, or without hooks"
         )
 
 
@@ -443,7 +535,7 @@ class _TakeForms:
     def __call__(self, *_rest: Any) -> None:
         for form in self.forms:
             if vars(form.layer).get(form.method) is form:
-                del vars(form.layer)[form.method]
+                vars(form.layer).pop(form.method, None)  # another thread may be quicker
 
     def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
         return _Copied, ()
@@ -458,10 +550,10 @@ def attach(module: nn.Module, layers: list[CoveredLayer], recorder: Recorder, fo
         module.register_forward_hook(_TakeForms(own), always_call=True)
     guarded: set[int] = set()
     for layer in layers:
-        freeze = _Freeze(layer)
+        freeze = _Freeze(layer, recorder)
         layer.module.register_forward_pre_hook(freeze, with_kwargs=True)
-        # First among the hooks: the gradient recorded is that of the layer's own output, before other hooks change it.
-        layer.module.register_forward_hook(_Thaw(freeze, recorder), with_kwargs=True, always_call=True, prepend=True)
+        handle = layer.module.register_forward_hook(freeze.thaw, with_kwargs=True, always_call=True, prepend=True)
+        freeze.thaw.number = handle.id
         for name, parameter in layer.parameters.items():
             if id(parameter) not in guarded:
                 guarded.add(id(parameter))

@@ -33,7 +33,7 @@ from ._layers import (
 )
 from ._precision import full_precision
 from ._probe import RowProbe
-from ._recording import Recorder, Use, is_alone
+from ._recording import Recorder, Use, changed, is_alone
 from ._sampling import Tally
 
 
@@ -82,7 +82,7 @@ class PrivateStep:
         self._means: dict[nn.Parameter, Tensor] = {}
         # What of the module and of the optimizer was trainable when they were last looked at by name. The objects, not
         # their identities, which a new object may take over.
-        self._same: list[nn.Parameter] = []
+        self._same: list[nn.Parameter] | None = None
 
     def info(self) -> dict[str, Any]:
         """See :meth:`PrivacyEngine.info`."""
@@ -106,7 +106,12 @@ class PrivateStep:
                 "call loss.backward() and then optimizer.step() without arguments"
             )
         self._check_same(optimizer)
-        uses = self.recorder.take()
+        ran, uses = self.recorder.ran, self.recorder.take()
+        if ran and not uses:
+            raise PrivacyError(
+                "the model has run, but no gradient has come back to a layer of it: call backward() of a loss of its output, "
+                "without inputs= (those of a private model are not in the graph)"
+            )
         part = self.tally.next()
         with torch.no_grad():
             for parameter in self.trainable.values():
@@ -133,7 +138,7 @@ class PrivateStep:
         """Raise PrivacyError if parameters were frozen, added or exchanged since make_private."""
         now = _trainable_in_order(self.module)
         now += [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if len(now) != len(self._same) or not all(map(operator.is_, now, self._same)):
+        if self._same is None or len(now) != len(self._same) or not all(map(operator.is_, now, self._same)):
             check_same(trainable(self.module), self.trainable, optimizer)
             self._same = now
 
@@ -358,9 +363,7 @@ def check_same(now: dict[str, nn.Parameter], then: dict[str, nn.Parameter], opti
     held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     for name in now.keys() | then.keys():
         if now.get(name) is not then.get(name):
-            raise PrivacyError(
-                f"parameter {name!r} was frozen, unfrozen or replaced since make_private; start with a fresh model"
-            )
+            raise changed(name)
     if held != known:
         raise PrivacyError(
             "the optimizer's parameters changed since make_private; call make_private again with a fresh model"

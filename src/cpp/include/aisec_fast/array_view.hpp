@@ -208,6 +208,8 @@ class ArrayView {
     std::int64_t compact = 1;  // DLPack's null strides mean C order
     for (std::size_t axis = shape_.size(); axis-- > 0; compact *= shape_[axis])
       strides_[axis] = tensor.strides != nullptr ? tensor.strides[axis] : compact;
+    if (tensor.data == nullptr && size() > 0)
+      throw py::value_error(name_ + " has no memory");  // zeros that torch knows of
   }
 
   void set_dtype(int code, py::ssize_t bits) {
