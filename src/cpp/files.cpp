@@ -42,8 +42,8 @@ constexpr std::size_t piece_bytes = std::size_t{1} << 20;  // of a BLAKE3 tree: 
 constexpr std::size_t most_pieces = 8;                     // that a worker takes at a time
 constexpr std::size_t block_bytes = std::size_t{1} << 17;  // of a piece, read at a time
 constexpr std::size_t block_chunks = block_bytes / blake3_chunk_bytes;
-// Of a tree's file, mapped for all workers together: for mappings of their own they wait for one another, and each one's
-// end interrupts the processors of all.
+// Of a tree's file, mapped for all workers together: for mappings of their own they wait for one another, and each
+// one's end interrupts the processors of all.
 constexpr std::uint64_t segment_bytes = std::uint64_t{1} << 26;
 // Of a stream, in a turn, where it need not be read: an eighth of what is left, within these bounds.
 constexpr std::uint64_t least_shown = std::uint64_t{1} << 18, most_shown = std::uint64_t{1} << 22;
