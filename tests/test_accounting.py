@@ -59,6 +59,19 @@ def test_extreme_runs_have_an_epsilon(run: dict[str, Any]) -> None:
     assert epsilon >= accounting.get_epsilon(**{**whole, "noise_multiplier": 2 * whole["noise_multiplier"]})
 
 
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_roundings_of_very_long_runs_are_no_privacy(accountant: str) -> None:
+    """RDP of so little a run rounds to less than 0, of which dp-accounting makes an epsilon of 0.
+
+    One run of Gaussian noise loses less: the losses' sum is nearly normal and of this variance.
+    """
+    multiplier, rate, steps = 1e6, 1e-3, 2**50
+    alike = multiplier / (rate * math.sqrt(steps))
+    least = accounting.get_epsilon(noise_multiplier=alike, sample_rate=1.0, steps=1, delta=1e-5)
+    long = {"noise_multiplier": multiplier, "sample_rate": rate, "steps": steps, "delta": 1e-5}
+    assert accounting.get_epsilon(**long, accountant=accountant) >= least > 0.1
+
+
 def test_what_float64_cannot_square_is_no_noise() -> None:
     assert accounting.get_epsilon(**{**RUN, "noise_multiplier": 1e-200}, delta=1e-5) == math.inf
 
