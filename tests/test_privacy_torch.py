@@ -155,6 +155,23 @@ def test_changed_layers_do_not_train(change: Any, steps: int, layers: str) -> No
         model.train()(X)
 
 
+def test_a_discriminator_may_be_frozen_while_its_generator_trains(layers: str) -> None:
+    model, generator = Net(), nn.Conv2d(3, 3, 3, padding=1)
+    expected, plain = truth(Net(), X), losses(Net()(generator(X))).sum()
+    gradient = torch.autograd.grad(plain, generator.weight)
+    optimizer = private(model, layers)
+    for _ in range(2):
+        same(step(model, optimizer, X), expected)
+        model.requires_grad_(False)
+        generator.zero_grad()
+        losses(model(generator(X))).sum().backward()
+        assert not any(p.requires_grad for p in model.parameters())
+        same([generator.weight.grad], list(gradient))
+        with pytest.raises(PrivacyError, match="since make_private"):
+            optimizer.step()
+        model.requires_grad_(True)
+
+
 def test_what_is_frozen_before_the_first_step_is_noticed(layers: str) -> None:
     model = Net()
     optimizer = private(model, layers)

@@ -88,6 +88,7 @@ class Recorder:
         self._memory, self._layouts = _Memory(), _Memory()
         self._streams: set[Any] = set()  # of a GPU, on which uses were measured
         self.ran = False  # whether a layer has been called with samples since the last ``drop``
+        self.trained: dict[int, nn.Parameter] = {}  # all parameters whose gradients are recorded, by identity
         self.frozen: set[int] = set()  # identities of parameters of layers whose forward runs
         # An input of the tap that requires grad: a layer whose own input requires none is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
@@ -324,7 +325,7 @@ class _Freeze:
         if self.thread is not None:
             self._after_interrupt()
         # In eval mode or without grad nothing is recorded and nothing is touched.
-        if not module.training or not torch.is_grad_enabled():
+        if not module.training or not torch.is_grad_enabled() or self._rests():
             return None
         self._check(module)
         self.thread, self.is_first = threading.get_ident(), False
@@ -336,6 +337,15 @@ class _Freeze:
             return None
         self.is_first = args[0].is_floating_point() and not saved_tensors_are_hooked()
         return ((args[0].detach().requires_grad_(),), kwargs) if self.is_first else None
+
+    def _rests(self) -> bool:
+        """Whether the whole model is frozen: a discriminator, while its generator trains. Then it gets no gradients at all.
+
+        Of a model frozen in parts some layers would train on, so its forward is refused.
+        """
+        if any(p.requires_grad for p in self.layer.parameters.values()) or self.recorder.frozen:
+            return False
+        return not any(p.requires_grad for p in self.recorder.trained.values())
 
     def end(self) -> None:
         """Parameters require grad again."""
@@ -548,15 +558,14 @@ def attach(module: nn.Module, layers: list[CoveredLayer], recorder: Recorder, fo
     if own := [form for form in found.values() if form is not None]:
         module.register_forward_pre_hook(_PutForms(own), prepend=True)
         module.register_forward_hook(_TakeForms(own), always_call=True)
-    guarded: set[int] = set()
     for layer in layers:
         freeze = _Freeze(layer, recorder)
         layer.module.register_forward_pre_hook(freeze, with_kwargs=True)
         handle = layer.module.register_forward_hook(freeze.thaw, with_kwargs=True, always_call=True, prepend=True)
         freeze.thaw.number = handle.id
         for name, parameter in layer.parameters.items():
-            if id(parameter) not in guarded:
-                guarded.add(id(parameter))
+            if id(parameter) not in recorder.trained:
+                recorder.trained[id(parameter)] = parameter
                 guard = _Guard(f"{layer.name}.{name}".lstrip("."), recorder)
                 parameter.register_post_accumulate_grad_hook(guard)  # type: ignore[no-untyped-call]
     return {name: form.kind for name, form in found.items() if form is not None}
