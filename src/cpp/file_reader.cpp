@@ -42,7 +42,11 @@ FileReader::FileReader(std::vector<FileToHash> files, bool keep_going)
     : files_(std::move(files)), keep_going_(keep_going), answers_(files_.size(), {FileOutcome::failed, 0, 0}) {}
 
 void FileReader::fail(std::size_t index, FileOutcome outcome, std::uint64_t first, std::uint64_t second) {
-  answers_[index] = {outcome, first, second};
+  {
+    const std::lock_guard lock(failures_);
+    FileAnswer& answer = answers_[index];
+    if (answer.outcome == FileOutcome::failed && answer.first == 0) answer = {outcome, first, second};
+  }
   if (!keep_going_) stop();
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 #include "files.hpp"
@@ -53,7 +54,8 @@ class FileReader {
 
   const std::vector<FileToHash> files_;
   const bool keep_going_;
-  std::vector<FileAnswer> answers_;  // each is written by the one worker that has the file
+  std::vector<FileAnswer> answers_;
+  std::mutex failures_;  // several workers may find that a file failed: the first one's answer stays
   std::atomic<std::size_t> open_{0};
   std::atomic<std::uint64_t> done_{0};
   std::atomic<bool> stop_{false};

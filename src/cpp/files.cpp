@@ -214,7 +214,10 @@ class FileHashing::Run {
   void start() {
     std::uint64_t total = left_;
     for (const std::size_t index : small_) total += reader_.size(index);
-    if (total <= at_once_bytes && reader_.count() <= at_once_files) return work(0);
+    if (total <= at_once_bytes && reader_.count() <= at_once_files) {
+      maps_ = false;  // the caller may block SIGBUS
+      return work(0);
+    }
     running_ = workers_;
     const SignalsBlocked blocked;
     try {
@@ -469,14 +472,16 @@ class FileHashing::Run {
     // Stays with its file, to read it in order; takes several pieces at a time while many are left.
     while (!tree->failed && tree->left() > 0 && !reader_.stopped()) {
       const std::uint64_t first = tree->next;
-      const std::shared_ptr<Segment> before = tree->segment;  // lest it be unmapped while the lock is held
-      const std::shared_ptr<Segment> segment = segment_of(*tree, first);
+      std::shared_ptr<Segment> before = tree->segment;
+      std::shared_ptr<Segment> segment = segment_of(*tree, first);
       auto count = static_cast<std::size_t>(std::clamp<std::uint64_t>(tree->left() / (4 * workers_), 1, most_pieces));
       while (tree->pieces.begin(first + count) > segment->end) --count;
       tree->next += count;
       lock.unlock();
+      before.reset();  // whoever has a segment last unmaps it: not while the lock is held
       ChainingValue values[most_pieces];
       const bool good = hash_pieces(*tree, first, count, *segment, desk, values);
+      segment.reset();
       lock.lock();
       if (good) {
         for (std::size_t i = 0; i < count; ++i) push(*tree, first + i, values[i]);

@@ -53,6 +53,7 @@ void on_bus_error(int signal, siginfo_t* info, void* context) {
   for (Slot& slot : table) {
     const std::uintptr_t begin = slot.begin.load(), end = slot.end.load();
     if (info->si_code <= 0 || address < begin || address >= end) continue;
+    if (slot.begin.load() != begin) continue;  // somebody else's, who shows another place now: `end` is of that one
     const int error = errno;
     // NOLINTNEXTLINE(performance-no-int-to-ptr): an atomic integer, for the handler
     void* const zeros = mmap(reinterpret_cast<void*>(begin), end - begin, PROT_READ,
