@@ -166,6 +166,23 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path: Path, capsys: pytest.Captu
     assert output.is_symlink()
 
 
+def test_a_link_to_an_open_file_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However many links lead there, and whatever is open: a plain file, if output goes to one."""
+    link, file = tmp_path / "link", tmp_path / "file"
+    with file.open("w") as opened:
+        for target in (f"/proc/self/fd/{opened.fileno()}", f"/dev/fd/{opened.fileno()}"):
+            (tmp_path / "first").symlink_to(target)
+            link.symlink_to("first")
+            for path in (link, tmp_path / "first", Path(target)):
+                assert main(["info", "--json", str(path)]) == 2
+                assert "is a device, pipe or socket, expected a file to write to" in capsys.readouterr().err
+            assert link.is_symlink()
+            link.unlink()
+            (tmp_path / "first").unlink()
+    link.symlink_to("file")
+    assert main(["info", "--json", str(link)]) == 0
+
+
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

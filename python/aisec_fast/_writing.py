@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ._errors import UnsupportedFileError
 
+_MOST_LINKS = 40  # that Linux follows one after the other
+
 
 def check_destination(path: Path) -> None:
     """OSError now rather than after the work, if a file could not be written to ``path``."""
@@ -23,8 +25,14 @@ def check_destination(path: Path) -> None:
 
 
 def _is_open_file(path: Path) -> bool:
-    """Whether ``path`` is a link to what a process has open, as /dev/stdout is."""
-    return path.is_symlink() and str(path.readlink()).startswith("/proc/")
+    """Whether ``path`` leads to what a process has open, as /dev/stdout and /dev/fd/1 do, over links of its own or not."""
+    for _ in range(_MOST_LINKS):
+        if os.path.realpath(path.parent).startswith("/proc/"):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / path.readlink()
+    return False
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
