@@ -84,6 +84,7 @@ unit-without-jit: $(READY)
 
 # Sanitizer builds go to a folder of their own; -S keeps the editable install's import hook from hiding them. The interpreter
 # is not instrumented, so the runtimes are preloaded; leaks are not looked for: CPython and torch keep memory on purpose.
+# SIGBUS is left to our handler and to the tests', which find the runtimes' own in its place otherwise.
 comma := ,
 sanitized = $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --upgrade --target build/$(1)/site . \
   -C build-dir=build/$(1)/cmake -C cmake.build-type=RelWithDebInfo -C cmake.define.AISEC_CUDA=OFF -C cmake.define.AISEC_SANITIZE=$(2)
@@ -104,12 +105,12 @@ TSAN_LEAVES_OUT := --deselect tests/test_clipping.py::test_huge_row_needs_64_bit
 
 asan: $(READY)
 	@$(call sanitized,asan,address$(comma)undefined)
-	LD_PRELOAD="$(call library,asan) $(call library,ubsan) $(call library,stdc++)" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$(call library,asan) $(call library,ubsan) $(call library,stdc++)" ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
 	PYTHONPATH=$(CURDIR)/build/asan/site:$(SITE) $(BIN)/python -S $(SANITIZED_TESTS) $(PYTEST)
 
 tsan: $(READY)
 	@$(call sanitized,tsan,thread)
-	AISEC_FAST_OWN_THREADS=1 LD_PRELOAD="$(call library,tsan) $(call library,stdc++)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:die_after_fork=0 \
+	AISEC_FAST_OWN_THREADS=1 LD_PRELOAD="$(call library,tsan) $(call library,stdc++)" TSAN_OPTIONS=ignore_noninstrumented_modules=1:die_after_fork=0:handle_sigbus=0 \
 	PYTHONPATH=$(CURDIR)/build/tsan/site:$(SITE) $(FIXED_ADDRESSES) $(BIN)/python -S $(SANITIZED_TESTS) $(TSAN_LEAVES_OUT) $(PYTEST)
 
 tidy: $(READY)
