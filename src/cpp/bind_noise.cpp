@@ -10,10 +10,9 @@
 namespace aisec_fast {
 namespace {
 
-// A chunk's start costs as much as some 1500 samples: a thread takes 32768 or more at a time, but of large arrays not
-// so many that others wait for the last of them. One thread takes all there is.
-constexpr std::size_t least_chunk = 64, most_chunk = 512, chunks_of_a_thread = 8;
-constexpr std::size_t least_groups = 64;  // smallest work that is worth a thread: some 30 microseconds
+// A chunk's start costs as much as some 1500 samples: a thread takes 262144 at a time, and in the end no fewer than
+// 32768, which is also the smallest work that is worth a thread: some 30 microseconds. One thread takes all there is.
+constexpr std::size_t least_groups = 64, chunk_groups = 512;
 
 // Samples of one array in whole groups, over the threads.
 template <class Use>
@@ -21,8 +20,7 @@ void for_groups(std::size_t size, const Use& use) {
   const std::size_t groups = size / noise_group + (size % noise_group != 0);
   const std::size_t threads = std::min(thread_count(), groups / least_groups);
   if (threads <= 1) return use(0, size);
-  const std::size_t chunk = std::clamp(groups / chunks_of_a_thread / threads, least_chunk, most_chunk);
-  parallel_chunks(groups, least_groups, chunk, threads, [&](std::size_t begin, std::size_t end) {
+  parallel_chunks(groups, least_groups, chunk_groups, threads, [&](std::size_t begin, std::size_t end) {
     use(begin * noise_group, std::min(size, end * noise_group));
   });
 }

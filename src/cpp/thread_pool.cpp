@@ -13,6 +13,8 @@
 #include <new>
 #include <system_error>
 #include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "spin.hpp"
@@ -268,22 +270,42 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range) {
   if (join.error) std::rethrow_exception(join.error);
 }
 
-void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, std::size_t most, const Range& range) {
-  struct alignas(64) Share {  // each on a cache line of its own
-    std::atomic<std::size_t> taken;
-    std::size_t end;
-  };
-  const std::size_t parts = std::min(parts_of(count, least), most);
-  std::vector<Share> shares(parts);
-  for (std::size_t part = 0; part < parts; ++part) {
-    shares[part].taken.store(start_of(count, parts, part), std::memory_order_relaxed);
-    shares[part].end = start_of(count, parts, part + 1);
+namespace {
+
+// What nobody has begun of one thread's range.
+class alignas(64) Share {  // each on a cache line of its own
+ public:
+  void set(std::size_t begin, std::size_t end) {
+    begin_.store(begin, std::memory_order_relaxed);
+    end_ = end;
   }
+
+  // Its next chunk: `most`, but a quarter of what is left once that is less, and no fewer than `fewest`. Empty if
+  // nothing is left.
+  std::pair<std::size_t, std::size_t> take(std::size_t fewest, std::size_t most) {
+    for (std::size_t begin = begin_.load(std::memory_order_relaxed);;) {
+      const std::size_t left = end_ - begin, end = begin + std::min(left, std::clamp(left / 4, fewest, most));
+      if (left == 0 || begin_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) return {begin, end};
+    }
+  }
+
+ private:
+  std::atomic<std::size_t> begin_{0};
+  std::size_t end_ = 0;
+};
+
+}  // namespace
+
+void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, std::size_t most, const Range& range) {
+  const std::size_t parts = std::min(parts_of(count, least), most), fewest = std::min(least, chunk);
+  std::vector<Share> shares(parts);
+  for (std::size_t part = 0; part < parts; ++part)
+    shares[part].set(start_of(count, parts, part), start_of(count, parts, part + 1));
   parallel_for(parts, 1, [&](std::size_t own, std::size_t) {
     for (std::size_t i = 0; i < parts; ++i) {
       Share& share = shares[(own + i) % parts];
-      for (std::size_t begin; (begin = share.taken.fetch_add(chunk, std::memory_order_relaxed)) < share.end;)
-        range(begin, std::min(share.end, begin + chunk));
+      for (auto [begin, end] = share.take(fewest, chunk); begin < end; std::tie(begin, end) = share.take(fewest, chunk))
+        range(begin, end);
     }
   });
 }

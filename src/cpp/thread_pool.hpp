@@ -16,7 +16,8 @@ void parallel_for(std::size_t count, std::size_t least, const Range& range);
 
 // The same on at most `most` threads, but each takes its range in chunks, and then chunks of others' ranges: for long
 // work, where a thread that has to share its core must not hold up the rest. Its own come first as they may be in its
-// cache: the loop before this one, of ours or of torch's, was split in the same way.
+// cache: the loop before this one, of ours or of torch's, was split in the same way. The last chunks of a range are
+// smaller, down to `least`, so that nobody waits for the end of a whole one.
 void parallel_chunks(std::size_t count, std::size_t least, std::size_t chunk, std::size_t most, const Range& range);
 
 // Lets loops run on the threads of the libgomp at `path`, which the process must have loaded already (torch's), as long
