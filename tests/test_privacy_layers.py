@@ -110,6 +110,60 @@ def data(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[Te
 # ------------------------------------------------------------------------------------------------ single layers
 
 
+class GivenSize(nn.ConvTranspose2d):
+    """Called with a size of the output that several inputs have in common."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 3, 3, stride=3, padding=1)
+        self.register_forward_pre_hook(lambda _module, args: (*args, [11, 14]))
+
+
+class Scale(nn.Module):
+    """A layer without a rule, with a parameter that is trained and one that is not."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.linspace(0.5, 2.0, width))
+        self.shift = nn.Parameter(torch.zeros(width), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * x + self.shift
+
+
+class OwnNorm(nn.Module):
+    """As many language models have it, with a buffer, an activation inside and a parameter that is used twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.inner = nn.Parameter(torch.ones(width)), nn.Tanh()
+        self.register_buffer("eps", torch.tensor(1e-6))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.eps)
+        return self.inner(self.weight * hidden) * self.weight
+
+
+class Doubled(nn.Linear):
+    """A subclass that computes something else."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+class Turned(Scale):
+    """Gives a view of what it computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+class Unused(Scale):
+    """Does not use what it has: its gradient is zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(6, 5), (9, 6)),
     "linear without bias": (lambda: nn.Linear(6, 5, bias=False), (9, 6)),
@@ -136,6 +190,38 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "layer norm without bias": (lambda: nn.LayerNorm(5, bias=False), (9, 4, 5)),
     "group norm": (lambda: nn.GroupNorm(2, 6), (9, 6, 3, 3)),
     "group norm without space": (lambda: nn.GroupNorm(2, 6), (9, 6)),
+    "transposed conv1d": (lambda: nn.ConvTranspose1d(2, 4, 3, stride=2, padding=1), (9, 2, 6)),
+    "transposed conv2d": (lambda: nn.ConvTranspose2d(2, 4, 3), (9, 2, 5, 6)),
+    "transposed conv2d strides, padding, dilation": (
+        lambda: nn.ConvTranspose2d(2, 4, (3, 2), stride=(2, 3), padding=(1, 2), dilation=(2, 1)),
+        (9, 2, 5, 4),
+    ),
+    "transposed conv2d output padding": (
+        lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=(0, 2), output_padding=1),
+        (9, 2, 4, 5),
+    ),
+    "transposed conv2d output padding beyond the stride": (
+        lambda: nn.ConvTranspose2d(2, 3, 2, padding=1, output_padding=2, dilation=3, bias=False),
+        (9, 2, 4, 5),
+    ),
+    "transposed conv2d groups": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (9, 4, 5, 5)),
+    "transposed conv3d": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), (9, 2, 2, 3, 2)),
+    "transposed conv2d of a given size": (GivenSize, (9, 2, 4, 5)),
+    "rms norm": (lambda: nn.RMSNorm(5), (9, 5)),
+    "rms norm on sequences": (lambda: nn.RMSNorm(5, eps=0.1), (9, 4, 5)),
+    "rms norm, two dimensions": (lambda: nn.RMSNorm((4, 5)), (9, 3, 4, 5)),
+    "instance norm 1d": (lambda: nn.InstanceNorm1d(3, affine=True), (9, 3, 7)),
+    "instance norm 2d": (lambda: nn.InstanceNorm2d(3, affine=True, eps=0.1), (9, 3, 4, 5)),
+    "instance norm 3d": (lambda: nn.InstanceNorm3d(2, affine=True), (9, 2, 3, 2, 4)),
+    "prelu": (lambda: nn.Sequential(nn.Linear(6, 5), nn.PReLU()), (9, 6)),
+    "prelu of channels": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.PReLU(4)), (9, 2, 6)),
+    "prelu of channels without space": (lambda: nn.Sequential(nn.Linear(6, 5), nn.PReLU(5)), (9, 6)),
+    "own scale": (lambda: nn.Sequential(nn.Linear(6, 5), Scale(5), nn.Linear(5, 4), nn.Tanh(), Scale(4)), (9, 3, 6)),
+    "own scale first": (lambda: nn.Sequential(Scale(6), nn.Linear(6, 5)), (9, 6)),
+    "own norm": (lambda: nn.Sequential(OwnNorm(6), nn.Linear(6, 5)), (9, 4, 6)),
+    "own forward of a linear layer": (lambda: nn.Sequential(Doubled(6, 5), nn.ReLU(inplace=True)), (9, 3, 6)),
+    "own layer that gives a view": (lambda: nn.Sequential(nn.Linear(6, 5), Turned(5), nn.Linear(5, 4)), (9, 3, 6)),
+    "own layer that gives its input": (lambda: nn.Sequential(nn.Linear(6, 5), Unused(5), nn.Linear(5, 4)), (9, 6)),
 }
 
 

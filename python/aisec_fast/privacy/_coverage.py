@@ -16,7 +16,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .._errors import UnsupportedModuleError
-from ._layers import LayerGradients, find_rule, refusal, supported_names
+from ._layers import LayerGradients
+from ._rules import find_rule, refusal, supported_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +55,12 @@ def examine(module: nn.Module) -> Coverage:
             continue
         rule = find_rule(child)
         for key in trainable:
-            if rule is None or key not in rule.parameter_names:
+            if rule is None or not (rule.takes_any_parameters or key in rule.parameter_names):
                 message = (
                     f"parameter {f'{name}.{key}'.lstrip('.')!r} of module {label} has no per-sample rule; "
-                    f"supported layers: {supported_names()}. Freeze it (requires_grad_(False)) or replace the layer"
+                    f"supported layers: {supported_names()}, and modules of your own that have all their trainable "
+                    "parameters themselves and give one tensor for one. Freeze it (requires_grad_(False)), replace the "
+                    "layer, or put what uses the parameter into a module of its own"
                 )
                 found.errors.append(UnsupportedModuleError(message))
         if rule is not None:

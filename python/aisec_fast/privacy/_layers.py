@@ -58,6 +58,7 @@ class LayerGradients:
 
     layer_type: ClassVar[type[nn.Module]]
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    takes_any_parameters: ClassVar[bool] = False
     takes_sequences: ClassVar[bool] = False  # and may therefore have time before the batch
 
     def __init__(
@@ -78,6 +79,11 @@ class LayerGradients:
         self.forgotten = False
         self._kept: dict[str, Tensor] = {}
         self.kept_squares: dict[str, Tensor] = {}
+
+    @staticmethod
+    def position_rank(layer: Any) -> int:  # noqa: ARG004
+        """How many of the last dimensions of the layer's input belong to one position of one sample."""
+        return 1
 
     def keeps(self, name: str) -> bool:  # noqa: ARG002
         """True if the samples' gradients of parameter ``name`` are small enough to be made and kept."""
@@ -325,6 +331,10 @@ class ConvGradients(LayerGradients):
         self._norms_of_parts: Norms | None = None
         self._has_kernel: bool | None = None
 
+    @staticmethod
+    def position_rank(layer: Any) -> int:
+        return 1 + len(layer.kernel_size)  # the channels and the space
+
     def keeps(self, name: str) -> bool:
         if self._keeps_weight is None:
             self._keeps_weight = self._dear_gram() and _worth_keeping(self)
@@ -386,7 +396,7 @@ class ConvGradients(LayerGradients):
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         if name == "bias":
-            return _over_space(self.gradient[start:stop])
+            return over_space(self.gradient[start:stop])
         batch = stop - start
         weight: Tensor = self.layer.weight
         if batch == 0:
@@ -567,6 +577,10 @@ class EmbeddingGradients(LayerGradients):
         self._native = _native.kernels(gradient)
         self._formed: tuple[Tensor, Tensor, Tensor] | None = None
 
+    @staticmethod
+    def position_rank(_layer: Any) -> int:
+        return 0
+
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of gradients, and the sample and the token of each."""
         if self._formed is None:
@@ -637,6 +651,10 @@ class LayerNormGradients(LayerGradients):
     layer_type = nn.LayerNorm
     takes_sequences = True
 
+    @staticmethod
+    def position_rank(layer: Any) -> int:
+        return len(layer.normalized_shape)
+
     def measures_by_torch(self) -> bool:
         return False
 
@@ -671,7 +689,7 @@ class GroupNormGradients(LayerGradients):
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         if self.statistics is None or not self.batch or _on_gpu(self.gradient):
-            return _over_space(self.gradient) if name == "bias" else self._weight_rows()
+            return over_space(self.gradient) if name == "bias" else self._weight_rows()
         # torch's own backward of one sample whose channels are those of all samples: it adds up over samples, here one.
         groups, channels = (self.batch * count for count in (self.layer.num_groups, self.layer.num_channels))
         gradient, activation = (
@@ -688,12 +706,12 @@ class GroupNormGradients(LayerGradients):
     def _weight_rows(self) -> Tensor:
         if self.statistics is None:
             normalised = functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
-            return _over_space(self.gradient * normalised)
+            return over_space(self.gradient * normalised)
         # sum of g (x - mean) / deviation, as torch's own backward has it: without the normalised activation
         groups, each = self.layer.num_groups, self.layer.num_channels // self.layer.num_groups
         mean, scale = (one.reshape(self.batch, groups, 1) for one in self.statistics)
         products, sums = (
-            _over_space(values).reshape(self.batch, groups, each)
+            over_space(values).reshape(self.batch, groups, each)
             for values in (self.gradient * self.activation, self.gradient)
         )
         return ((products - mean * sums) * scale).flatten(1)
@@ -707,64 +725,14 @@ def _sums_at(places: Tensor, values: Tensor, count: int) -> Tensor:
     return sums.index_add_(0, places, values)
 
 
-def _over_space(values: Tensor) -> Tensor:
+def over_space(values: Tensor) -> Tensor:
     """[B, C, ...] -> [B, C]"""
     return values.flatten(2).sum(2) if values.dim() > 2 else values
-
-
-RULES: tuple[type[LayerGradients], ...] = (
-    LinearGradients,
-    Conv1dGradients,
-    Conv2dGradients,
-    Conv3dGradients,
-    EmbeddingGradients,
-    LayerNormGradients,
-    GroupNormGradients,
-)
-# Rules that can use what the layer's forward has computed.
-STATISTICAL = (LayerNormGradients, GroupNormGradients)
 
 
 def _on_gpu(values: Tensor) -> bool:
     """Where cuBLAS makes the products faster than our kernels for the CPU could be carried over."""
     return values.is_cuda
-
-
-def find_rule(layer: nn.Module) -> type[LayerGradients] | None:
-    """The rule for ``layer``, or None: also for a subclass or an instance with a forward of its own."""
-    for rule in RULES:
-        base = rule.layer_type
-        if isinstance(layer, base):
-            same = all(getattr(type(layer), f, None) is getattr(base, f, None) for f in ("forward", "_conv_forward"))
-            return rule if same and not {"forward", "_conv_forward"} & vars(layer).keys() else None
-    return None
-
-
-def refusal(layer: nn.Module) -> str | None:
-    """The reason why a layer of a covered type cannot be covered as it is set up, or None."""
-    if not isinstance(layer, nn.Embedding):
-        return None
-    if layer.max_norm is not None:
-        return "max_norm rescales the rows of a batch's tokens in place, where no noise is added; use max_norm=None"
-    if layer.scale_grad_by_freq:
-        return "scale_grad_by_freq makes a sample's gradient depend on the others; use scale_grad_by_freq=False"
-    if layer.sparse:
-        return "sparse=True shows which tokens occurred, and noisy gradients are dense; use sparse=False"
-    return None
-
-
-def position_rank(layer: Any) -> int:
-    """How many of the last dimensions of the layer's input belong to one position of one sample."""
-    if isinstance(layer, nn.LayerNorm):
-        return len(layer.normalized_shape)
-    if isinstance(layer, nn.Embedding):
-        return 0
-    return 1 + len(getattr(layer, "kernel_size", ()))  # the channels, and the space of a convolution
-
-
-def supported_names() -> str:
-    """The layer types that have a rule, for messages."""
-    return ", ".join(rule.layer_type.__name__ for rule in RULES)
 
 
 def measure_single_positions(uses: Iterable[Any]) -> None:

@@ -25,8 +25,9 @@ from .._errors import PrivacyError
 from ._clip import Norms
 from ._coverage import CoveredLayer
 from ._forms import Form, form_of
-from ._layers import STATISTICAL, LayerGradients, Statistics, position_rank
+from ._layers import LayerGradients, Statistics
 from ._precision import full_precision
+from ._rules import STATISTICAL
 
 
 class Use:
@@ -143,10 +144,14 @@ class Recorder:
     def _rule(
         self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None
     ) -> LayerGradients:
-        inner = position_rank(layer.module)
+        inner = layer.rule.position_rank(layer.module)
         if activation.dim() <= inner:
             self.fail(
                 f"module {layer.name!r} got an input of shape {tuple(activation.shape)}: it has no batch dimension"
+            )
+        if not self.batch_first and layer.rule.takes_any_parameters:
+            self.fail(
+                f"module {layer.name!r} has no rule of its own, and batch_first=False: samples are not found there"
             )
         if not self.batch_first and layer.rule.takes_sequences and activation.dim() > inner + 1:
             activation, gradient, statistics = activation.transpose(0, 1), gradient.transpose(0, 1), None
@@ -333,6 +338,9 @@ class _Freeze:
             parameter.requires_grad_(False)
             self.recorder.frozen.add(id(parameter))
         self.thaw.come_first(module)
+        if self.layer.rule.takes_any_parameters:
+            _check_input(self.layer.name, args, kwargs)
+            return None
         if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad or _is_watched(module):
             return None
         self.is_first = args[0].is_floating_point() and not saved_tensors_are_hooked()
@@ -424,8 +432,12 @@ class _Thaw:
         if output is None:  # the forward raised
             return None
         layer, recorder = self.freeze.layer, self.freeze.recorder
+        is_own = layer.rule.takes_any_parameters
+        given = args[0] if args else next(iter(kwargs.values())) if is_own else kwargs["input"]
+        if is_own:
+            output = _output_of_its_own(layer.name, given, output)
         recorder.called(layer, output)
-        activation = _in_memory((args[0] if args else kwargs["input"]).detach())
+        activation = _in_memory(given.detach())
         made = _made(output)
         if made.grad_fn is not None and not saved_tensors_are_hooked():
             statistics = _statistics(output) if layer.rule in STATISTICAL else None
@@ -433,7 +445,7 @@ class _Thaw:
             made.grad_fn.register_prehook(watch)
             if not recorder.lasting:
                 made.grad_fn.register_hook(watch.after)
-            return None
+            return output if is_own else None
         if output.grad_fn is None and output._is_view():  # marking a view dirty would copy gradients back and forth
             output = output.detach()
         tapped: Tensor = _Tap.apply(output, recorder.anchor, activation, layer, recorder)  # type: ignore[no-untyped-call]
@@ -441,6 +453,24 @@ class _Thaw:
 
     def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
         return _Copied, ()
+
+
+def _check_input(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    given = [*args, *kwargs.values()]
+    if len(given) != 1 or not isinstance(given[0], Tensor):
+        raise PrivacyError(
+            f"module {name!r} has no rule of its own and was called with ({', '.join(type(v).__name__ for v in given)}); "
+            "such a module must be called with one tensor"
+        )
+
+
+def _output_of_its_own(name: str, given: Tensor, output: Any) -> Tensor:
+    """The output of a module without a rule; a copy if its node may be older than the module's forward."""
+    if not isinstance(output, Tensor):
+        raise PrivacyError(
+            f"module {name!r} has no rule of its own and gave {type(output).__name__}; such a module must give one tensor"
+        )
+    return output.clone() if output is given or output._is_view() else output
 
 
 def changed(name: str) -> PrivacyError:
