@@ -418,6 +418,33 @@ class Reused(nn.Module):
         return self.last(self.core(pair).sum(1))
 
 
+class VisionTransformer(nn.Module):
+    """With a class token and positions, parameters of a module of layers, and a scale of each branch."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, width) / 5)
+        self.positions = nn.Parameter(torch.randn(1, 5, width) / 5)
+        self.layer, self.scale, self.norm, self.head = Layer(width), Scale(width), OwnNorm(width), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        return self.head(self.norm(x + self.scale(self.layer(x)))[:, 0] + self.positions[:, 0])
+
+
+class Regression(nn.Module):
+    """All of it is one layer of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(12, 4)), nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
 def cnn() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 6, 5, 2, padding=2),
@@ -445,6 +472,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (9, 3, 8, 8),
     ),
     "reused": (Reused, (9, 6)),
+    "vit": (VisionTransformer, (9, 3, 8, 8)),
+    "regression": (Regression, (9, 12)),
     "transformer": (Transformer, ()),
     "tied transformer": (lambda: Transformer(tied=True), ()),
 }

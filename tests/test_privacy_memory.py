@@ -54,7 +54,7 @@ def trained(case: Case, memory: str, **options: Any) -> tuple[list[Tensor], list
             optimizer.zero_grad()
             loss_of(model(x), y).mean().backward()
             optimizer.step()
-            for parameter in model.parameters():
+            for parameter in (p for p in model.parameters() if p.requires_grad):
                 seen += [parameter.grad.clone(), parameter.detach().clone()]
         return seen, engine.info(), engine.get_epsilon(1e-5)
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._errors import UnsupportedModuleError
 from ._layers import LayerGradients
-from ._rules import find_rule, refusal, supported_names
+from ._rules import find_rule, refusal, rule_for_parameter, supported_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +54,11 @@ def examine(module: nn.Module) -> Coverage:
         if not trainable:
             continue
         rule = find_rule(child)
-        for key in trainable:
-            if rule is None or not (rule.takes_any_parameters or key in rule.parameter_names):
+        for key, parameter in trainable.items():
+            of_parameter = None if rule else rule_for_parameter(child, parameter)
+            if of_parameter is not None:
+                found.layers.append(CoveredLayer(name, child, of_parameter, {key: parameter}))
+            elif rule is None or not (rule.takes_any_parameters or key in rule.parameter_names):
                 message = (
                     f"parameter {f'{name}.{key}'.lstrip('.')!r} of module {label} has no per-sample rule; "
                     f"supported layers: {supported_names()}, and modules of your own that have all their trainable "

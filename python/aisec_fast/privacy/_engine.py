@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from .. import _backends, _checks, accounting, noise
 from .._errors import PrivacyError, UnsupportedModuleError
 from .._sources import Source, chosen
-from . import _charges, _recording, _sampling
+from . import _attaching, _charges, _recording, _sampling
 from ._clip import CLIPPINGS
 from ._coverage import CoveredLayer, examine
 from ._probe import RowProbe
@@ -161,7 +161,7 @@ class PrivacyEngine:
         account = _Account(self._ledger, self.budget, mechanism, loader.tally, rate)
         loader.may_go_on = account.affords
         step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)
-        step.forms = _recording.attach(module, covered, recorder, forms=self.layers == "fast")
+        step.forms = _attaching.attach(module, covered, recorder, forms=self.layers == "fast")
         step.probe = RowProbe(module, recorder) if check_rows else None
         optimizer.register_step_pre_hook(step)
         optimizer.register_step_post_hook(step.after)
@@ -362,7 +362,7 @@ def _check_model(module: nn.Module, optimizer: Optimizer) -> list[CoveredLayer]:
         raise TypeError(f"module must be a torch Module, got {type(module).__name__}")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch Optimizer, got {type(optimizer).__name__}")
-    if _recording.is_attached(module):
+    if _attaching.is_attached(module):
         raise ValueError("module is already private; load its state_dict into a fresh model to start again")
     parameters = trainable(module)
     for name, parameter in parameters.items():

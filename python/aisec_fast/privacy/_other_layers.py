@@ -168,18 +168,18 @@ class OwnLayerGradients(LayerGradients):
         return False
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
-        layer = self.layer
+        layer: nn.Module = self.layer
         own = {key: p.detach() for key, p in layer.named_parameters(recurse=False) if p.requires_grad}
         if not self.batch:
             return own[name].new_empty((0, *own[name].shape))
 
         def gradients(activation: Tensor, gradient: Tensor) -> dict[str, Tensor]:
             def forward(parameters: dict[str, Tensor]) -> Any:
-                with _in_place_of(layer, parameters):
+                with in_place_of(layer, parameters):
                     return layer.forward(activation)
 
-            found: dict[str, Tensor] = torch.func.vjp(forward, own)[1](gradient)[0]
-            return found
+            found: tuple[dict[str, Tensor]] = torch.func.vjp(forward, own)[1](gradient)
+            return found[0]
 
         def of_sample(activation: Tensor, gradient: Tensor) -> dict[str, Tensor]:
             return gradients(activation.unsqueeze(0), gradient.unsqueeze(0))
@@ -214,8 +214,25 @@ class OwnLayerGradients(LayerGradients):
                 )
 
 
+class BroadcastGradients(LayerGradients):
+    """A parameter [1, ...] of a module of layers that stands beside samples [B, ...], such as a class token or positions:
+    the forward sees a copy of it for each sample, whose gradients these are."""
+
+    takes_any_parameters = True
+
+    @staticmethod
+    def position_rank(_layer: Any) -> int:
+        return 0
+
+    def measures_by_torch(self) -> bool:
+        return False
+
+    def _rows(self, _name: str, _start: int, _stop: int) -> Tensor:
+        return self.gradient.unsqueeze(1).contiguous()
+
+
 @contextmanager
-def _in_place_of(layer: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+def in_place_of(layer: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside, ``layer`` has these tensors in place of its parameters of their names."""
     own: dict[str, Any] = layer._parameters
     before = {name: own[name] for name in parameters}

@@ -8,7 +8,7 @@ GPU does not repeat its bits (some operations add in any order there), differenc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from .._errors import PrivacyError
 from ._layers import row_squares
 from ._precision import full_precision
 from ._recording import Recorder, Use, saved_tensors_are_hooked
+from ._values import equal, mapped, tensors_in, unchanged
 
 _REPEATS = 3  # unchanged runs, at most, that look for operations without a fixed order
 # Where there are some, a sample may change by so many times what it changed by itself, and by no more than this part, which is
@@ -52,7 +53,7 @@ class RowProbe:
         """False if the arguments show less than three samples: then the model need not run to find that out."""
         sizes = [
             tensor.shape[0 if self.recorder.batch_first else min(1, tensor.dim() - 1)]
-            for tensor in _tensors(arguments)
+            for tensor in tensors_in(arguments)
             if tensor.dim()
         ]
         return not sizes or max(sizes) >= 3
@@ -73,7 +74,7 @@ class RowProbe:
             changed += 1
             return _with_other_samples(value, dim)
 
-        new_args, new_kwargs = _mapped((args, kwargs), change)
+        new_args, new_kwargs = mapped((args, kwargs), change)
         if not changed:
             self._done("skipped: no argument of the model has the samples in its batch dimension")
             return
@@ -101,7 +102,7 @@ class RowProbe:
                 "Per-sample clipping then bounds nothing; no attention, normalisation or statistics over the batch"
             )
         for name, value in state.items():
-            if not _equal(value, state_after[name]):
+            if not equal(value, state_after[name]):
                 raise PrivacyError(f"buffer {name!r} of the model stores what it saw of the samples, without noise")
         self._done(outcome)
 
@@ -122,11 +123,11 @@ class RowProbe:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Squares, dict[str, Tensor]]:
         """Squared norms of the samples' gradients, for each use of a layer, and the buffers after a run."""
-        with _unchanged(module), _repeatable_convolutions():
+        with unchanged(module), _repeatable_convolutions():
             output = module(*_detached(args), **_detached(kwargs))
             total: Any = 0.0
             generator = torch.Generator().manual_seed(0)
-            for tensor in _tensors(output):
+            for tensor in tensors_in(output):
                 if tensor.requires_grad:
                     weights = torch.randn(tensor.shape, generator=generator).to(tensor)
                     total = total + (tensor * weights).sum()
@@ -195,48 +196,5 @@ def _repeatable_convolutions() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before
 
 
-@contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Random state and buffers are afterwards as they were."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, buffer in module.named_buffers():
-                    if name in buffers and not _equal(buffer, buffers[name]):
-                        buffer.copy_(buffers[name])
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
 def _detached(value: Any) -> Any:
-    return _mapped(value, lambda tensor: tensor.detach())
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    _mapped(value, note)
-    return found
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with ``change`` applied to the tensors in it, through tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_mapped(item, change) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_mapped(item, change) for item in value)
-    return value
+    return mapped(value, lambda tensor: tensor.detach())

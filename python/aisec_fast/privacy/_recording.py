@@ -24,8 +24,8 @@ from torch.utils.hooks import RemovableHandle
 from .._errors import PrivacyError
 from ._clip import Norms
 from ._coverage import CoveredLayer
-from ._forms import Form, form_of
 from ._layers import LayerGradients, Statistics
+from ._other_layers import OwnLayerGradients
 from ._precision import full_precision
 from ._rules import STATISTICAL
 
@@ -310,7 +310,7 @@ class _Tap(torch.autograd.Function):
         return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
-class _Freeze:
+class Freeze:
     """Forward pre-hook: the layer's trainable parameters do not require grad while its forward runs.
 
     A first layer's input, which does not either, is replaced by an alias that does: so there is a node to watch, and when
@@ -322,7 +322,7 @@ class _Freeze:
         self.type = type(layer.module)
         self.thread: int | None = None  # that runs the layer's forward
         self.is_first = False
-        self.thaw = _Thaw(self)
+        self.thaw = Thaw(self)
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -338,7 +338,7 @@ class _Freeze:
             parameter.requires_grad_(False)
             self.recorder.frozen.add(id(parameter))
         self.thaw.come_first(module)
-        if self.layer.rule.takes_any_parameters:
+        if self.layer.rule is OwnLayerGradients:
             _check_input(self.layer.name, args, kwargs)
             return None
         if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad or _is_watched(module):
@@ -384,17 +384,17 @@ class _Freeze:
         if type(module) is not self.type:
             raise PrivacyError(f"module {self.layer.name!r} has another type since make_private")
 
-    def __reduce__(self) -> tuple[type[_CopiedFreeze], tuple[str]]:
-        return _CopiedFreeze, (self.layer.name,)
+    def __reduce__(self) -> tuple[type[CopiedFreeze], tuple[str]]:
+        return CopiedFreeze, (self.layer.name,)
 
 
-class _Thaw:
+class Thaw:
     """Forward hook, also after an error: parameters require grad again, the output is watched.
 
     First among the hooks: the gradient recorded is that of the layer's own output, before other hooks change it.
     """
 
-    def __init__(self, freeze: _Freeze) -> None:
+    def __init__(self, freeze: Freeze) -> None:
         self.freeze = freeze
         self.number = -1  # among the module's hooks
         self.ahead: RemovableHandle | None = None  # of hooks of all modules, which are called before a module's own
@@ -432,7 +432,7 @@ class _Thaw:
         if output is None:  # the forward raised
             return None
         layer, recorder = self.freeze.layer, self.freeze.recorder
-        is_own = layer.rule.takes_any_parameters
+        is_own = layer.rule is OwnLayerGradients
         given = args[0] if args else next(iter(kwargs.values())) if is_own else kwargs["input"]
         if is_own:
             output = _output_of_its_own(layer.name, given, output)
@@ -451,8 +451,8 @@ class _Thaw:
         tapped: Tensor = _Tap.apply(output, recorder.anchor, activation, layer, recorder)  # type: ignore[no-untyped-call]
         return tapped
 
-    def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
-        return _Copied, ()
+    def __reduce__(self) -> tuple[type[Copied], tuple[()]]:
+        return Copied, ()
 
 
 def _check_input(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -514,7 +514,7 @@ def _statistics(output: Tensor) -> Statistics | None:
     return output.grad_fn._saved_result1, output.grad_fn._saved_result2  # type: ignore[union-attr]
 
 
-class _CopiedFreeze:
+class CopiedFreeze:
     """What a copy (deepcopy, pickle) of a private model carries: good for inference, refuses to train unprotected."""
 
     def __init__(self, name: str) -> None:
@@ -528,79 +528,8 @@ class _CopiedFreeze:
             )
 
 
-class _Copied:
+class Copied:
     """A hook that does nothing: the copied pre-hook has refused already where it had to."""
 
     def __call__(self, *_rest: Any) -> None:
         return
-
-
-class _Guard:
-    """Post-accumulate hook: what autograd itself accumulates is an un-noised sum, so it is deleted and refused."""
-
-    def __init__(self, name: str, recorder: Recorder) -> None:
-        self.name, self.recorder = name, recorder
-
-    def __call__(self, parameter: Tensor) -> None:
-        parameter.grad = None
-        self.recorder.fail(
-            f"parameter {self.name!r} received a gradient outside its layer's training forward: it was used directly "
-            "(a penalty on weights belongs in the optimizer's weight_decay), its layer was in eval mode, or the model was "
-            "compiled, traced or exported before make_private, or without hooks"
-        )
-
-
-class _PutForms:
-    """Forward pre-hook of the whole module: its layers are done in their forms while its forward runs."""
-
-    def __init__(self, forms: list[Form]) -> None:
-        self.forms = forms
-
-    def __call__(self, module: nn.Module, *_rest: Any) -> None:
-        if not module.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return
-        for form in self.forms:
-            vars(form.layer).setdefault(form.method, form)  # somebody's own method stays
-
-    def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
-        return _Copied, ()
-
-
-class _TakeForms:
-    """Forward hook of the whole module, also after an error: its layers are as they were."""
-
-    def __init__(self, forms: list[Form]) -> None:
-        self.forms = forms
-
-    def __call__(self, *_rest: Any) -> None:
-        for form in self.forms:
-            if vars(form.layer).get(form.method) is form:
-                vars(form.layer).pop(form.method, None)  # another thread may be quicker
-
-    def __reduce__(self) -> tuple[type[_Copied], tuple[()]]:
-        return _Copied, ()
-
-
-def attach(module: nn.Module, layers: list[CoveredLayer], recorder: Recorder, forms: bool) -> dict[str, str]:
-    """Install the hooks on ``layers`` of ``module`` and the guards on their trainable parameters; also those that do layers
-    in their own ``forms``; return which form each of these has."""
-    found = {layer.name: form_of(layer.module) for layer in layers} if forms else {}
-    if own := [form for form in found.values() if form is not None]:
-        module.register_forward_pre_hook(_PutForms(own), prepend=True)
-        module.register_forward_hook(_TakeForms(own), always_call=True)
-    for layer in layers:
-        freeze = _Freeze(layer, recorder)
-        layer.module.register_forward_pre_hook(freeze, with_kwargs=True)
-        handle = layer.module.register_forward_hook(freeze.thaw, with_kwargs=True, always_call=True, prepend=True)
-        freeze.thaw.number = handle.id
-        for name, parameter in layer.parameters.items():
-            if id(parameter) not in recorder.trained:
-                recorder.trained[id(parameter)] = parameter
-                guard = _Guard(f"{layer.name}.{name}".lstrip("."), recorder)
-                parameter.register_post_accumulate_grad_hook(guard)  # type: ignore[no-untyped-call]
-    return {name: form.kind for name, form in found.items() if form is not None}
-
-
-def is_attached(module: nn.Module) -> bool:
-    """True if some layer of ``module`` carries our hooks."""
-    return any(isinstance(hook, _Freeze) for child in module.modules() for hook in child._forward_pre_hooks.values())

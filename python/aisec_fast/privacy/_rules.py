@@ -15,6 +15,7 @@ from ._layers import (
     LinearGradients,
 )
 from ._other_layers import (
+    BroadcastGradients,
     ConvTranspose1dGradients,
     ConvTranspose2dGradients,
     ConvTranspose3dGradients,
@@ -59,10 +60,20 @@ def find_rule(layer: nn.Module) -> type[LayerGradients] | None:
 
 
 def _is_own(layer: nn.Module) -> bool:
-    """Whether ``layer`` is of a type of the user's, with a forward, and has all its trainable parameters itself."""
-    has_forward = type(layer).forward is not nn.Module.forward
+    """Whether ``layer`` has a forward of the user's, and all its trainable parameters itself."""
     inside = any(p.requires_grad for child in layer.children() for p in child.parameters())
-    return type(layer).__module__.partition(".")[0] != "torch" and has_forward and not inside
+    return _has_own_forward(layer) and not inside
+
+
+def _has_own_forward(layer: nn.Module) -> bool:
+    return type(layer).forward.__module__.partition(".")[0] != "torch"
+
+
+def rule_for_parameter(layer: nn.Module, parameter: nn.Parameter) -> type[LayerGradients] | None:
+    """The rule for a parameter of a ``layer`` that has none itself. Fewer dimensions than three are not tried: where a
+    parameter [1, width] or [1] stands beside samples its copies may stand beside something else."""
+    fits = parameter.dim() >= 3 and parameter.shape[0] == 1 and _has_own_forward(layer)
+    return BroadcastGradients if fits else None
 
 
 def refusal(layer: nn.Module) -> str | None:

@@ -1,0 +1,243 @@
+"""Layers without a rule: what of them can be trained privately (tests/test_privacy_layers.py has them beside loops over
+single samples), and what is refused, with its reason, before anything is released."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import Tensor, nn
+
+from aisec_fast import PrivacyError
+from aisec_fast.privacy import PrivacyEngine
+
+from .test_privacy_layers import Scale, VisionTransformer, data, loop_gradients, private_gradients, square_loss
+
+
+class Centred(Scale):
+    """Mixes the samples of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * (x - x.mean(0))
+
+
+class Dropping(Scale):
+    """Draws something else each time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * nn.functional.dropout(x, 0.5)
+
+
+class Counting(Scale):
+    """Does what depends on values, not on shapes alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * x if bool((x > 0).any()) else x
+
+
+class Batched(Scale):
+    """Takes what it finds in the batch as a whole for a sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * x * x.shape[0]
+
+
+class Two(Scale):
+    """Gives two tensors."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.gamma * x, x
+
+
+class Calls(nn.Module):
+    """Calls a layer of the user's in some way."""
+
+    def __init__(self, layer: nn.Module, call: Any) -> None:
+        super().__init__()
+        self.first, self.layer, self.call = nn.Linear(6, 5), layer, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.layer, self.first(x))
+
+
+class Added(Scale):
+    def forward(self, x: Tensor, other: Any = None) -> Tensor:
+        return self.gamma * x if other is None else self.gamma * x + other
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "mixes samples": (lambda: nn.Sequential(nn.Linear(6, 5), Centred(5)), "Centred has no rule.*differ"),
+    "is random": (lambda: nn.Sequential(nn.Linear(6, 5), Dropping(5)), "Dropping has no rule.*deterministic"),
+    "depends on values": (lambda: nn.Sequential(nn.Linear(6, 5), Counting(5)), "Counting has no rule"),
+    "depends on the batch's size": (lambda: nn.Sequential(nn.Linear(6, 5), Batched(5)), "Batched has no rule.*differ"),
+    "gives two tensors": (lambda: Calls(Two(5), lambda f, x: f(x)[0]), "'layer' has no rule.*gave tuple"),
+    "takes two": (
+        lambda: Calls(Added(5), lambda f, x: f(x, x)),
+        r"'layer' has no rule.*called with \(Tensor, Tensor\)",
+    ),
+    "takes a number": (lambda: Calls(Added(5), lambda f, x: f(x, other=2)), r"called with \(Tensor, int\)"),
+}
+
+
+@pytest.mark.parametrize("check_rows", [False, True])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_done_for_each_sample_is_refused(name: str, check_rows: bool) -> None:
+    make, match = REFUSED[name]
+    torch.manual_seed(0)
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    engine, optimizer = PrivacyEngine(accountant="rdp"), torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = data((9, 6), torch.float32)
+    _private(engine, model, optimizer, check_rows)
+    with pytest.raises(PrivacyError, match=match if not check_rows else f"{match}|samples mix"):
+        square_loss(model(x), y).mean().backward()
+    with pytest.raises(PrivacyError):
+        optimizer.step()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert engine.get_epsilon(1e-5) == 0.0
+
+
+def _private(engine: PrivacyEngine, model: nn.Module, optimizer: Any, check_rows: bool = True, **options: Any) -> None:
+    records = torch.utils.data.TensorDataset(torch.arange(16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a batch of our own
+        engine.make_private(
+            module=model,
+            optimizer=optimizer,
+            data_loader=torch.utils.data.DataLoader(records, batch_size=16),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            check_rows=check_rows,
+            **options,
+        )
+
+
+@pytest.mark.parametrize(
+    "call", [lambda f, x: f(x), lambda f, x: f(x=x), lambda f, x: f(f(x))], ids=["once", "by name", "twice"]
+)
+def test_calls(call: Any) -> None:
+    """By position, by name, and twice: the gradients of both uses add up before they are clipped."""
+    torch.manual_seed(0)
+    model = Calls(Scale(5), call).double()
+    x, y = data((9, 6))
+    expected, _ = loop_gradients(model, x, y, square_loss)
+    for got, right in zip(private_gradients(model, x, y, square_loss), expected, strict=True):
+        torch.testing.assert_close(got, right, rtol=0.0, atol=1e-10)
+
+
+def test_time_before_the_batch_is_refused() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), Scale(5))
+    engine, optimizer = PrivacyEngine(), torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(engine, model, optimizer, batch_first=False, check_rows=False)
+    with pytest.raises(PrivacyError, match="batch_first=False"):
+        model(torch.randn(3, 9, 6)).sum().backward()
+
+
+class Beside(nn.Module):
+    """A parameter [1, ...] of a module of layers that is used in some way."""
+
+    def __init__(self, use: Any) -> None:
+        super().__init__()
+        self.layer, self.token, self.use = nn.Linear(6, 5), nn.Parameter(torch.randn(1, 3, 5)), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self.layer(x), self.token)
+
+
+NOT_FOR_EACH_SAMPLE: dict[str, Any] = {
+    "the first": lambda x, token: x * token[0].sum(),
+    "the third": lambda x, token: x + token[min(2, len(token) - 1)],
+    "their mean": lambda x, token: x + token.mean(0),
+    "the first row of all": lambda x, token: x.mean(1) + token.flatten()[:5],
+    "without the dimension": lambda x, token: x + token.squeeze(0)[0],
+    "moved by one": lambda x, token: x + token.roll(1, 0),
+    "as a table": lambda x, token: x.flatten(1) @ token.reshape(-1, 5).T.repeat(3, 1),
+    "a scalar": lambda x, token: (x + token).sum(),
+    "no tensor": lambda x, token: (x + token).tolist(),
+    "not at all": lambda x, token: x + 0 * token,
+}
+
+
+@pytest.mark.parametrize("name", NOT_FOR_EACH_SAMPLE)
+def test_parameters_that_are_not_one_for_each_sample_are_refused(name: str) -> None:
+    """Most give the same numbers as long as all copies are alike, but gradients of several samples, or of others."""
+    torch.manual_seed(0)
+    model = Beside(NOT_FOR_EACH_SAMPLE[name])
+    engine, optimizer = PrivacyEngine(accountant="rdp"), torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(engine, model, optimizer, check_rows=False)
+    token = model.token
+    for batch in (2, 5, 9):
+        with pytest.raises(PrivacyError, match=r"'token'.*no per-sample rule"):
+            model(torch.randn(batch, 3, 6))
+    assert model.token is token
+    assert all(p.requires_grad for p in model.parameters())
+    assert engine.get_epsilon(1e-5) == 0.0
+
+
+def test_layers_that_begin_as_zeros_hide_nothing() -> None:
+    torch.manual_seed(0)
+    for use, fits in ((lambda x, token: x + token, True), (lambda x, token: x + token[0], False)):
+        model = nn.Sequential(Beside(use), nn.Linear(5, 4))
+        nn.init.zeros_(model[1].weight)
+        whole = Whole(model)
+        engine, optimizer = PrivacyEngine(), torch.optim.SGD(whole.parameters(), lr=0.1)
+        _private(engine, whole, optimizer, check_rows=False)
+        if fits:
+            whole(torch.randn(9, 3, 6)).sum().backward()
+            continue
+        with pytest.raises(PrivacyError, match="no per-sample rule"):
+            whole(torch.randn(9, 3, 6))
+
+
+class Whole(nn.Module):
+    """The parameters of its parts, and one of its own."""
+
+    def __init__(self, parts: nn.Module) -> None:
+        super().__init__()
+        self.parts, self.last = parts, nn.Parameter(torch.zeros(1, 1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts(x) * self.last
+
+
+def test_a_module_with_parameters_of_its_own_is_left_as_it_is() -> None:
+    """Outside of training forwards nothing stands in for the parameters; after an error they are back."""
+    torch.manual_seed(0)
+    model = VisionTransformer()
+    twin = copy.deepcopy(model)
+    engine, optimizer = PrivacyEngine(accountant="rdp"), torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(engine, model, optimizer)
+    x, y = data((9, 3, 8, 8), torch.float32)
+    optimizer.zero_grad()
+    random = torch.get_rng_state()
+    out = model(x)
+    assert torch.equal(random, torch.get_rng_state())
+    torch.testing.assert_close(out, twin(x), rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == list(twin.state_dict())
+    assert type(model.token) is nn.Parameter
+    square_loss(out, y).mean().backward()
+    with pytest.warns(UserWarning, match="did not come from the loader"):
+        optimizer.step()
+    assert not torch.equal(model.positions, twin.positions)
+    assert not torch.equal(model.token, twin.token)
+    with pytest.raises(RuntimeError):
+        model(torch.randn(9, 4, 8, 8))
+    assert type(model.token) is type(model.positions) is nn.Parameter
+    model.eval()
+    assert torch.autograd.grad(model(x).sum(), model.token)[0].shape == (1, 1, 8)
+    with pytest.raises(PrivacyError, match="copy of a private model"):
+        copy.deepcopy(model).train()(x)
+
+
+def test_samples_are_looked_for_where_they_are() -> None:
+    torch.manual_seed(0)
+    model = Beside(lambda x, token: x + token)
+    engine, optimizer = PrivacyEngine(), torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(engine, model, optimizer, batch_first=False, check_rows=False)
+    with pytest.raises(PrivacyError, match=r"'token'.*dimension 0"):
+        model(torch.randn(9, 3, 6))
