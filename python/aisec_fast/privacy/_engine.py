@@ -20,6 +20,7 @@ from .._sources import Source, chosen
 from . import _attaching, _charges, _recording, _sampling
 from ._clip import CLIPPINGS
 from ._coverage import CoveredLayer, examine
+from ._expanding import Samples
 from ._probe import RowProbe
 from ._step import Mechanism, PrivateStep, trainable
 
@@ -162,7 +163,9 @@ class PrivacyEngine:
         loader.may_go_on = account.affords
         step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)
         step.forms = _attaching.attach(module, covered, recorder, forms=self.layers == "fast")
-        step.probe = RowProbe(module, recorder) if check_rows else None
+        samples = Samples(covered, recorder)
+        step.probe = RowProbe(module, recorder, check_rows) if check_rows or samples.possible() else None
+        samples.watch(module)
         optimizer.register_step_pre_hook(step)
         optimizer.register_step_post_hook(step.after)
         _drop_on_zero_grad(optimizer, recorder)

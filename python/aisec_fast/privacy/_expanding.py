@@ -1,8 +1,11 @@
-"""Parameters [1, ...] of modules of layers (class tokens, positions): the forward sees a copy of them for each sample.
+"""What stands beside all samples at once gets a row for each: embeddings of positions, and parameters [1, ...] of modules
+of layers (class tokens, positions).
 
-The gradient of a copy is that of its sample, if the forward uses it for that sample alone. This is tried out at the
-module's first call, as what it is told by: with other parameters, drawn at random, since layers that begin as zeros
-would hide it.
+An embedding of positions is called with [T] or [1, T]; its input is repeated for each sample. A parameter [1, ...] is
+replaced by copies of it while its module's forward runs. The gradients of a sample's rows are that sample's if the model
+uses them for that sample alone. Two things are seen to, at the first call with two samples or more: that the model gives
+the same as without rows of their own, here, with random parameters, since layers that begin as zeros would hide what
+passes through them; and that no sample's rows depend on another sample, by ``RowProbe``, which cannot be left out then.
 """
 
 from __future__ import annotations
@@ -19,119 +22,118 @@ from torch.autograd.function import once_differentiable
 
 from .._errors import PrivacyError
 from ._coverage import CoveredLayer
-from ._other_layers import in_place_of
-from ._recording import Freeze, Recorder, Thaw
+from ._layers import EmbeddingGradients
+from ._other_layers import BroadcastGradients, in_place_of
+from ._recording import Freeze, Recorder, Thaw, Trial
 from ._values import mapped, tensors_in, unchanged
 
-# In the trial a sample's result may be apart from what it should be by this part of what the parameter moves it.
-_ALIKE = 2.0**-4
-_ROUNDING = 2.0**-12  # of the largest value: so much may come of rounding
+# What rounding may make of a model, as a part of its largest result: in rows of their own it may compute in another order.
+_ALIKE = 2.0**-6
+
+
+class Samples:
+    """Forward pre-hook of the whole model: counts the samples, and decides at first what gets a row for each."""
+
+    def __init__(self, layers: list[CoveredLayer], recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.embeddings = [layer for layer in layers if layer.rule is EmbeddingGradients]
+        self.parameters = [layer for layer in layers if layer.rule is BroadcastGradients]
+        self._decided = False
+
+    def possible(self) -> bool:
+        """Whether the model has anything that may get rows."""
+        return bool(self.embeddings or self.parameters)
+
+    def watch(self, module: nn.Module) -> None:
+        """Be called before all other hooks, where there is something to do."""
+        if self.possible():
+            module.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not module.training or not torch.is_grad_enabled() or not self.recorder.batch_first:
+            return
+        sizes = [value.shape[0] for value in tensors_in((args, kwargs)) if value.dim()]
+        self.recorder.samples = sizes[0] if sizes else None
+        if not self._decided and self.recorder.samples is not None and self.recorder.samples > 1:
+            self._decide(module, args, kwargs)
+            self._decided = True
+
+    def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def results(expanded: set[int]) -> tuple[list[Tensor], set[int]]:
+            trial = self.recorder.trial = Trial(expanded)
+            try:
+                with torch.no_grad(), unchanged(module), _random_parameters(module):
+                    args_, kwargs_ = mapped((args, kwargs), lambda value: value.detach().clone())
+                    found = tensors_in(module.forward(*args_, **kwargs_))
+            finally:
+                self.recorder.trial = None
+            return found, trial.without_samples
+
+        plain, without_samples = results(set())
+        parameters = {id(layer) for layer in self.parameters}
+        reason = "the model gives no tensor"
+        for chosen in ([parameters | without_samples] if without_samples else []) + [parameters]:
+            try:
+                if not chosen or _are_alike(plain, results(chosen)[0]):
+                    self.recorder.expanded = chosen
+                    return
+                reason = "the model gives something else with them"
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        named = [f"{layer.name}.{next(iter(layer.parameters))}".lstrip(".") for layer in self.parameters]
+        raise PrivacyError(
+            f"parameters {', '.join(map(repr, named))} have no per-sample rule, and copies of them, one for each sample, "
+            f"cannot stand in for them ({reason}). Put what uses them into modules of its own, or freeze them"
+        )
 
 
 class Expand(Freeze):
-    """Forward pre-hook of the module: copies stand in for the parameter while the forward runs."""
+    """Forward pre-hook of a module with a parameter [1, ...]: copies stand in for it while the forward runs."""
 
     def __init__(self, layer: CoveredLayer, recorder: Recorder) -> None:
         super().__init__(layer, recorder)
         self.thaw = _Shrink(self)
         ((self.name, self.parameter),) = layer.parameters.items()
-        self.full_name = f"{layer.name}.{self.name}".lstrip(".")
-        self.tried = False  # whether the forward uses each copy for its sample alone
+        self.before: Tensor = self.parameter
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, *_arguments: Any) -> None:
+        recorder, trial = self.recorder, self.recorder.trial
         if self.thread is not None:
             self._after_interrupt()
+        if trial is not None:
+            if module.training and id(self.layer) in trial.expanded:
+                value: Any = module._parameters[self.name]
+                self.before = value
+                self._put(module, value.expand(recorder.samples, *value.shape[1:]))
+            return
         if not module.training or not torch.is_grad_enabled() or self._rests():
             return
         self._check(module)
-        sizes = [value.shape[0] for value in tensors_in((args, kwargs)) if value.dim()]
-        if not sizes or not self.recorder.batch_first:
+        if recorder.samples is None:
             raise PrivacyError(
-                f"parameter {self.full_name!r} is needed for each sample, but samples are not in dimension 0 of what its "
-                "module is called with"
+                f"parameter {f'{self.layer.name}.{self.name}'.lstrip('.')!r} needs a row for each sample, but samples are not in "
+                "dimension 0 of what the model is called with"
             )
-        count = sizes[0]
-        if not self.tried and count > 1:  # one sample cannot be taken for another
-            self._try(module, count, args, kwargs)
-            self.tried = True
+        self.before = self.parameter
+        copies = _Copies.apply(recorder.anchor, self.parameter.detach(), recorder.samples, self.layer, recorder)  # type: ignore[no-untyped-call]
+        recorder.called(self.layer, copies)
+        self._put(module, copies)
+
+    def _put(self, module: nn.Module, value: Tensor) -> None:
         self.thread = threading.get_ident()
-        copies = _Copies.apply(self.recorder.anchor, self.parameter.detach(), count, self.layer, self.recorder)  # type: ignore[no-untyped-call]
-        self.recorder.called(self.layer, copies)
-        module._parameters[self.name] = copies
+        module._parameters[self.name] = value  # type: ignore[assignment]
 
     def end(self) -> None:
         self.thread = None
-        self.thaw.leave()
-        self.layer.module._parameters[self.name] = self.parameter
-
-    def _try(self, module: nn.Module, count: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Samples get copies of two values in turn, and must come out as if all had theirs."""
-
-        def results(value: Tensor) -> list[Tensor]:
-            with (
-                torch.no_grad(),
-                unchanged(module),
-                _random_parameters(module),
-                in_place_of(module, {self.name: value}),
-            ):
-                args_, kwargs_ = mapped((args, kwargs), lambda tensor: tensor.detach().clone())
-                return [one.double() for one in tensors_in(module.forward(*args_, **kwargs_))]
-
-        even, odd = (
-            torch.randn(self.parameter.shape, generator=torch.Generator().manual_seed(i)).to(self.parameter)
-            for i in range(2)
-        )
-        is_odd = torch.arange(count, device=even.device) % 2 == 1
-        try:
-            found, all_even, all_odd = map(results, (torch.where(_beside(is_odd, odd), odd, even), even, odd))
-            is_right = _in_turn(is_odd, found, all_even, all_odd)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise self._refused(f"{type(error).__name__}: {error}") from error
-        if not is_right:
-            raise self._refused("samples do not come out as with the copy that is theirs")
-
-    def _refused(self, reason: str) -> PrivacyError:
-        return PrivacyError(
-            f"parameter {self.full_name!r} of shape {tuple(self.parameter.shape)} has no per-sample rule, and copies of it, one "
-            f"for each sample, cannot stand in for it ({reason}). Its module must give tensors with samples in dimension 0, "
-            "each made with its own copy; else put what uses the parameter into a module of its own, or freeze it"
-        )
+        self.layer.module._parameters[self.name] = self.before  # type: ignore[assignment]
 
 
-def _in_turn(is_odd: Tensor, found: list[Tensor], even: list[Tensor], odd: list[Tensor]) -> bool:
-    """Whether of ``found`` the odd samples are those of ``odd`` and the others those of ``even``, and this can be seen."""
-    is_seen = False
-    for one, a, b in zip(found, even, odd, strict=True):
-        if not one.shape == a.shape == b.shape or one.shape[:1] != is_odd.shape:
-            return False
-        apart = float((one - torch.where(_beside(is_odd, b), b, a)).abs().max())
-        moved, largest = float((a - b).abs().max()), float(a.abs().max())
-        if not apart <= _ALIKE * moved + _ROUNDING * largest:
-            return False
-        is_seen = is_seen or moved > _ROUNDING / _ALIKE * largest
-    return is_seen
+class _Shrink(Thaw):
+    """Forward hook, also after an error: the module has its parameter again."""
 
-
-def _beside(samples: Tensor, values: Tensor) -> Tensor:
-    """[B] as [B, 1, ...], to stand beside ``values``."""
-    return samples.view(-1, *(1,) * (values.dim() - 1))
-
-
-@contextmanager
-def _random_parameters(module: nn.Module) -> Iterator[None]:
-    """Inside, all parameters are others: noise is added that keeps what passes through layers at its size."""
-    others: dict[int, Tensor] = {}
-    with ExitStack() as stack:
-        for layer in module.modules():
-            mine = {}
-            for name, parameter in layer._parameters.items():
-                if parameter is not None and parameter.is_floating_point():
-                    inputs = max(1, parameter.numel() // max(1, parameter.shape[0])) if parameter.dim() else 1
-                    if id(parameter) not in others:
-                        others[id(parameter)] = parameter.detach() + torch.randn_like(parameter) / math.sqrt(inputs)
-                    mine[name] = others[id(parameter)]
-            stack.enter_context(in_place_of(layer, mine))
-        yield
+    def __call__(self, *_rest: Any) -> None:
+        if self.freeze.thread == threading.get_ident():
+            self.freeze.end()
 
 
 class _Copies(torch.autograd.Function):
@@ -152,9 +154,26 @@ class _Copies(torch.autograd.Function):
         return (None,) * 5
 
 
-class _Shrink(Thaw):
-    """Forward hook, also after an error: the module has its parameter again."""
+def _are_alike(a: list[Tensor], b: list[Tensor]) -> bool:
+    """False also if there is nothing to compare."""
+    if not a or [one.shape for one in a] != [one.shape for one in b]:
+        return False
+    pairs = [(x.nan_to_num(), y.nan_to_num()) for x, y in zip(a, b, strict=True) if x.numel()]
+    return all(float((x - y).abs().max()) <= _ALIKE * float(x.abs().max()) for x, y in pairs)
 
-    def __call__(self, *_rest: Any) -> None:
-        if self.freeze.thread == threading.get_ident():
-            self.freeze.end()
+
+@contextmanager
+def _random_parameters(module: nn.Module) -> Iterator[None]:
+    """Inside, all parameters are others: noise is added that keeps what passes through layers at its size."""
+    others: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for layer in module.modules():
+            mine = {}
+            for name, parameter in layer._parameters.items():
+                if parameter is not None and parameter.is_floating_point():
+                    inputs = max(1, parameter.numel() // max(1, parameter.shape[0])) if parameter.dim() else 1
+                    if id(parameter) not in others:
+                        others[id(parameter)] = parameter.detach() + torch.randn_like(parameter) / math.sqrt(inputs)
+                    mine[name] = others[id(parameter)]
+            stack.enter_context(in_place_of(layer, mine))
+        yield

@@ -1,14 +1,15 @@
 """Check once, on the first training batch, that samples do not mix: the proof rests on it (docs/privacy.md, section 2).
 
-The model runs twice on that batch with the same randomness, its first and last samples changed the second time. Every other
-sample's gradients must come out equal, to the bit, in every covered layer, and so must the model's buffers. Where a model on a
-GPU does not repeat its bits (some operations add in any order there), differences are compared with those of unchanged runs.
+The model runs three times on that batch with the same randomness, with its first and last samples changed the second time and
+its second one the third time: what goes in, and the gradients that come back. Every other sample's gradients must come out equal, to the bit, in every covered layer, and so must
+the model's buffers. Parameters that are all zero would hide what passes through them: they are random meanwhile. Where a model on
+a GPU does not repeat its bits (some operations add in any order there), differences are compared with those of unchanged runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,19 +30,26 @@ Squares = list[tuple[str, Tensor]]
 
 
 class RowProbe:
-    """Forward pre-hook of the whole model that removes itself when it has done its work; ``outcome`` tells."""
+    """Forward pre-hook of the whole model that removes itself when it has done its work; ``outcome`` tells.
 
-    def __init__(self, module: nn.Module, recorder: Recorder) -> None:
-        self.recorder = recorder
-        self.outcome = "waits for the first batch of three samples"
+    ``asked``: False to look only at a model where something stands in for each sample (``_expanding``), which must pass.
+    """
+
+    def __init__(self, module: nn.Module, recorder: Recorder, asked: bool = True) -> None:
+        self.recorder, self.asked = recorder, asked
+        self.outcome = "waits for the first batch of three samples" if asked else "off"
         self._running = False
         # Before all other hooks: the model is called from inside.
         self._handle = module.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._running or not module.training or not torch.is_grad_enabled() or saved_tensors_are_hooked():
+        if self._running or not module.training or not torch.is_grad_enabled():
             return
-        if not self._may_be_enough((args, kwargs)):
+        if not (self.asked or self.recorder.expanded) or not self._may_be_enough((args, kwargs)):
+            return
+        if saved_tensors_are_hooked():
+            if self.recorder.expanded:
+                self._skipped("inside a checkpoint or another hook on saved tensors")
             return
         self._running = True
         try:
@@ -49,44 +57,56 @@ class RowProbe:
         finally:
             self._running = False
 
+    def _least(self) -> int:
+        """How many samples there must be."""
+        return 2 if self.recorder.expanded else 3
+
     def _may_be_enough(self, arguments: Any) -> bool:
-        """False if the arguments show less than three samples: then the model need not run to find that out."""
+        """False if the arguments show too few samples: then the model need not run to find that out."""
         sizes = [
             tensor.shape[0 if self.recorder.batch_first else min(1, tensor.dim() - 1)]
             for tensor in tensors_in(arguments)
             if tensor.dim()
         ]
-        return not sizes or max(sizes) >= 3
+        return not sizes or max(sizes) >= self._least()
 
     def _probe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first, state = self._run(module, args, kwargs)
-        if not first or first[0][1].shape[0] < 3:
+        batch = first[0][1].shape[0] if first else 0
+        if batch < self._least():
             return
-        batch = first[0][1].shape[0]
-        changed = 0
+        outcomes = []
+        for changed in ([0, batch - 1], [1]) if batch > 2 else ([0], [1]):
+            others = _with_other_samples((args, kwargs), changed, batch, self.recorder.batch_first)
+            if others is None:
+                self._skipped("no argument of the model has the samples in its batch dimension")
+                return
+            try:
+                second, state_after = self._run(module, *others, changed, batch)
+            except PrivacyError:
+                raise
+            except Exception as error:  # noqa: BLE001  a model may refuse what it was not made for
+                self._skipped(f"the model does not take a changed sample ({type(error).__name__}: {error})")
+                return
+            outcomes.append(self._compared(module, args, kwargs, first, second, changed))
+            for name, value in state.items():
+                if not equal(value, state_after[name]):
+                    raise PrivacyError(f"buffer {name!r} of the model stores what it saw of the samples, without noise")
+        if batch > 2:
+            self._done(max(outcomes, key=len))
 
-        def change(value: Tensor) -> Tensor:
-            nonlocal changed
-            dims = [dim for dim in ((0, 1) if self.recorder.batch_first else (1, 0)) if dim < value.dim()]
-            dim = next((dim for dim in dims if value.shape[dim] == batch), None)
-            if dim is None:
-                return value
-            changed += 1
-            return _with_other_samples(value, dim)
-
-        new_args, new_kwargs = mapped((args, kwargs), change)
-        if not changed:
-            self._done("skipped: no argument of the model has the samples in its batch dimension")
-            return
-        try:
-            second, state_after = self._run(module, new_args, new_kwargs)
-        except PrivacyError:
-            raise
-        except Exception as error:  # noqa: BLE001  a model may refuse what it was not made for
-            self._done(f"skipped: the model does not take a changed sample ({type(error).__name__}: {error})")
-            return
-        outcome = "passed"
-        name = _where_more(first, second, 0.0)
+    def _compared(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        first: Squares,
+        second: Squares,
+        changed: list[int],
+    ) -> str:
+        """What can be said of the other samples' gradients; raises PrivacyError if they changed, too."""
+        others = [i for i in range(first[0][1].shape[0]) if i not in changed]
+        outcome, name = "passed", _where_more(first, second, others, 0.0)
         jitter = self._jitter(module, args, kwargs, first) if name is not None and _adds_in_any_order(first) else 0.0
         if jitter > _LARGEST_CHANGE:
             raise PrivacyError(
@@ -95,16 +115,22 @@ class RowProbe:
             )
         if jitter:
             outcome = "passed up to rounding: the model's operations do not repeat their bits on this device"
-            name = _where_more(first, second, min(_JITTERS * jitter, _LARGEST_CHANGE))
+            name = _where_more(first, second, others, min(_JITTERS * jitter, _LARGEST_CHANGE))
         if name is not None:
             raise PrivacyError(
-                f"samples mix: changing two samples of a batch changed the gradients of others in module {name!r}. "
-                "Per-sample clipping then bounds nothing; no attention, normalisation or statistics over the batch"
+                f"samples mix: changing {'two samples' if len(changed) > 1 else 'a sample'} of a batch changed the gradients "
+                f"of others in module {name!r}. Per-sample clipping then bounds nothing; no attention, normalisation or "
+                "statistics over the batch"
             )
-        for name, value in state.items():
-            if not equal(value, state_after[name]):
-                raise PrivacyError(f"buffer {name!r} of the model stores what it saw of the samples, without noise")
-        self._done(outcome)
+        return outcome
+
+    def _skipped(self, reason: str) -> None:
+        if self.recorder.expanded:
+            raise PrivacyError(
+                f"whether samples mix cannot be checked ({reason}), and in this model something stands in for each sample; "
+                "give the positions, or what uses a parameter [1, ...], a row for each sample"
+            )
+        self._done(f"skipped: {reason}")
 
     def _jitter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], first: Squares) -> float:
         """The largest change of a sample from ``first`` to another run with the same batch; 0 if bits repeat."""
@@ -120,16 +146,30 @@ class RowProbe:
         self._handle.remove()
 
     def _run(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        changed: Sequence[int] = (),
+        batch: int = 0,
     ) -> tuple[Squares, dict[str, Tensor]]:
-        """Squared norms of the samples' gradients, for each use of a layer, and the buffers after a run."""
-        with unchanged(module), _repeatable_convolutions():
+        """Squared norms of the samples' gradients, for each use of a layer, and the buffers after a run.
+
+        The loss weighs all results; those of ``changed`` samples, of so many, by other numbers.
+        """
+        with unchanged(module), _without_zeros(module), _repeatable_convolutions():
             output = module(*_detached(args), **_detached(kwargs))
             total: Any = 0.0
             generator = torch.Generator().manual_seed(0)
             for tensor in tensors_in(output):
                 if tensor.requires_grad:
-                    weights = torch.randn(tensor.shape, generator=generator).to(tensor)
+                    weights = torch.randn(tensor.shape, generator=generator)
+                    dim = _dim_of_samples(weights, batch, self.recorder.batch_first)
+                    if changed and dim is not None:
+                        weights.index_copy_(
+                            dim, torch.tensor(changed), -0.5 * weights.index_select(dim, torch.tensor(changed))
+                        )
+                    weights = weights.to(tensor)
                     total = total + (tensor * weights).sum()
             if isinstance(total, Tensor):
                 total.backward()  # type: ignore[no-untyped-call]
@@ -144,10 +184,10 @@ def _adds_in_any_order(squares: Squares) -> bool:
     return squares[0][1].is_cuda
 
 
-def _where_more(first: Squares, second: Squares, allowed: float) -> str | None:
-    """The first module where a sample between the first and the last changed by more than ``allowed``; None if none."""
+def _where_more(first: Squares, second: Squares, samples: list[int], allowed: float) -> str | None:
+    """The first module where one of these samples changed by more than ``allowed``; None if none."""
     for (name, before), (_, after) in zip(first, second, strict=True):
-        if _change(before[1:-1], after[1:-1]) > allowed:
+        if before.shape != after.shape or _change(before[samples], after[samples]) > allowed:
             return name
     return None
 
@@ -172,16 +212,53 @@ def _squares(use: Use) -> Tensor:
     return total
 
 
-def _with_other_samples(value: Tensor, dim: int) -> Tensor:
-    """``value`` with its first and last samples replaced: where it is real by functions of themselves, else by the second."""
-    changed = value.detach().clone()
-    for i in (0, -1):
-        sample = changed.select(dim, i)
-        if value.is_floating_point():
-            sample.mul_(-0.5).add_(0.25)
-        else:
-            sample.copy_(value.select(dim, 1))
-    return changed
+def _dim_of_samples(value: Tensor, batch: int, batch_first: bool) -> int | None:
+    """The dimension of ``value`` that the samples seem to be in."""
+    dims = (0, 1) if batch_first else (1, 0)
+    return next((dim for dim in dims if dim < value.dim() and value.shape[dim] == batch), None)
+
+
+def _with_other_samples(
+    arguments: Any, samples: list[int], batch: int, batch_first: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Arguments in which these samples are others: where they are real functions of themselves, else a neighbour. None if
+    there are none."""
+    found = False
+
+    def change(value: Tensor) -> Tensor:
+        nonlocal found
+        dim = _dim_of_samples(value, batch, batch_first)
+        if dim is None:
+            return value
+        found = True
+        changed = value.detach().clone()
+        for i in samples:
+            sample = changed.select(dim, i)
+            if value.is_floating_point():
+                sample.mul_(-0.5).add_(0.25)
+            else:
+                sample.copy_(value.select(dim, i + 1 if i + 1 < batch else i - 1))
+        return changed
+
+    args, kwargs = mapped(arguments, change)
+    return (args, kwargs) if found else None
+
+
+@contextmanager
+def _without_zeros(module: nn.Module) -> Iterator[None]:
+    """Inside, parameters that are all zero are random; afterwards they are as they were."""
+    zeros = [p for p in module.parameters() if p.is_floating_point() and p.numel() and not p.detach().any()]
+    with torch.no_grad():
+        for parameter in zeros:
+            parameter.normal_().div_(
+                math.sqrt(max(1, parameter.numel() // parameter.shape[0]) if parameter.dim() else 1)
+            )
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in zeros:
+                parameter.zero_()
 
 
 @contextmanager

@@ -24,10 +24,11 @@ from torch.utils.hooks import RemovableHandle
 from .._errors import PrivacyError
 from ._clip import Norms
 from ._coverage import CoveredLayer
-from ._layers import LayerGradients, Statistics
+from ._layers import EmbeddingGradients, LayerGradients, Statistics
 from ._other_layers import OwnLayerGradients
 from ._precision import full_precision
 from ._rules import STATISTICAL
+from ._values import mapped, tensors_in
 
 
 class Use:
@@ -74,6 +75,14 @@ class Use:
             rule.forget()
 
 
+class Trial:
+    """A forward that is not recorded, with rows for each sample of these layers (``_expanding``)."""
+
+    def __init__(self, expanded: set[int]) -> None:
+        self.expanded = expanded
+        self.without_samples: set[int] = set()  # identities of embeddings that were not called with a row for each
+
+
 class Recorder:
     """The uses in one backward pass. A second pass before they are taken is an error that stays until ``drop``.
 
@@ -88,11 +97,25 @@ class Recorder:
         self._failure: str | None = None
         self._memory, self._layouts = _Memory(), _Memory()
         self._streams: set[Any] = set()  # of a GPU, on which uses were measured
+        self.samples: int | None = None  # of the model's forward that runs
+        self.expanded: set[int] = set()  # identities of layers that get a row for each sample
+        self.trial: Trial | None = None
         self.ran = False  # whether a layer has been called with samples since the last ``drop``
         self.trained: dict[int, nn.Parameter] = {}  # all parameters whose gradients are recorded, by identity
         self.frozen: set[int] = set()  # identities of parameters of layers whose forward runs
         # An input of the tap that requires grad: a layer whose own input requires none is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
+
+    def for_samples(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Tokens [T] or [1, ...], of all samples, as [B, ...]."""
+        count: int = self.samples or 0
+
+        def repeated(tokens: Tensor) -> Tensor:
+            if tokens.dim() == 1:
+                return tokens.expand(count, *tokens.shape)
+            return tokens.expand(count, *tokens.shape[1:]) if tokens.shape[:1] == (1,) else tokens
+
+        return mapped(args, repeated), mapped(kwargs, repeated)
 
     def called(self, layer: CoveredLayer, output: Tensor) -> None:
         """A training forward of ``layer`` happened."""
@@ -329,6 +352,8 @@ class Freeze:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self.thread is not None:
             self._after_interrupt()
+        if self.recorder.trial is not None:
+            return self._try(self.recorder.trial, args, kwargs)
         # In eval mode or without grad nothing is recorded and nothing is touched.
         if not module.training or not torch.is_grad_enabled() or self._rests():
             return None
@@ -338,6 +363,8 @@ class Freeze:
             parameter.requires_grad_(False)
             self.recorder.frozen.add(id(parameter))
         self.thaw.come_first(module)
+        if id(self.layer) in self.recorder.expanded:
+            return self.recorder.for_samples(args, kwargs)
         if self.layer.rule is OwnLayerGradients:
             _check_input(self.layer.name, args, kwargs)
             return None
@@ -345,6 +372,17 @@ class Freeze:
             return None
         self.is_first = args[0].is_floating_point() and not saved_tensors_are_hooked()
         return ((args[0].detach().requires_grad_(),), kwargs) if self.is_first else None
+
+    def _try(
+        self, trial: Trial, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self.layer.rule is not EmbeddingGradients or not self.layer.module.training:
+            return None
+        if id(self.layer) in trial.expanded:
+            return self.recorder.for_samples(args, kwargs)
+        if any(value.dim() == 1 or value.shape[:1] == (1,) for value in tensors_in((args, kwargs))):
+            trial.without_samples.add(id(self.layer))
+        return None
 
     def _rests(self) -> bool:
         """Whether the whole model is frozen: a discriminator, while its generator trains. Then it gets no gradients at all.
