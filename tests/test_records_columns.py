@@ -216,6 +216,7 @@ def test_many_views_in_many_buffers() -> None:
         (["a", 1.5], TypeError, r"data\[1\] is a float"),
         ([b"a", memoryview(b"b")], TypeError, r"data\[1\] is a memoryview"),
         (["a", "\ud800"], ValueError, r"data\[1\] is a str that has no UTF-8 form"),
+        (np.array(["a", "\ud800"]), ValueError, r"data\[1\] is a str that has no UTF-8 form"),
         ("abc", TypeError, "data is a str and offsets is None, expected offsets"),
         (b"abc", TypeError, "data is a bytes and offsets is None"),
         (np.zeros(3, np.uint8), TypeError, r"dtype uint8 and shape \[3\], expected offsets with it"),
@@ -254,6 +255,60 @@ def test_damaged_columns() -> None:
     view = np.array([[20, 0, 7, 0]], np.int32)  # buffer 7 of one
     with pytest.raises(ValueError, match="views are damaged"):
         hash_records(pa.Array.from_buffers(pa.string_view(), 1, [None, pa.py_buffer(view), pa.py_buffer(b"a" * 20)]))
+
+
+def of_views(views: list[list[int]], buffers: list[bytes]) -> pa.Array:
+    parts = [pa.py_buffer(np.array(views, np.int32)), *map(pa.py_buffer, buffers)]
+    return pa.Array.from_buffers(pa.string_view(), len(views), [None, *parts])
+
+
+@pytest.mark.parametrize(
+    ("size", "buffer", "place"),
+    [(1 << 30, 0, 0), (20, 0, 1), (20, 0, 2**31 - 1), (20, 1, 11), (31, 1, 0), (-1, 0, 0), (20, -1, 0), (20, 2, 0)],
+)
+def test_a_view_that_leaves_its_buffer_is_refused(size: int, buffer: int, place: int) -> None:
+    """Else whatever lies behind it would be hashed, or the process end."""
+    good = [[3, int.from_bytes(b"abc", "little"), 0, 0], [20, 0, 0, 0], [30, 0, 1, 0]]
+    buffers = [b"a" * 20, b"b" * 30]
+    assert hash_records(of_views(good, buffers)).tobytes() == digests(["abc", "a" * 20, "b" * 30])
+    for column in (of_views([*good, [size, 0, buffer, place]], buffers), of_views([[size, 0, buffer, place]], buffers)):
+        with pytest.raises(ValueError, match="views are damaged"):
+            hash_records(column)
+
+
+def test_a_view_into_no_buffer_is_refused() -> None:
+    with pytest.raises(ValueError, match="views are damaged"):
+        hash_records(of_views([[20, 0, 0, 0]], []))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_binary()], ids=str)
+@pytest.mark.parametrize("chunks", [False, True])
+def test_offsets_that_leave_the_buffer_of_a_file_from_a_stranger_are_refused(kind: pa.DataType, chunks: bool) -> None:
+    """pyarrow takes them as they come."""
+    column = pa.array([b"abc", b"defgh"], pa.binary()).cast(kind)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pa.schema({"a": kind})) as stream:
+        stream.write(pa.record_batch({"a": column}))
+    width = np.int32 if kind == pa.string() else np.int64
+    good, damaged = (np.array([0, 3, last], width).tobytes() for last in (8, 2_000_000_000))
+    sent = sink.getvalue().to_pybytes()
+    assert sent.count(good) == 1
+    found = pa.ipc.open_stream(sent.replace(good, damaged)).read_all()["a"]
+    with pytest.raises(ValueError, match="data is a damaged Arrow column"):
+        hash_records(found if chunks else found.chunk(0))
+
+
+@pytest.mark.parametrize("index", [-1, 2, 2**31 - 1])
+@pytest.mark.parametrize("values", [["a", "b"], ["a", None]])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_an_index_beyond_its_dictionary_is_refused(index: int, values: list[str | None], rows: int) -> None:
+    codes = pa.array([0, index] + [1] * rows, pa.int32())
+    with pytest.raises(ValueError, match=rf"data\[1\] is value {index} of a dictionary of 2, expected one"):
+        hash_records(pa.DictionaryArray.from_arrays(codes, pa.array(values), safe=False), nulls="zero")
+    nothing = pa.DictionaryArray.from_arrays(pa.array([None, index], pa.int32()), pa.array([], pa.string()), safe=False)
+    with pytest.raises(ValueError, match=rf"data\[1\] is value {index} of a dictionary of 0"):
+        hash_records(nothing, nulls="zero")
+    assert not hash_records(nothing[:1], nulls="zero").any()
 
 
 def test_numba_reads_columns_too() -> None:

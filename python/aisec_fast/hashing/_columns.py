@@ -60,6 +60,7 @@ def records_of(data: Any, offsets: Any) -> list[Records]:
     if isinstance(data, np.ndarray):
         return [_of_numpy(data)]
     if hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__"):
+        _refuse_damaged(data)
         return [_of_arrow(*chunk) for chunk in _chunks(data)]
     if hasattr(data, "__dlpack__"):
         return [_of_numpy(_arrays.as_numpy(_arrays.describe(data, "data")))]
@@ -102,6 +103,8 @@ def _as_buffer(data: Any) -> Bytes:
 
 def _of_offsets(data: Bytes, offsets: Any) -> Records:
     require_host(offsets, "offsets")
+    if isinstance(offsets, np.ma.MaskedArray):
+        raise TypeError("offsets is a masked array, expected a plain one: its mask would be ignored")
     array = np.asarray(offsets)
     if array.dtype.kind not in "iu":
         raise TypeError(f"offsets has dtype {array.dtype}, expected int32, int64 or other integers")
@@ -150,7 +153,10 @@ def _of_numpy(array: npt.NDArray[Any]) -> Records:
     if kind == "V":
         return _rows(array, dtype.itemsize)
     if kind == "U":
-        array = np.char.encode(array, "utf-8")
+        try:
+            array = np.char.encode(array, "utf-8")
+        except UnicodeEncodeError:
+            return _of_sequence(array.tolist())  # which names it
     found = _rows(array, array.dtype.itemsize)
     return found._replace(ends=found.starts + np.char.str_len(array).astype(np.int64), adjoin=False)
 
@@ -219,6 +225,15 @@ def _coded(values: Records, codes: npt.NDArray[np.int64], valid: Mask | None) ->
     """Rows that are values of a dictionary. A row that is not valid may have any code."""
     if valid is not None:
         codes = np.where(valid, codes, 0)
+    if codes.size and codes.view(np.uint64).max() >= values.rows:  # so is a negative one
+        outside = codes.view(np.uint64) >= values.rows
+        if valid is not None:
+            outside &= valid
+        if outside.any():
+            i = int(outside.argmax())
+            raise ValueError(
+                f"data[{i}] is value {codes[i]} of a dictionary of {values.rows}, expected one that is there"
+            )
     if values.rows == 0:  # then no row is valid
         empty = np.zeros(len(codes), np.int64)
         return Records(values.data, empty, empty, valid)
@@ -358,6 +373,20 @@ def _memory(address: int | None, count: int, dtype: Any, owner: Any) -> npt.NDAr
     return np.asarray(_Memory(address, count, dtype, owner))
 
 
+def _refuse_damaged(column: Any) -> None:
+    """ValueError for a column of pyarrow that leaves its buffers, as one from a stranger's file may: it checks none of them.
+
+    The interface does not tell how large buffers are. This takes a microsecond; what it leaves out, offsets in the
+    middle and indexes of dictionaries, is checked here.
+    """
+    pyarrow = sys.modules.get("pyarrow")
+    if pyarrow is not None and isinstance(column, (pyarrow.Array, pyarrow.ChunkedArray)):
+        try:
+            column.validate()
+        except ValueError as error:
+            raise ValueError(f"data is a damaged Arrow column: {error}") from None
+
+
 # What indexes of dictionaries are, by format.
 _INDEXES = {b"c": "i1", b"C": "u1", b"s": "i2", b"S": "u2", b"i": "i4", b"I": "u4", b"l": "i8", b"L": "u8"}
 
@@ -415,13 +444,18 @@ def _of_views(buffers: list[int | None], first: int, rows: int, valid: Mask | No
     if valid is not None:  # what the view of a null says is undefined
         sizes, inside = np.where(valid, sizes, 0), inside | ~valid
     addresses = np.array([address or 0 for address in buffers[2:-1]] or [0], np.int64)
+    lengths = _memory(buffers[-1], addresses.size, np.int64, owner) if len(buffers) > 3 else np.zeros(1, np.int64)
     number, place = views[:, 2], views[:, 3].astype(np.int64)
     mixed = bool(inside.any())
     if mixed:
         number, place = np.where(inside, 0, number), np.where(inside, 0, place)
-    if sizes.min() < 0 or place.min() < 0 or number.min() < 0 or number.max() >= addresses.size:
+    damaged = sizes.min() < 0 or place.min() < 0 or number.min() < 0 or number.max() >= addresses.size
+    if not damaged and _largest_sum(place, sizes) > lengths.min():  # perhaps
+        damaged = bool(((place + sizes > lengths[number]) & ~inside).any())
+    if damaged:
         raise ValueError(
-            "data is an Arrow column whose views are damaged: a negative length or place, or a buffer too many"
+            "data is an Arrow column whose views are damaged: a negative length or place, one that leaves its buffer, or "
+            "a buffer too many"
         )
     starts = place + (addresses[0] if addresses.size == 1 else addresses[number])
     if mixed:
@@ -431,3 +465,9 @@ def _of_views(buffers: list[int | None], first: int, rows: int, valid: Mask | No
     starts -= base
     ends = starts + sizes
     return Records(_memory(base, int(ends.max()), np.uint8, owner), starts, ends)
+
+
+def _largest_sum(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> int:
+    """The maximum of a + b, whose sums stay in cache."""
+    step = 1 << 15
+    return max(int((a[i : i + step] + b[i : i + step]).max()) for i in range(0, len(a), step))

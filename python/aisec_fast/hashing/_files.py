@@ -160,7 +160,7 @@ def hash_found(
     keep_going: bool = False,
 ) -> Any:
     """Digests of these files, in their order. The first error is raised, or with ``keep_going`` put in its place."""
-    if algorithm not in DIGEST_SIZES:
+    if algorithm not in [*DIGEST_SIZES]:
         raise ValueError(f'algorithm is {algorithm!r}, expected "blake3" or "sha256"')
     threads = get_num_threads() if max_threads is None else _checks.whole(max_threads, "max_threads", least=1)
     if progress is not None and not callable(progress):

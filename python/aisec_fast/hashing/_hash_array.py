@@ -34,7 +34,7 @@ def hash_array(array: Any, algorithm: str = "blake3") -> bytes:
         ValueError: an unknown algorithm, or an array that is not contiguous.
         BackendError: the forced backend is missing or cannot reach the array; "sha256" of a CUDA array.
     """
-    if algorithm not in HASHERS:
+    if algorithm not in [*HASHERS]:
         raise ValueError(f"algorithm is {algorithm!r}, expected {' or '.join(map(repr, HASHERS))}")
     described = _arrays.describe(array, "array")
     _require_plain_values(described)

@@ -54,8 +54,8 @@ def hash_records(
             not tell trailing NULs from padding, so there they are no part of a value.
         offsets: integers ``[n + 1]`` as Arrow has them: record i is ``data[offsets[i]:offsets[i + 1]]``. The first may
             be above 0, and data may go on after the last.
-        key: "blake3": None, or 32 bytes for a keyed hash. "hmac-sha256": bytes, any number (RFC 2104 discourages fewer
-            than 32). "siphash24": 16 bytes. "sha256" has none.
+        key: "blake3": None, or 32 bytes for a keyed hash. "hmac-sha256": bytes, any number but 0 (RFC 2104 discourages
+            fewer than 32). "siphash24": 16 bytes. "sha256" has none.
         algorithm: "blake3", "sha256", "hmac-sha256" or "siphash24" (SipHash-2-4, for tables and short tags: 8 bytes are too few
             where collisions matter).
         digest_size: bytes of a digest. "blake3": 1 to 65536, default 32. "sha256" and "hmac-sha256": 1 to 32, the first
@@ -82,7 +82,7 @@ def hash_records(
     if nulls not in ("raise", "zero"):
         raise ValueError(f"nulls is {nulls!r}, expected 'raise' or 'zero'")
     limit = 0 if max_threads is None else _checks.whole(max_threads, "max_threads", least=1)
-    if algorithm not in _ALGORITHMS:
+    if algorithm not in [*_ALGORITHMS]:
         raise ValueError(f"algorithm is {algorithm!r}, expected {', '.join(map(repr, _ALGORITHMS))}")
     usual, sizes, make = _ALGORITHMS[algorithm]
     size = usual if digest_size is None else _checks.whole(digest_size, "digest_size", least=1)
@@ -183,6 +183,10 @@ def _sha256(backend: Backend, key: bytes | None, size: int, limit: int) -> _Meth
 
 def _hmac_sha256(backend: Backend, key: bytes | None, size: int, limit: int) -> _Method:
     given = _require_key(key, "hmac-sha256")
+    if not given:  # a variable that was not set, say: anybody could compute these digests
+        raise ValueError(
+            "key has 0 bytes, expected at least 1 for 'hmac-sha256', better 32: without a key it is no secret"
+        )
     short = sha256(given).digest() if len(given) > BLOCK else given
     padded = np.frombuffer(short.ljust(BLOCK, b"\0"), np.uint8)
     states = np.stack([FRESH_SHA256, FRESH_SHA256])
