@@ -270,6 +270,12 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         TypeError,
         "^derive_key_context is a bytes, expected a str",
     ),
+    (
+        "context without UTF-8",
+        lambda: hashing.blake3(derive_key_context="\ud800"),
+        ValueError,
+        "^derive_key_context is a str that has no UTF-8 form",
+    ),
     ("max_threads zero", lambda: hashing.blake3(max_threads=0), ValueError, "^max_threads is 0, expected at least 1"),
     ("max_threads negative", lambda: hashing.blake3(max_threads=-2), ValueError, "^max_threads is -2"),
     ("max_threads float", lambda: hashing.blake3(max_threads=1.5), TypeError, "^max_threads is a float"),  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from aisec_fast import FileChangedError, UnsupportedFileError, _core, hashing
 from aisec_fast._backends import _forced
 from aisec_fast._numba import files as python_files
 from aisec_fast.hashing import _files, hash_directory, hash_file
+from aisec_fast.hashing._folders import Patterns
 
 EXPECTED: dict[str, Callable[[bytes], bytes]] = {
     "blake3": lambda data: peer.blake3(data).digest(),
@@ -222,6 +224,8 @@ PATTERNS = {
     "x/*": {"x/b.tmp", "x/y/.c.tmp", "x/y/d"},
     "x/*.tmp": {"x/b.tmp"},  # "*" ends with its part
     "x/**/*.tmp": {"x/b.tmp", "x/y/.c.tmp"},
+    "**/**/x/**/**/d": {"x/y/d"},
+    "x/**": {"x/b.tmp", "x/y/.c.tmp", "x/y/d"},
     "**/d": {"x/y/d"},
     "*/d": set(),
     "X": set(),
@@ -237,6 +241,16 @@ def test_what_a_pattern_matches_is_left_out(tmp_path: Path, pattern: str) -> Non
     assert set(hash_directory(tmp_path, ignore=["a.tmp"], ignore_patterns=[pattern, "b.*"])) == (
         names - PATTERNS[pattern] - {"a.tmp", "x/b.tmp"}
     )
+
+
+@pytest.mark.parametrize("end", ["a.bin", "a"])
+def test_a_very_deep_folder_does_not_keep_patterns_busy(end: str) -> None:
+    """Each ``**`` might end in any part, so trying all of it would take hours."""
+    pattern = Patterns(["x/" + "**/y/" * 8 + "*.bin"])
+    name = "x/" + "y/" * 500 + end
+    before = time.process_time()
+    assert pattern.match(name, stat.S_IFREG) == (end == "a.bin")
+    assert time.process_time() - before < 10  # 500 * 18 steps
 
 
 def test_a_link_that_a_pattern_matches_is_no_error(tmp_path: Path) -> None:
@@ -774,6 +788,8 @@ def test_a_file_without_a_size_is_refused() -> None:
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"path": "a\ud800"}, ValueError, r"path is 'a\\ud800', which no file can be named"),
+    ({"algorithm": ["sha256"]}, ValueError, r"algorithm is \['sha256'\], expected"),
     ({"algorithm": "md5"}, ValueError, 'algorithm is \'md5\', expected "blake3" or "sha256"'),
     ({"algorithm": None}, ValueError, "algorithm is None"),
     ({"max_threads": 0}, ValueError, "max_threads is 0, expected at least 1"),

@@ -449,6 +449,8 @@ TEXTS: list[tuple[bytes, str]] = [
     (b"\xff\xfe{}", "is no JSON in UTF-8"),
     (b"[" * 100_000, "is no JSON in UTF-8"),
     (b"1" * 5000, "is no JSON in UTF-8"),
+    (b'{"_type": NaN}', "is no JSON in UTF-8: NaN"),
+    (b'{"a": [-Infinity]}', "is no JSON in UTF-8: -Infinity"),
     (b"[]", "the statement is a list, expected an object"),
     (b"null", "the statement is None, expected an object"),
     (b'{"_type": 1, "_type": 2}', "key '_type' stands twice in one object"),
@@ -488,6 +490,8 @@ def test_unknown_fields_are_passed_over(model: Path, tmp_path: Path) -> None:
         ({"digests": {"a/b": bytes(32)}, "ignore": ("a",)}, "expected a path that is not ignored"),
         ({"digests": {}, "algorithm": "crc32"}, "algorithm is 'crc32'"),
         ({"digests": {}, "name": "\udcff"}, "name is '.udcff', expected valid Unicode"),
+        ({"digests": None}, "digests is None, expected a mapping"),
+        ({"digests": {}, "allow_symlinks": "no"}, "allow_symlinks is 'no', expected True or False"),
     ],
 )
 def test_a_manifest_made_by_hand_is_checked(arguments: dict[str, Any], message: str) -> None:

@@ -76,6 +76,10 @@ class Manifest:
     def __post_init__(self) -> None:
         """Check everything, and keep copies that the caller does not hold."""
         _check_algorithm(self.algorithm, "algorithm")
+        if not isinstance(self.digests, Mapping):
+            _bad("digests", self.digests, "a mapping of names to digests")
+        if not isinstance(self.allow_symlinks, bool):  # "no" would mean yes
+            _bad("allow_symlinks", self.allow_symlinks, "True or False")
         ignored = _checked_ignore(self.ignore, "ignore")
         left_out = _Ignored(ignored)
         for index, (name, digest) in enumerate(self.digests.items()):
@@ -337,8 +341,11 @@ def _json(data: bytes) -> object:
             raise ManifestError(f"key {_shortened(repr(double))} stands twice in one object, expected once")
         return found
 
+    def no_constant(name: str) -> NoReturn:
+        raise ManifestError(f"is no JSON in UTF-8: {name}, which Python's reader would take, is none")
+
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=without_doubles)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=without_doubles, parse_constant=no_constant)
     except ManifestError:
         raise
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -481,7 +481,12 @@ bool set_up(State<Blake3Algorithm>& state, const Keywords& given) {
     }
     Py_ssize_t size;
     const char* text = PyUnicode_AsUTF8AndSize(given.context, &size);
-    if (text == nullptr) return false;
+    if (text == nullptr) {
+      if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
+        PyErr_SetString(PyExc_ValueError,
+                        "derive_key_context is a str that has no UTF-8 form (surrogates not allowed), expected text");
+      return false;
+    }
     State<Blake3Algorithm> context;
     start(context);
     context.words[8] = derive_key_context;

@@ -84,6 +84,10 @@ def text_path(path: StrPath, argument: str = "path") -> str:
         text = os.fsdecode(path)
     except TypeError:
         raise TypeError(f"{argument} is a {type(path).__name__}, expected str, bytes or a path") from None
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"{argument} is {text!r}, which no file can be named, expected a path") from None
     if "\0" in text or not text:
         raise ValueError(f"{argument} is {text!r}, expected the path of a file or folder")
     return text
@@ -148,13 +152,29 @@ class Patterns:
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Whether a path matches part by part; ``**`` stands for any number of parts."""
-    if not pattern:
-        return not parts
-    first, *rest = pattern
-    if first == "**":
-        return any(_matches(parts[skipped:], rest) for skipped in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
+    """Whether a path matches part by part; ``**`` stands for any number of parts.
+
+    Steps are at most parts times parts of the pattern: folders may be as deep as a stranger likes.
+    """
+    places = _with_none(0, pattern)  # up to where the pattern may have matched
+    for part in parts:
+        after: set[int] = set()
+        for place in places:
+            if place < len(pattern) and (pattern[place] == "**" or fnmatchcase(part, pattern[place])):
+                after |= _with_none(place if pattern[place] == "**" else place + 1, pattern)
+        if not after:
+            return False
+        places = after
+    return len(pattern) in places
+
+
+def _with_none(place: int, pattern: list[str]) -> set[int]:
+    """A place and those behind the ``**`` there, which may stand for no part."""
+    places = {place}
+    while place < len(pattern) and pattern[place] == "**":
+        place += 1
+        places.add(place)
+    return places
 
 
 def order(name: str) -> str:

@@ -165,8 +165,14 @@ def _context_key(kernels: ModuleType, context: object) -> State:
     """What the context stands for: its hash in a mode of its own (section 2.3 of the paper)."""
     if not isinstance(context, str):
         raise TypeError(f"derive_key_context is a {type(context).__name__}, expected a str")
+    try:
+        encoded = context.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"derive_key_context is a str that has no UTF-8 form ({error.reason}), expected text"
+        ) from None
     state, key = FRESH_BLAKE3.copy(), np.empty(32, np.uint8)
     state[8] = DERIVE_KEY_CONTEXT
-    kernels.blake3_update(state, np.frombuffer(context.encode(), np.uint8), 1)
+    kernels.blake3_update(state, np.frombuffer(encoded, np.uint8), 1)
     kernels.blake3_output(state, key, 0)
     return key.view(np.uint32)
