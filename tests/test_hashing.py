@@ -296,6 +296,7 @@ BUFFERS: list[Any] = [
     bytearray(),
     memoryview(b""),
     np.zeros((0, 3)),
+    memoryview(np.zeros(2, [("Offset", "i4"), ("b", "f8")])),  # no "O" of an object
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -25,6 +26,7 @@ else:
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
+_NAMES = re.compile(":[^:]*:")  # of a structure's fields, in the format of a buffer
 _READ = 1 << 20  # bytes read at a time from what cannot be mapped
 
 
@@ -45,7 +47,7 @@ def as_bytes(data: Buffer, name: str) -> Bytes:
         hint = "; encode it" if isinstance(data, str) else "; hash_array takes arrays" if hasattr(data, "shape") else ""
         message = f"{name} is a {type(data).__name__}, expected bytes or another object with the buffer protocol{hint}"
         raise TypeError(message) from error
-    if not isinstance(data, (bytes, bytearray, np.ndarray)) and "O" in memoryview(buffer).format:
+    if not isinstance(data, (bytes, bytearray, np.ndarray)) and "O" in _NAMES.sub("", memoryview(buffer).format):
         raise TypeError(f"{name} is a {type(data).__name__} of references to objects, expected plain values")
     return found
 
