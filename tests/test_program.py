@@ -242,7 +242,17 @@ def tokens(m: Any, x: Tensor) -> Tensor:
     return m.head(m.a(x).flatten(2).transpose(1, 2)).mean(1)
 
 
-CANNOT = [branching, counting, drawing, dropping, mixing, unpooled, two_names, stopped, tokens]
+def into_zeros(m: Any, x: Tensor) -> Tensor:
+    logits = torch.zeros(len(x), 5)
+    logits += m.head(m.a(x).mean((2, 3)))
+    return logits
+
+
+def planes(m: Any, x: Tensor) -> Tensor:
+    return m.head(functional.max_pool2d(m.a(x).view(len(x), 6, 256), (1, 256)).view(len(x), 6))
+
+
+CANNOT = [branching, counting, drawing, dropping, mixing, unpooled, two_names, stopped, tokens, into_zeros, planes]
 
 
 @pytest.mark.parametrize("forward", CANNOT, ids=lambda forward: forward.__name__)
@@ -279,6 +289,40 @@ def test_what_only_a_trial_shows_is_refused(forward, monkeypatch) -> None:
     original = model(lambda: Written(forward))
     assert not isinstance(working_copy(original, X), Program)
     assert isinstance(working_copy(model(lambda: Written(in_place)), X), Program)
+
+
+def test_a_constant_for_each_of_two_rows_is_refused(monkeypatch) -> None:
+    """Where the batch has no more rows than are recorded: others come with several radii, or once a sample is fooled."""
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    original = model(lambda: Written(lambda m, x: torch.zeros(len(x), 5) + m.head(m.a(x).mean((2, 3)))))
+    assert not isinstance(working_copy(original, X[:2]), Program)
+    adv = adversarial.pgd(original, X[:2], torch.tensor([0, 1]), eps=[0.01, 0.02], steps=10, seed=0)
+    assert adv.shape == (2, 2, *X.shape[1:])
+
+
+def test_division_by_nothing_is_what_it_is_in_torch() -> None:
+    steps = program(model(lambda: Written(lambda m, x: m.head(m.a(1 - (x + 1) / 0).mean((2, 3))))), X)
+    assert steps is not None
+    assert steps(X).isnan().all()
+
+
+@pytest.mark.parametrize("rows", [6, 20])
+def test_a_module_that_takes_whole_batches_only_is_attacked(rows, monkeypatch) -> None:
+    """Looks at a few rows are for speed: nothing may fail by them."""
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+
+    class Whole(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) != rows:
+                raise KeyError(len(x))
+            return super().forward(x)
+
+    x = X[torch.arange(rows) % len(X)]
+    options: dict[str, Any] = {"eps": 0.02, "steps": 10, "seed": 0}
+    whole, plain = model(lambda: Whole(6)), model()
+    y = plain(x).argmax(1)
+    found = adversarial.pgd(whole, x, y, **options)
+    assert torch.equal(found, adversarial.pgd(plain, x, y, **options, working_copy=False))
 
 
 def test_hooks_and_other_dtypes_do_without(monkeypatch) -> None:

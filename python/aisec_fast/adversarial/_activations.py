@@ -40,12 +40,18 @@ def rows_at_once(module: nn.Module | Program, x: Tensor) -> int | None:
 
 
 def mixes(module: nn.Module | Program, x: Tensor) -> bool:
-    """Whether a sample's logits depend on the other samples in its batch, or on random numbers, as far as two rows show."""
+    """Whether a sample's logits depend on the other samples in its batch, or on random numbers, as far as two rows show.
+
+    So they do where the module refuses two rows: it may want the whole batch.
+    """
     if len(x) < _PROBED_ROWS:
         return True
-    with torch.no_grad():
-        together = module(x[:_PROBED_ROWS].clone())
-        return not isinstance(together, Tensor) or not same_logits(module(x[:1].clone()), together[:1])
+    try:
+        with torch.no_grad():
+            together = module(x[:_PROBED_ROWS].clone())
+            return not isinstance(together, Tensor) or not same_logits(module(x[:1].clone()), together[:1])
+    except Exception:  # noqa: BLE001 (the module's own, of any kind; where it is no matter of rows it will come again)
+        return True
 
 
 def evenly(batch: Tensor, rows: int | None) -> tuple[Tensor, ...]:

@@ -197,6 +197,8 @@ class _Builder:
             self._new(node, Relu(place))
 
     def _pool(self, node: Node) -> None:
+        if len(node.shape) != 3:
+            raise NotRecordedError("a pooling of images without channels")
         place = self._place(node.inputs[0])
         step = Pool(place, node.args)
         step.relu = self._waiting.pop(place, None) is not None
@@ -267,7 +269,7 @@ class _Builder:
         factor: Any = 1
         offset: Any = 0
         if function in (aten.mul.Tensor, aten.div.Tensor):
-            if function is aten.div.Tensor and not isinstance(first, Node):
+            if function is aten.div.Tensor and (not isinstance(first, Node) or _is_zero(constant)):
                 self._plain(node)
                 return
             factor = constant if function is aten.mul.Tensor else 1 / constant
@@ -297,6 +299,10 @@ class _Builder:
 def _float(*values: Tensor) -> None:
     if any(value.dtype != torch.float32 or value.device.type != "cpu" for value in values):
         raise NotRecordedError("weights that are not float32 on the CPU")
+
+
+def _is_zero(value: Any) -> bool:
+    return not isinstance(value, Tensor) and value == 0
 
 
 def _spreads(constant: Tensor, node: Node) -> bool:

@@ -110,8 +110,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kind = _KINDS.get(func)
         if kind is None or (kwargs and kind != "same"):
             raise NotRecordedError(f"{func} {sorted(kwargs or {})}")
-        if func in _VALUES and self._views[args[0].untyped_storage()._cdata] > 1:
-            raise NotRecordedError(f"{func} writes to what has several names")
+        if func in _VALUES and (id(args[0]) not in self.node_of or self._views[args[0].untyped_storage()._cdata] > 1):
+            raise NotRecordedError(f"{func} writes to a constant, or to what has several names")
         result = func(*args, **(kwargs or {}))
         first, *further = result if isinstance(result, tuple) else (result,)
         self._unsaid.update(id(value) for value in further)

@@ -9,6 +9,7 @@ border, so every success that an attack reports is judged again by the module it
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -30,6 +31,7 @@ _SLOPE_TOLERANCE = 0.01  # of the norm; a ReLU that rounding turns over changes 
 _PAYS_FROM = 1 << 25  # multiplications in a pass; smaller ones are over before a list of steps has been made and tried
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_log = logging.getLogger("aisec_fast.adversarial")
 _OPAQUE = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 
@@ -56,6 +58,14 @@ def working_copy(module: nn.Module, x: Tensor, *, steps: bool = True) -> nn.Modu
     """
     if not is_plain(module):
         return None
+    try:
+        return _tried(module, x, steps=steps)
+    except Exception as error:  # noqa: BLE001 (of any kind: the module may refuse a few rows, or have no copy)
+        _log.debug("no working copy: %r", error)
+        return None
+
+
+def _tried(module: nn.Module, x: Tensor, *, steps: bool) -> nn.Module | Program | None:
     listed = _program(module, x) if steps else None
     if listed is not None or not _may_pay(module):
         return listed
@@ -83,7 +93,7 @@ def _program(module: nn.Module, x: Tensor) -> Program | None:
     if weights * x[0].numel() * len(x) < _PAYS_FROM:  # each weight is used once a pixel at most
         return None
     now = _kept.state(module, x)
-    probe = x[:_DIFFERENTIATED_ROWS]
+    probe = x[:_DIFFERENTIATED_ROWS] if len(x) >= _DIFFERENTIATED_ROWS else torch.cat([x, x[:1]])
     kept = _kept.find(module, now)
     if kept is not None and _does_the_same(kept, module, probe[:1]):  # three would take twice as long
         return kept
