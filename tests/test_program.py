@@ -307,9 +307,10 @@ def test_division_by_nothing_is_what_it_is_in_torch() -> None:
 
 
 @pytest.mark.parametrize("rows", [6, 20])
-def test_a_module_that_takes_whole_batches_only_is_attacked(rows, monkeypatch) -> None:
+@pytest.mark.parametrize("pays_from", [0, 1 << 40])
+def test_a_module_that_takes_whole_batches_only_is_attacked(rows, pays_from, monkeypatch) -> None:
     """Looks at a few rows are for speed: nothing may fail by them."""
-    monkeypatch.setattr(_working_copy, "_PAYS_FROM", 0)
+    monkeypatch.setattr(_working_copy, "_PAYS_FROM", pays_from)
 
     class Whole(Block):
         def forward(self, x: Tensor) -> Tensor:
