@@ -282,12 +282,11 @@ def test_a_checkpoint_belongs_to_its_evaluation(tmp_path) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match="belongs to another evaluation"):
             evaluate(**{**base, **change})
-    path.write_bytes(kept[: len(kept) // 2])
-    with pytest.raises(ValueError, match="is not a whole checkpoint of an evaluation"):
-        evaluate(**base)
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="is not a whole checkpoint of an evaluation"):
-        evaluate(**base)
+    np.save(path.with_suffix(".npy"), np.arange(3))
+    for broken in (kept[: len(kept) // 2], b"", path.with_suffix(".npy").read_bytes()):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="is not a whole checkpoint of an evaluation"):
+            evaluate(**base)
     np.savez(
         path.with_suffix(".npz"),
         about=np.frombuffer(b'{"format": "x"}', np.uint8),
@@ -303,6 +302,25 @@ def test_a_checkpoint_belongs_to_its_evaluation(tmp_path) -> None:
         evaluate(**{**base, "checkpoint": tmp_path})
     with pytest.raises(FileNotFoundError, match="does not exist"):
         evaluate(**{**base, "checkpoint": tmp_path / "nowhere" / "state"})
+    with pytest.raises(TypeError, match="checkpoint is a int, expected a path"):
+        evaluate(**{**base, "checkpoint": 3})
+
+
+@pytest.mark.parametrize("part", ["weight", "running_mean"])
+def test_a_checkpoint_belongs_to_its_weights(part, tmp_path) -> None:
+    """Answers at x do not tell: who evaluates the samples that are right has the same ones after more training."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 6)).eval()
+    x = torch.rand(10, 3, 4, 4)
+    y = model(x).argmax(1)
+    options: dict[str, Any] = {"eps": 0.03, "seed": 0, "attacks": ["square"], "checkpoint": tmp_path / "state"}
+    first = evaluate(model, x, y, **options)
+    assert bits(evaluate(model, x, y, **options).x_adv) == bits(first.x_adv)
+    with torch.no_grad():
+        getattr(model[2], part).add_(1e-4)
+    assert torch.equal(model(x).argmax(1), y)
+    with pytest.raises(ValueError, match="belongs to another evaluation"):
+        evaluate(model, x, y, **options)
 
 
 # ------------------------------------------------------------------------------------------------ masked gradients

@@ -637,3 +637,16 @@ def test_distances_of_every_norm_and_library() -> None:
 def test_distances_name_wrong_arguments(arguments, error, message) -> None:
     with pytest.raises(error, match=message):
         adversarial.distances(*arguments)
+
+
+def test_ddn_does_not_depend_on_the_default_dtype() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 4)).double()
+    x = torch.rand(9, 12, dtype=torch.float64)
+    y = model(x).argmax(1)
+    found = adversarial.ddn(model, x, y, steps=15)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert bits(adversarial.ddn(model, x, y, steps=15)) == bits(found)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -69,7 +69,7 @@ def ddn(
             fooled = fools(logits, labels, targeted=targeted)
             closest.offer(rows, adv, fooled)
             length = falling(step, steps, 1.0, 0.01) * (-1 if targeted else 1)
-            radius *= torch.where(fooled, 1 - change, 1 + change)
+            radius *= torch.where(fooled, radius.new_tensor(1 - change), 1 + change)
             direction = unit_l2(adv - x0 + length * unit_l2(gradient))
             adv = (x0 + beside(radius, x0) * direction).clamp_(victim.low, victim.high)
             report(step + 1, steps, int(closest.distances.isfinite().sum()))

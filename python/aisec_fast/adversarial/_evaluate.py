@@ -25,7 +25,7 @@ from ._masking import Finding, GradientMaskingWarning
 from ._progress import bar
 from ._report import Report, versions
 from ._rows_seen import counting
-from ._state import Checkpoint, Stage, State, digest
+from ._state import Checkpoint, Stage, State, digest, weights
 from ._watch import Watch
 
 # attack, samples done, samples of this attack, robust accuracy so far
@@ -78,7 +78,7 @@ def evaluate(
             and warned of as :class:`GradientMaskingWarning`.
         cuda_graph: on CUDA, record the gradient passes of Auto-PGD and replay them, as for :func:`pgd`. False: never.
         checkpoint: a file to go on from, if it exists, and to save to after every batch of every attack; at the end it is
-            left. The result is that of an uninterrupted run. It is bound to x, y, the model's answers at x and all settings
+            left. The result is that of an uninterrupted run. It is bound to x, y, the model's weights, its answers at x and all settings
             (functions by name and keywords), and takes as much memory as the fooled samples.
         seed: of everything random. What a sample's attacks draw depends on seed and sample alone. Default: from the checkpoint, or
             from the operating system; it is in the report.
@@ -196,7 +196,7 @@ class _Evaluation:
         clean.newly_fooled, clean.robust_accuracy = int(wrong.sum()), self._accuracy()
         settings = self._settings()
         self.bound_to = digest(
-            [victim.x, victim.y, _rows.from_host(answers, victim.x)],
+            [victim.x, victim.y, _rows.from_host(answers, victim.x), *weights(self.job.module)],
             {**settings, "seed": self.job.seed, "shape": list(victim.x.shape)},
         )
         if self.file is not None:

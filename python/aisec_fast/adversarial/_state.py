@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +58,28 @@ class State:
 
 
 def digest(parts: Sequence[Any], settings: Mapping[str, Any]) -> str:
-    """Of settings, and of arrays that live on one device, in hexadecimal."""
+    """Of settings, and of arrays, in hexadecimal."""
     digests = [hashing.hash_array(part) for part in parts]
     with host_work("settings"):
         return str(hashing.blake3(b"".join([json.dumps(settings, sort_keys=True).encode(), *digests])).hexdigest())
 
 
+def weights(module: Any) -> list[Any]:
+    """What a torch module has learnt, as far as it lies in memory as plain values: parameters, and floating-point buffers.
+
+    (Answers alone would not tell two models apart that are right about all samples. Buffers of integers may be counters.)
+    """
+    tensors = (tensor.detach() for tensor in chain(module.parameters(), module.buffers()) if tensor.is_floating_point())
+    plain = (tensor for tensor in tensors if tensor.layout == sys.modules["torch"].strided)
+    return [tensor.contiguous() for tensor in plain if tensor.device.type in ("cpu", "cuda")]
+
+
 class Checkpoint:
     """A file with a state, bound to what the state belongs to."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: object) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"checkpoint is a {type(path).__name__}, expected a path")
         self.path = Path(path)
 
     def save(self, state: State, *, bound_to: str, seed: int) -> None:
@@ -102,7 +117,7 @@ class Checkpoint:
         about = self._about(arrays)
         if about["bound_to"] != bound_to:
             raise ValueError(
-                f"checkpoint {str(self.path)!r} belongs to another evaluation (the model's answers, x, y or a setting differ); "
+                f"checkpoint {str(self.path)!r} belongs to another evaluation (the model, x, y or a setting differs); "
                 "give another path, or remove the file"
             )
         state.fooled_at, state.fooled_by, state.open_ = arrays["fooled_at"], arrays["fooled_by"], arrays["open"]
@@ -115,7 +130,7 @@ class Checkpoint:
         try:
             with self.path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in ("about", "fooled_at", "fooled_by", "open", "fooled", "adv")}
-        except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"checkpoint {str(self.path)!r} is not a whole checkpoint of an evaluation: {error}"
             ) from error
