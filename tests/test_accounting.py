@@ -72,6 +72,16 @@ def test_roundings_of_very_long_runs_are_no_privacy(accountant: str) -> None:
     assert accounting.get_epsilon(**long, accountant=accountant) >= least > 0.1
 
 
+def test_rdp_that_rounds_below_zero_is_no_privacy() -> None:
+    """dp-accounting makes an epsilon of 0 of it, whatever delta is. Epsilon of one Gaussian run, as above, loses less."""
+    multiplier, rate, steps = 742728.0, 3.2766e-5, 2**36
+    alike = multiplier / (rate * math.sqrt(steps))
+    for delta in (1e-9, 1e-300):
+        least = accounting.get_epsilon(noise_multiplier=alike, sample_rate=1.0, steps=1, delta=delta)
+        run = {"noise_multiplier": multiplier, "sample_rate": rate, "steps": steps, "delta": delta}
+        assert accounting.get_epsilon(**run, accountant="rdp") >= least > 1e-6
+
+
 def test_what_float64_cannot_square_is_no_noise() -> None:
     assert accounting.get_epsilon(**{**RUN, "noise_multiplier": 1e-200}, delta=1e-5) == math.inf
 

@@ -31,6 +31,7 @@ _MOST_RUNS = 2**40  # of one mechanism that are told apart
 # Rounding of one run's RDP, divided by the order: of the series for an order, dp-accounting leaves out terms below
 # e^-30 of the sum, and the least order is 1.1.
 _ROUNDING = 2.0**-40
+_LITTLE = 2.0**-20  # loss of one run beside which that is not nothing
 _INTERVAL = 1e-4  # of the losses that the tight accountant tells apart
 _FINE_UP_TO = 20.0  # epsilon, by RDP, up to which it does; above, intervals grow in proportion
 _NOT_TIGHT_ABOVE = 1e6  # epsilon, by RDP, that says all there is to say
@@ -165,14 +166,14 @@ def curve_of(mechanisms: Mapping[tuple[float, float], int], points: int) -> list
 
 
 def _epsilon(mechanisms: Mapping[tuple[float, float], int], delta: float, method: str) -> float:
-    runs = sum(mechanisms.values())
+    # Of runs that lose little, or of very many, roundings may take all that there is, and RDP below 0 reads as no loss.
+    rounded = sum(n for key, n in mechanisms.items() if n > _MOST_RUNS or (key[1] < 1 and _spread(*key) < _LITTLE))
 
     def by_rdp() -> float:
         charged = mechanisms
-        if runs > _MOST_RUNS:
-            # So many roundings may take all that there is, which reads as no loss: one more run of Gaussian noise, whose RDP
-            # is the order times what is charged, makes up for them.
-            charged = Counter(mechanisms) + Counter({(math.sqrt(0.5 / _ROUNDING / runs), 1.0): 1})
+        if rounded:
+            # One more run of Gaussian noise, whose RDP is the order times what is charged, makes up for them.
+            charged = Counter(mechanisms) + Counter({(math.sqrt(0.5 / _ROUNDING / rounded), 1.0): 1})
         return float(_composed(charged, "rdp").get_epsilon(delta))
 
     loose = by_rdp() if method == "rdp" or _may_be_large(mechanisms) else None
@@ -189,11 +190,13 @@ def _may_be_large(mechanisms: Mapping[tuple[float, float], int]) -> bool:
 
     The sum of many small losses is nearly normal, of variance ``spread``. The estimate decides on time and memory alone.
     """
-    spread = sum(
-        times * rate**2 * math.expm1(min(noise_multiplier**-2.0, 700.0))
-        for (noise_multiplier, rate), times in mechanisms.items()
-    )
+    spread = sum(times * _spread(*mechanism) for mechanism, times in mechanisms.items())
     return spread > 4.0 or max(mechanisms.values()) > _MOST_RUNS
+
+
+def _spread(noise_multiplier: float, rate: float) -> float:
+    """The variance of the loss of one run, if that is little; twice its RDP divided by the order, too."""
+    return rate**2 * math.expm1(min(noise_multiplier**-2.0, 700.0))
 
 
 def _interval(loose: float | None) -> float:
