@@ -224,6 +224,39 @@ def test_what_a_linear_layers_sum_is_charged() -> None:
     assert first.worst(_charges.Rounding()) == _charges.Rounding().worst(first) == first
 
 
+def test_blocks_of_several_sizes() -> None:
+    """Found by hand: two parameters, blocks of 1 and of 10 samples, each of which has all of its gradient in one of them."""
+    small, large = (_charges.Rounding(terms, samples, 0.008) for terms, samples in ((1000, 1), (100, 10)))
+    gradients = np.zeros((10, 2))
+    gradients[0, 0], gradients[1:, 1] = 1.0, 1.0
+    # What the proof allows a sample to add to the error of a block: that of the block by the samples in it.
+    moved = [small.charge * gradients[0, 0], large.charge * gradients[:, 1].sum() / large.samples]
+    charged = _charges.products_charge([[small], [large]])
+    assert math.hypot(*moved) <= charged
+    assert charged == pytest.approx(0.008 * math.sqrt(2))
+    assert _charges.products_charge([[small], [small], [_charges.Rounding()], []]) == 0.008
+    assert _charges.products_charge([[small, large], [small]]) == pytest.approx(math.hypot(0.016, 0.008))
+    assert _charges.products_charge([[_charges.Rounding()]]) == 0.0
+
+
+def test_what_layers_with_blocks_of_several_sizes_are_charged() -> None:
+    """Sequences of 3 and of 4 positions."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(200, 200), nn.Linear(200, 200)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x[:, :3]).sum(1) + self.second(x).sum(1)
+
+    _, step = one_step(Two(), torch.randn(16, 4, 200), torch.zeros(16), square_loss)
+    samples = [min(_charges.block_size(terms, torch.float32), 128 // terms) for terms in (3, 4)]
+    charges = [_charges.block_charge(m, terms, torch.float32) for m, terms in zip(samples, (3, 4), strict=True)]
+    assert samples[0] > samples[1] > 1
+    assert step.float_charge > math.hypot(*charges) > 1.2 * max(charges)
+
+
 def test_largest_batch() -> None:
     """The cap is exceeded with probability below 2^-64, by the exact binomial tail."""
     from scipy import stats
@@ -422,6 +455,49 @@ def test_a_part_that_fails_spoils_its_batch() -> None:
     with pytest.raises(PrivacyError, match="an earlier part of this batch failed"):
         train(model, optimizer, batches)
     assert engine.get_epsilon(DELTA) == 0.0
+
+
+@pytest.mark.parametrize("size", [None, 3])
+@pytest.mark.parametrize("poisson", [True, False])
+def test_a_record_counts_once(poisson: bool, size: int | None) -> None:
+    """Views of records side by side, and batches joined, would give a record several times the clipping norm."""
+    engine, model, optimizer, loader = private(poisson_sampling=poisson, max_physical_batch_size=size)
+    x, y = next(iter(loader))
+    assert len(x)
+    with pytest.raises(PrivacyError, match="more samples than the loader's batch has records"):
+        train(model, optimizer, [(torch.cat([x, x.flip(-1)]), torch.cat([y, y]))])
+    assert engine.get_epsilon(DELTA) == 0.0
+    if size is None:
+        (a, b), (c, d), *_ = loader
+        with pytest.raises(PrivacyError, match="more samples than the loader's batch has records"):
+            train(model, optimizer, [(torch.cat([a, c]), torch.cat([b, d]))])
+
+
+def test_batches_that_the_loop_leaves_out() -> None:
+    """Also of less than a batch's records, and with batches read ahead, a step is on a batch of the loader."""
+    engine, model, optimizer, loader = private(loader=small_loader(size=40, batch=2))
+    sizes = set()
+    for x, y in loader:
+        sizes.add(len(x))
+        if len(x) != 1:
+            train(model, optimizer, [(x[1:], y[1:])])
+    assert min(sizes) < 2 < max(sizes)
+    batches = [batch for batch in loader if len(batch[0])]
+    train(model, optimizer, batches)
+    assert set(engine._ledger.spent) == {(1.0, 0.05)}
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_a_clip_schedule_between_two_parts(factor: float) -> None:
+    """All parts of a batch are clipped to one norm, the one of its noise."""
+    _, model, optimizer, loader = private(poisson_sampling=False, max_physical_batch_size=3, max_grad_norm=1.0)
+    schedule = schedulers.ExponentialGradClip(optimizer, gamma=factor)
+    for x, y in itertools.islice(loader, 3):
+        train(model, optimizer, [(x, y)])
+        schedule.step()
+    assert step_of(optimizer).sigma == pytest.approx(1.0, rel=0.01)
+    train(model, optimizer, itertools.islice(loader, 3))
+    assert step_of(optimizer).sigma == pytest.approx(factor**3, rel=0.01)
 
 
 def test_memory_manager_wants_a_private_loader() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -71,6 +72,24 @@ def block_charge(samples: int, terms: int, dtype: torch.dtype, *, alone: bool = 
     """
     kappa = 1.0 if terms == 1 and alone else KAPPA
     return (2 * samples - 1) * kappa * gamma(samples * terms + _EXTRA, dtype)
+
+
+def products_charge(parameters: Iterable[Sequence[Rounding]]) -> float:
+    """The same for all of a step's products, from the roundings of each parameter's uses.
+
+    Of blocks of one size the charge is the largest. Blocks of several sizes hold other samples: one may have all of its
+    gradient where only the large block holds it, another in the small one. So the charges of the sizes are added: as parts
+    of one vector where no parameter has both, as numbers where one has.
+    """
+    groups: dict[tuple[bool, frozenset[int]], dict[int, float]] = {}
+    for uses in parameters:
+        found = [use for use in uses if use.terms]
+        if found:
+            single = len(uses) == 1 and found[0].terms == 1  # KAPPA is 1: far below the others
+            sizes = groups.setdefault((single, frozenset(use.samples for use in found)), {})
+            for use in found:
+                sizes[use.samples] = max(sizes.get(use.samples, 0.0), use.charge)
+    return math.hypot(*(sum(sizes.values()) for sizes in groups.values()))
 
 
 @functools.lru_cache(maxsize=256)

@@ -73,6 +73,7 @@ class Part(NamedTuple):
     last: bool
     from_loader: bool = True
     largest: int | None = None  # records that a part may have; None: batches are not split
+    records: int | None = None  # that it has; None: not known, from elsewhere
 
     @property
     def whole(self) -> bool:
@@ -99,9 +100,17 @@ class Tally:
             )
         self._waiting.append(part)
 
-    def next(self) -> Part:
-        """A step happens: what it works on. Without a waiting batch of the loader it is one from elsewhere."""
-        return self._waiting.popleft() if self._waiting else Part(first=True, last=True, from_loader=False)
+    def next(self, samples: int) -> Part:
+        """A step on ``samples`` happens: what it works on. Without a waiting batch of the loader it is one from elsewhere.
+
+        A batch of fewer records than that was left out by the loop: the next one is meant.
+        """
+        if not self._waiting:
+            return Part(first=True, last=True, from_loader=False)
+        part = self._waiting.popleft()
+        while self._waiting and part.records is not None and part.records < samples:
+            part = self._waiting.popleft()
+        return part
 
 
 class PartSampler(Sampler[list[int]]):
@@ -123,8 +132,9 @@ class PartSampler(Sampler[list[int]]):
             size = self.max_physical_batch_size or max(1, len(batch))
             starts = range(0, max(1, len(batch)), size)
             for start in starts:
-                made.append(Part(first=start == 0, last=start == starts[-1], largest=self.max_physical_batch_size))
-                yield batch[start : start + size]
+                records = batch[start : start + size]
+                made.append(Part(start == 0, start == starts[-1], True, self.max_physical_batch_size, len(records)))
+                yield records
 
 
 class PrivateLoader(DataLoader[Any]):

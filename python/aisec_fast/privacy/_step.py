@@ -8,7 +8,7 @@ import operator
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -112,20 +112,22 @@ class PrivateStep:
                 "the model has run, but no gradient has come back to a layer of it: call backward() of a loss of its output, "
                 "without inputs= (those of a private model are not in the graph)"
             )
-        part = self.tally.next()
+        part = self.tally.next(uses[0].rule.batch if uses else 0)
         with torch.no_grad():
             for parameter in self.trainable.values():
                 parameter.grad = None  # so that the optimizer changes nothing, unless a release sets it
             if part.first:
                 # How many parts there may be, not how many there are: sigma must not tell the size of the batch.
                 most_parts = math.ceil(self.mechanism.most_samples / part.largest) if part.largest else 1
-                self.sums = Sums(self.trainable, self.mechanism, self._spare(), most_parts + len(self.guests))
+                # A schedule may go on between two parts: all of a batch is clipped to the norm that it began with.
+                at_start = replace(self.mechanism)
+                self.sums = Sums(self.trainable, at_start, self._spare(), most_parts + len(self.guests))
             elif self.sums is None:
                 raise PrivacyError(
                     "an earlier part of this batch failed, so it cannot be finished; go on with the next batch"
                 )
             sums, self.sums = self.sums, None
-            sums.add(uses)
+            sums.add(uses, part.records)
             if part.last:
                 for invite in self.guests:
                     with full_precision():
@@ -144,7 +146,7 @@ class PrivateStep:
 
     def _release(self, optimizer: Optimizer, sums: Sums, from_loader: bool) -> None:
         """Book the step, add the noise and take the mean; take the optimizer's step too where a kernel does it all."""
-        mechanism = self.mechanism
+        mechanism = replace(sums.mechanism, noise_multiplier=self.mechanism.noise_multiplier)
         self.float_charge = max(self.float_charge, sums.float_charge())
         self.book(from_loader)  # before anything of this step can be seen
         self.sigma, self.granularity = 0.0, None
@@ -198,10 +200,20 @@ class Sums:
         self.totals = {id(p): Total(p, spare.get(p)) for p in parameters.values()}
         self.samples = 0
         self._roundings: dict[int, list[Rounding]] = {id(p): [] for p in parameters.values()}  # of each use
+        self._products_charge = 0.0
 
-    def add(self, found: list[Use]) -> None:
-        """Clip the samples of one backward pass and add them. Raises PrivacyError if uses disagree on the batch size."""
+    def add(self, found: list[Use], records: int | None = None) -> None:
+        """Clip the samples of one backward pass and add them.
+
+        Raises PrivacyError if uses disagree on the batch size, or it is above ``records``, where that is known.
+        """
         batch = batch_of(found)
+        if records is not None and batch > records:
+            # No numbers: how many records a batch has is a secret.
+            raise PrivacyError(
+                "the step has more samples than the loader's batch has records: then a record may count several times, with "
+                "max_grad_norm each time. One batch a step, and one sample a record, also of several views or positions"
+            )
         uses: dict[int, list[tuple[str, Use]]] = {id(p): [] for p in self.parameters.values()}
         by_torch = False
         for use in found:
@@ -212,10 +224,14 @@ class Sums:
         for of_parameter in uses.values():
             for _, use in of_parameter:
                 use.rule.alone &= len(of_parameter) == 1
+        found_here: list[list[Rounding]] = []
         for key, of_parameter in uses.items():
             roundings = [use.rule.rounding(name) for name, use in of_parameter]
             pairs = zip_longest(self._roundings[key], roundings, fillvalue=Rounding())
             self._roundings[key] = [one.worst(other) for one, other in pairs]
+            found_here.append(roundings)
+        # A sample is in the blocks of one part only.
+        self._products_charge = max(self._products_charge, _charges.products_charge(found_here))
         self.samples += batch
         if self.samples > self.mechanism.most_samples:
             raise PrivacyError(
@@ -288,17 +304,13 @@ class Sums:
     def float_charge(self) -> float:
         """How far rounding can move the sum when one sample does, as a part of max_grad_norm (docs/privacy.md)."""
         most = self.mechanism.most_samples
-        single = several = adding = 0.0
+        adding = 0.0
         for parameter in self.parameters.values():
             additions, alone = 0, len(self._roundings[id(parameter)]) <= 1
             for found in self._roundings[id(parameter)]:
                 additions += math.ceil(most / (found.samples or most)) + self.most_parts
-                if found.terms == 1 and alone:
-                    single = max(single, found.charge)
-                else:
-                    several = max(several, found.charge)
             adding = max(adding, _charges.adding_charge(most, additions, parameter.dtype, alone=alone))
-        return math.hypot(single, several) + adding
+        return self._products_charge + adding
 
     def take(self) -> list[Tensor]:
         """The sums, in the order of the parameters."""
