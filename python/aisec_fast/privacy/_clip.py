@@ -15,13 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _checks
 from . import _native
 
 CLIPPINGS = ("flat", "per_layer", "automatic")
 KAPPA = 16.0  # w A is at most KAPPA C, so that a sample's rounding is bounded by C too
 MARGIN = 2.0**-30  # part of C that pays for the rounding of norms and weights in float64
 LEAST_WEIGHT = 2.0**-40  # a sample that would need a smaller weight is left out
+LEAST_NORM, LARGEST_NORM = 2.0**-40, 2.0**80  # of clipping: beyond, float32 sums underflow or overflow
 STABILITY = 0.01  # added to the norm by automatic clipping (Bu et al. 2023)
+
+
+def checked_norm(value: object, name: str) -> float:
+    """A clipping norm, or TypeError or ValueError."""
+    norm = _checks.positive(value, name)
+    if not LEAST_NORM <= norm <= LARGEST_NORM:
+        raise ValueError(f"{name} is {norm}, expected 2^-40 to 2^80: beyond, sums underflow or overflow")
+    return norm
 
 
 class Norms(NamedTuple):

@@ -18,7 +18,7 @@ from .. import _backends, _checks, accounting, noise
 from .._errors import PrivacyError, UnsupportedModuleError
 from .._sources import Source, chosen
 from . import _attaching, _charges, _recording, _sampling
-from ._clip import CLIPPINGS
+from ._clip import CLIPPINGS, checked_norm
 from ._coverage import CoveredLayer, examine
 from ._expanding import Samples
 from ._probe import RowProbe
@@ -103,7 +103,7 @@ class PrivacyEngine:
             optimizer: any torch optimizer over the module's trainable parameters, stepped without a closure.
             data_loader: loader over a data set with length and indexing.
             noise_multiplier: noise standard deviation / max_grad_norm, >= 0; 0 only clips (epsilon is infinite).
-            max_grad_norm: L2 norm to which each sample's gradient over all parameters is clipped, > 0. With
+            max_grad_norm: L2 norm to which each sample's gradient over all parameters is clipped, 2^-40 to 2^80. With
                 ``clipping="per_layer"`` also a list, one for each trainable parameter in the order of
                 ``module.named_parameters()``; a number there gives each of k parameters max_grad_norm / sqrt(k).
             poisson_sampling: if True, each record enters a batch with probability 1/len(data_loader). If False, the
@@ -352,9 +352,9 @@ def _clipping_norms(
             raise ValueError(
                 f"max_grad_norm has {len(bounds)} entries, expected {len(parameters)}, one for each trainable parameter"
             )
-        whole = math.hypot(*bounds)
+        whole = checked_norm(math.hypot(*bounds), "max_grad_norm, over all parameters,")
         return whole, {name: bound / whole for name, bound in zip(parameters, bounds, strict=True)}
-    whole = _checks.positive(max_grad_norm, "max_grad_norm")
+    whole = checked_norm(max_grad_norm, "max_grad_norm")
     share = 1.0 / math.sqrt(len(parameters))
     return whole, dict.fromkeys(parameters, share) if clipping == "per_layer" else {}
 

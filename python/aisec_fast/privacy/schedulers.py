@@ -15,6 +15,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from .. import _checks
+from ._clip import checked_norm
 from ._step import Mechanism, PrivateStep
 
 __all__ = ["ExponentialGradClip", "ExponentialNoise", "LambdaGradClip", "LambdaNoise", "StepGradClip", "StepNoise"]
@@ -35,7 +36,7 @@ class _Scheduler:
     def step(self) -> None:
         """Go on to the next epoch."""
         value = self.base * self.factor(self.last_epoch + 1)
-        check = _checks.not_negative if self.attribute == "noise_multiplier" else _checks.positive
+        check = _checks.not_negative if self.attribute == "noise_multiplier" else checked_norm
         setattr(self.mechanism, self.attribute, check(value, self.attribute))
         self.last_epoch += 1
 
