@@ -740,7 +740,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "noise text": ({"noise_multiplier": "1"}, TypeError, "noise_multiplier"),
     "clip zero": ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm"),
     "clip underflows": ({"max_grad_norm": 2.0**-41}, ValueError, r"max_grad_norm is .*, expected 2\^-40 to 2\^80"),
-    "clip overflows": ({"max_grad_norm": [1.0, 1e30] * 3, "clipping": "per_layer"}, ValueError, "expected 2.-40 to 2.80"),
+    "clip overflows": ({"max_grad_norm": [1.0, 1e30] * 3, "clipping": "per_layer"}, ValueError, r"expected 2\^-40 to 2\^80"),
     "clip infinite": ({"max_grad_norm": math.inf}, ValueError, "max_grad_norm"),
     "clip list": ({"max_grad_norm": [1.0, 1.0]}, TypeError, "max_grad_norm"),
     "clipping": ({"clipping": "ghost"}, ValueError, "clipping must be one of 'flat', 'per_layer', 'automatic'"),

@@ -559,7 +559,7 @@ def test_schedules_refuse_what_makes_no_sense() -> None:
         schedulers.StepNoise(optimizer, step_size=1, gamma=0.0)
     with pytest.raises(ValueError, match="step_size"):
         schedulers.StepGradClip(optimizer, step_size=0, gamma=0.5)
-    with pytest.raises(ValueError, match="max_grad_norm is 1e-20, expected 2.-40"):
+    with pytest.raises(ValueError, match=r"max_grad_norm is 1e-20, expected 2\^-40"):
         schedulers.LambdaGradClip(optimizer, scheduler_function=lambda _epoch: 1e-20)
     with pytest.raises(ValueError, match="noise_multiplier"):
         schedulers.LambdaNoise(optimizer, noise_lambda=lambda _epoch: -1.0)
