@@ -4,7 +4,8 @@ The numbers are dp-accounting's (Google). Neighbouring data sets differ by one r
 in the same slot* (its ``REPLACE_SPECIAL``), the relation that ``aisec_fast.privacy`` provides; epsilon is the same
 number as under add-or-remove-one. A run is a multiset of *mechanisms* ``(noise_multiplier, sample_rate)``: Gaussian
 noise of standard deviation ``noise_multiplier`` times the sensitivity, on a batch that holds each record
-independently with probability ``sample_rate``.
+independently with probability ``sample_rate``. Bounds are those of exact arithmetic: rounding inside dp-accounting can
+take some parts in 10^11 from an epsilon.
 """
 
 from __future__ import annotations
