@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +56,7 @@ class Norms(NamedTuple):
 
 def _added(vectors: list[Tensor]) -> Tensor:
     """Their sum: on the CPU one after the other, on a GPU, where operations are what costs, in two of them."""
-    if not vectors[0].is_cuda:  # numpy adds a few hundred values in a tenth of torch's time
+    if not _native.on_gpu(vectors[0]):  # numpy adds a few hundred values in a tenth of torch's time
         with np.errstate(all="ignore"):
             return torch.from_numpy(functools.reduce(operator.add, [vector.numpy() for vector in vectors]))
     return torch.stack(vectors).sum(0) if len(vectors) > 2 else functools.reduce(operator.add, vectors)
@@ -66,7 +67,7 @@ def weights_of(norms: Norms, max_norm: float, clipping: str) -> Tensor:
 
     Automatic clipping normalises: ``min(C / (n + STABILITY), KAPPA C / A)``.
     """
-    on_cpu = not norms.squares.is_cuda
+    on_cpu = not _native.on_gpu(norms.squares)
     xp: Any = np if on_cpu else torch  # numpy takes half the time, and torch's root wakes threads
     squares, spreads = (values.numpy() if on_cpu else values for values in norms)
     bound = max_norm * (1.0 - MARGIN)
@@ -112,41 +113,78 @@ class Weights:
 
     def __init__(self, values: Tensor, dropped: bool | None = None) -> None:
         self.values = values
-        if dropped is None and not values.is_cuda:
+        if dropped is None and not _native.on_gpu(values):
             dropped = not values.numpy().all()
         self.dropped = dropped is not False
         # What many layers ask for again: on a GPU the time of a small operation is that of launching it.
-        self._rounded: dict[torch.dtype, Tensor] = {}
-        self._parts: dict[tuple[int, int], Weights] = {}
-        self._gone: Tensor | None = None
+        self._made: dict[Any, Tensor] = {}
+        self._whole: tuple[Weights, int, int] | None = None  # of which these are a part
 
     def part(self, start: int, stop: int) -> Weights:
         """The weights of samples ``start`` to ``stop``."""
         if (start, stop) == (0, len(self.values)):
             return self
-        if (start, stop) not in self._parts:
-            self._parts[start, stop] = Weights(self.values[start:stop], self.dropped)
-        return self._parts[start, stop]
+        found = Weights(self.values[start:stop], self.dropped)
+        found._whole = self, start, stop
+        return found
 
     def at(self, samples: Tensor) -> Weights:
         """The weights of the samples with these numbers, one for each."""
         return Weights(self.values[samples], self.dropped)
 
-    def keep(self, rows: Tensor) -> Tensor:
-        """``rows`` [B, ...] where the weight is not 0, else zeros."""
-        return rows.masked_fill(self._gone_of(rows), 0.0) if self.dropped else rows
+    def keep(self, rows: Tensor, dim: int = 0, *, laid_out: bool = False, own: bool = False) -> Tensor:
+        """``rows`` where the weight of their sample is not 0, else zeros. See ``scale``."""
+        if not laid_out:
+            if not self.dropped:
+                return rows
+            gone = _column(self._gone(), rows, dim)
+            return rows.masked_fill_(gone, 0.0) if own else rows.masked_fill(gone, 0.0)
+        out = rows.new_empty(rows.shape)
+        if not self.dropped:
+            return out.copy_(rows)
+        # The one selection that writes into a layout of the caller's.
+        return torch.where(_column(self._gone(), rows, dim), self._zero(rows), rows, out=out)
 
-    def scale(self, rows: Tensor) -> Tensor:
-        """``rows`` [B, ...], each multiplied by its weight in the dtype of ``rows``."""
-        if rows.dtype not in self._rounded:
-            self._rounded[rows.dtype] = self.values.to(rows.dtype)
-        product = rows * _column(self._rounded[rows.dtype], rows)
-        return product.masked_fill_(self._gone_of(rows), 0.0) if self.dropped else product
+    def scale(self, rows: Tensor, dim: int = 0, *, laid_out: bool = False, own: bool = False) -> Tensor:
+        """``rows``, each multiplied by the weight of its sample in the dtype of ``rows``.
 
-    def _gone_of(self, rows: Tensor) -> Tensor:
-        if self._gone is None:
-            self._gone = self.values == 0
-        return _column(self._gone, rows)
+        ``dim``: where the samples are; above 0 that of the samples of a block, and the blocks, all as large, are dimension
+        0. ``laid_out``: a contiguous result even if ``rows`` is not; ``own``: in place.
+        """
+        factors = _column(self._factors(rows.dtype), rows, dim)
+        if own:
+            product = rows.mul_(factors)
+        else:
+            product = torch.mul(rows, factors, out=rows.new_empty(rows.shape)) if laid_out else rows * factors
+        return product.masked_fill_(_column(self._gone(), rows, dim), 0.0) if self.dropped else product
+
+    def _factors(self, dtype: torch.dtype) -> Tensor:
+        return self._once(dtype, lambda weights: weights.values.to(dtype))
+
+    def _gone(self) -> Tensor:
+        return self._once("gone", lambda weights: weights.values == 0)
+
+    def _zero(self, like: Tensor) -> Tensor:
+        owner = self if self._whole is None else self._whole[0]
+        if ("zero", like.dtype) not in owner._made:
+            owner._made["zero", like.dtype] = like.new_zeros(())
+        return owner._made["zero", like.dtype]
+
+    def _once(self, key: Any, make: Callable[[Weights], Tensor]) -> Tensor:
+        """What ``make`` makes of all weights, the part of it that belongs to these."""
+        if key not in self._made:
+            if self._whole is None:
+                self._made[key] = make(self)
+            else:
+                whole, start, stop = self._whole
+                self._made[key] = whole._once(key, make)[start:stop]
+        return self._made[key]
+
+
+def _column(values: Tensor, like: Tensor, dim: int) -> Tensor:
+    if dim == 0:
+        return values.view(-1, *[1] * (like.dim() - 1))
+    return values.view(like.shape[0], *[1] * (dim - 1), like.shape[dim], *[1] * (like.dim() - dim - 1))
 
 
 class Total:
@@ -185,7 +223,3 @@ class Total:
         if self.value is None:
             self.value = torch.zeros_like(self.parameter, memory_format=torch.contiguous_format)
         return self.value
-
-
-def _column(vector: Tensor, like: Tensor) -> Tensor:
-    return vector.view(-1, *[1] * (like.dim() - 1))

@@ -193,7 +193,7 @@ class LinearGradients(LayerGradients):
         self.inputs = activation.flatten(1, -2) if activation.dim() > 2 else activation.unsqueeze(1)  # [B, T, d]
         self.outputs = gradient.flatten(1, -2) if gradient.dim() > 2 else gradient.unsqueeze(1)  # [B, T, p]
         self.length = self.inputs.shape[1]
-        self._native = None if _on_gpu(gradient) else _native.kernels(gradient)
+        self._native = None if _native.on_gpu(gradient) else _native.kernels(gradient)
         self._by_gram: Norms | None = None
 
     def forget(self) -> None:
@@ -205,7 +205,7 @@ class LinearGradients(LayerGradients):
 
     def _dear_gram(self) -> bool:
         """True where gradients cost less than Gram matrices."""
-        if _on_gpu(self.gradient):  # where both are cuBLAS products, what they move decides (Bu et al. 2022)
+        if _native.on_gpu(self.gradient):  # where both are cuBLAS products, what they move decides (Bu et al. 2022)
             return self.length > 1 and 2 * self.length**2 > math.prod(self._widths())
         return self.length > 1 and ghost.cheapest(1, self.length, *self._widths()) == "rows"
 
@@ -250,7 +250,7 @@ class LinearGradients(LayerGradients):
     def _has_gram_kernel(self) -> bool:
         """Whether a kernel makes the norms by Gram matrices, and the bias's gradients in passing."""
         fits = self.dtype == torch.float32 and max(self._widths()) <= ghost.LARGEST_WIDTH
-        return self.length > 1 and fits and not _on_gpu(self.gradient) and not self._dear_gram()
+        return self.length > 1 and fits and not _native.on_gpu(self.gradient) and not self._dear_gram()
 
     def _gram_norms(self, roundoff: float) -> Norms:
         inputs, outputs = self.inputs.contiguous(), self.outputs
@@ -300,7 +300,7 @@ class LinearGradients(LayerGradients):
 
     def _add_blocks(self, size: int, weights: Weights, total: Total) -> int:
         blocks = self.batch // size
-        if blocks < 2 or not _on_gpu(self.gradient):
+        if blocks < 2 or not _native.on_gpu(self.gradient):
             return 0
         stop = blocks * size
         inputs, outputs = self._weighted(0, stop, weights.part(0, stop))
@@ -349,7 +349,7 @@ class ConvGradients(LayerGradients):
             layer, gradient = self.layer, self.gradient
             wide = max(math.prod(layer.weight.shape[1:]), layer.out_channels // layer.groups) > ghost.LARGEST_WIDTH
             self._has_kernel = (
-                self.dtype == torch.float32 and gradient.dim() <= 4 and not wide and not _on_gpu(gradient)
+                self.dtype == torch.float32 and gradient.dim() <= 4 and not wide and not _native.on_gpu(gradient)
             )
         return self._has_kernel
 
@@ -357,7 +357,7 @@ class ConvGradients(LayerGradients):
         return not self._native()
 
     def _by_patches(self) -> bool:
-        return _on_gpu(self.gradient) and self.gradient.dim() <= 4
+        return _native.on_gpu(self.gradient) and self.gradient.dim() <= 4
 
     def _dear_gram(self) -> bool:
         """True where gradients cost less than Gram matrices, or there is no kernel for these."""
@@ -508,7 +508,7 @@ class ConvGradients(LayerGradients):
         """A view [B, channels, *kernel, *outputs]: the value that each tap sees at each position."""
         layer, space = self.layer, self.gradient.shape[2:]
         sides = [side for side in reversed(self.padding) for _ in range(2)]
-        values = functional.pad(activation, sides).contiguous()
+        values = (functional.pad(activation, sides) if any(sides) else activation).contiguous()
         moves = values.stride()[2:]
         taps = [move * step for move, step in zip(moves, self.dilation, strict=True)]
         steps = [move * step for move, step in zip(moves, self.stride, strict=True)]
@@ -519,16 +519,37 @@ class ConvGradients(LayerGradients):
         return self.gradient.shape[2:].numel()
 
     def _add_product(self, start: int, stop: int, weights: Weights, total: Total) -> None:
+        if self._by_patches():
+            self._add_patches(start, stop, 1, weights, total)
+            return
         gradient, activation = weights.scale(self.gradient[start:stop]), weights.keep(self.activation[start:stop])
+        total.add(self._backward(gradient, activation, self.layer.weight, self.layer.groups))
+
+    def _add_blocks(self, size: int, weights: Weights, total: Total) -> int:
+        blocks = self.batch // size
+        if blocks < 2 or not self._by_patches():
+            return 0
+        patches = self.layer.groups * self.layer.weight[0].numel() * self._terms()
+        for low, high in chunks(blocks, size * patches):
+            start, stop = low * size, high * size
+            self._add_patches(start, stop, high - low, weights.part(start, stop), total)
+        return blocks * size
+
+    def _add_patches(self, start: int, stop: int, blocks: int, weights: Weights, total: Total) -> None:
+        """Of each block of samples the product over the positions of all its samples, then the sum of these."""
         weight, groups = self.layer.weight, self.layer.groups
-        if self._by_patches():  # one product over the positions of all samples
-            rank = gradient.dim() - 2
-            taps_first = (1, *range(2, 2 + rank), 0, *range(2 + rank, 2 + 2 * rank))
-            patches = self._patches(activation).permute(taps_first).reshape(groups, weight[0].numel(), -1)
-            outputs = gradient.transpose(0, 1).reshape(groups, weight.shape[0] // groups, -1)
-            total.add(torch.bmm(outputs, patches.transpose(1, 2)).view(weight.shape))
-        else:
-            total.add(self._backward(gradient, activation, weight, groups))
+        patches = self._patches(self.activation[start:stop]).unflatten(1, (groups, -1)).unflatten(0, (blocks, -1))
+        gradient = self.gradient[start:stop].unflatten(1, (groups, -1)).unflatten(0, (blocks, -1))
+        rank = self.gradient.dim() - 2
+        # [blocks, groups, outputs or taps, samples, positions], written in this order by what selects and scales.
+        places, taps = range(4, 4 + rank), range(3, 4 + rank)
+        scaled = weights.scale(gradient.permute(0, 2, 3, 1, *places), 3, laid_out=True)
+        kept = weights.keep(patches.permute(0, 2, *taps, 1, *(one + rank for one in places)), 3 + rank, laid_out=True)
+        samples = (stop - start) // blocks
+        factors = (one.view(blocks * groups, -1, samples * self._terms()) for one in (scaled, kept))
+        outputs, inputs = factors
+        found = torch.bmm(outputs, inputs.transpose(1, 2)).view(blocks, *weight.shape)
+        total.add(found[0] if blocks == 1 else found.sum(0))
 
     def _backward(self, gradient: Tensor, activation: Tensor, weight: Tensor, groups: int) -> Tensor:
         result: Tensor = torch.ops.aten.convolution_backward(
@@ -688,7 +709,7 @@ class GroupNormGradients(LayerGradients):
         return False
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
-        if self.statistics is None or not self.batch or _on_gpu(self.gradient):
+        if self.statistics is None or not self.batch:
             return over_space(self.gradient) if name == "bias" else self._weight_rows()
         # torch's own backward of one sample whose channels are those of all samples: it adds up over samples, here one.
         groups, channels = (self.batch * count for count in (self.layer.num_groups, self.layer.num_channels))
@@ -704,23 +725,16 @@ class GroupNormGradients(LayerGradients):
         return self._kept[name]
 
     def _weight_rows(self) -> Tensor:
-        if self.statistics is None:
-            normalised = functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
-            return over_space(self.gradient * normalised)
-        # sum of g (x - mean) / deviation, as torch's own backward has it: without the normalised activation
-        groups, each = self.layer.num_groups, self.layer.num_channels // self.layer.num_groups
-        mean, scale = (one.reshape(self.batch, groups, 1) for one in self.statistics)
-        products, sums = (
-            over_space(values).reshape(self.batch, groups, each)
-            for values in (self.gradient * self.activation, self.gradient)
-        )
-        return ((products - mean * sums) * scale).flatten(1)
+        if not self.batch:
+            return self.gradient.new_zeros(self.gradient.shape[:2])
+        normalised = functional.group_norm(self.activation, self.layer.num_groups, None, None, self.layer.eps)
+        return over_space(self.gradient * normalised)
 
 
 def _sums_at(places: Tensor, values: Tensor, count: int) -> Tensor:
     """[n, ...] -> [count, ...]: the sums of the values with the same place. The same bits each time."""
     sums = values.new_zeros((count, *values.shape[1:]))
-    if values.is_cuda:  # index_add_ adds in any order there; this sorts first
+    if _native.on_gpu(values):  # index_add_ adds in any order there; this sorts first
         return sums.index_put_((places,), values, accumulate=True)
     return sums.index_add_(0, places, values)
 
@@ -730,9 +744,6 @@ def over_space(values: Tensor) -> Tensor:
     return values.flatten(2).sum(2) if values.dim() > 2 else values
 
 
-def _on_gpu(values: Tensor) -> bool:
-    """Where cuBLAS makes the products faster than our kernels for the CPU could be carried over."""
-    return values.is_cuda
 
 
 def measure_single_positions(uses: Iterable[Any]) -> None:

@@ -22,6 +22,7 @@ from torch.nn.modules import module as everybodys
 from torch.utils.hooks import RemovableHandle
 
 from .._errors import PrivacyError
+from . import _native
 from ._clip import Norms
 from ._coverage import CoveredLayer
 from ._layers import EmbeddingGradients, LayerGradients, Statistics
@@ -149,7 +150,7 @@ class Recorder:
 
     def laid_out(self, layer: CoveredLayer, gradient: Tensor) -> Tensor:
         """A contiguous copy of ``gradient``."""
-        if not self.lasting or gradient.is_cuda:
+        if not self.lasting or _native.on_gpu(gradient):
             return gradient.contiguous()
         self._layouts.let_go(layer)
         return self._layouts.take(layer, gradient.shape, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
