@@ -32,11 +32,17 @@ def gpu_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "on_gpu", lambda _values: True)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer(name: str) -> None:
+def test_layer(name: str, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with sums of blocks of two samples, the ninth alone, of gradients that are not kept."""
+    if blocks:
+        monkeypatch.setattr(_layers, "KEEP_FACTOR", 0)
+        monkeypatch.setattr(_layers, "block_size", lambda _terms, _dtype, *, alone: 2)
     make, shape = LAYERS[name]
-    x, y = data(shape)
-    check(make().double(), x, y, square_loss)
+    torch.manual_seed(0)
+    check(make().double(), *data(shape), square_loss)
 
 
 @pytest.mark.parametrize("memory", ["fast", "low"])

@@ -12,7 +12,8 @@ A rule is made for one use of a layer, in the backward pass, and answers for eac
     rounding(name)             what such a sum is charged for
     measures_by_torch()        whether norms and kept gradients may be made by products or convolutions of torch
     adds_by_torch()            whether ``add_total`` may
-    measured_later()           whether ``measure_single_positions`` takes the norms, of all layers at once
+    measured_later()           whether norms and kept gradients are made in the step, of several layers at once: by
+                               ``measure_single_positions``, or on a GPU by _together.py
 
 ``activation`` and ``gradient`` have the batch in dimension 0. Sources: Goodfellow 2015 (norms of a Linear layer from
 its input and output gradient), Li et al. 2022 (Gram matrices for sequences), Rochette et al. 2019 (grouped
@@ -45,6 +46,9 @@ KEEP_FACTOR = 4
 # To save memory gradients that are larger than what they are made of are made twice in place of being kept, so many
 # elements at a time (half a MiB of float32).
 PART_ELEMENTS = 2**17
+# On a GPU what a normalisation saw and what came back is held until the step, to be worked on with that of others, if it is
+# no larger: then launches are what it costs.
+_LATE_ELEMENTS = 2**20
 
 
 # Memory for the gradients that a rule keeps: called with a shape and dtype and device as torch.empty is.
@@ -99,6 +103,10 @@ class LayerGradients:
             self._kept[name] = self._rows(name, 0, self.batch)
         return self._kept.get(name)
 
+    def keep(self, rows: dict[str, Tensor]) -> None:
+        """Take the samples' gradients of these parameters, made elsewhere, as they are."""
+        self._kept |= rows
+
     def forget(self) -> None:
         """Drop what all kept gradients were made from."""
         self.forgotten = True
@@ -134,10 +142,10 @@ class LayerGradients:
     def rounding(self, name: str) -> Rounding:
         """What the sum over samples of ``add_total`` is charged for."""
         terms = self.terms(name)
-        return rounding(terms, self._block(), self.dtype, alone=self.alone) if terms else Rounding()
+        return rounding(terms, self.block(), self.dtype, alone=self.alone) if terms else Rounding()
 
     def measured_later(self) -> bool:
-        """True if the norms are for ``measure_single_positions``."""
+        """True if norms, or the gradients to be kept, are made of several layers at once when the step is taken."""
         return False
 
     def measures_by_torch(self) -> bool:
@@ -154,7 +162,7 @@ class LayerGradients:
         if rows is not None:
             total.add(weighted_sums([rows], weights)[0])
             return
-        size = self._block()
+        size = self.block()
         for start in range(self._add_blocks(size, weights, total), self.batch, size):
             stop = min(self.batch, start + size)
             self._add_product(start, stop, weights.part(start, stop), total)
@@ -163,7 +171,7 @@ class LayerGradients:
         """Add blocks of ``size`` samples in fewer operations than ``_add_product`` would; the number of samples in them."""
         return 0
 
-    def _block(self) -> int:
+    def block(self) -> int:
         """How many samples one product of ``add_total`` sums up."""
         return block_size(self._terms(), self.dtype, alone=self.alone)
 
@@ -187,18 +195,28 @@ class LinearGradients(LayerGradients):
     layer_type = nn.Linear
     takes_sequences = True
 
-    def __init__(self, layer: nn.Linear, activation: Tensor, gradient: Tensor, *_unused: Any) -> None:
-        super().__init__(layer, activation, gradient.contiguous())
+    def __init__(
+        self, layer: nn.Linear, activation: Tensor, gradient: Tensor, _statistics: None = None, _memory: Any = None,
+        sparing: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(layer, activation, gradient.contiguous(), sparing=sparing)
         gradient = self.gradient
         self.inputs = activation.flatten(1, -2) if activation.dim() > 2 else activation.unsqueeze(1)  # [B, T, d]
         self.outputs = gradient.flatten(1, -2) if gradient.dim() > 2 else gradient.unsqueeze(1)  # [B, T, p]
         self.length = self.inputs.shape[1]
         self._native = None if _native.on_gpu(gradient) else _native.kernels(gradient)
         self._by_gram: Norms | None = None
+        self.place: tuple[Any, int] | None = None  # in a stack of layers that are worked on together
 
     def forget(self) -> None:
         super().forget()
         del self.inputs, self.outputs
+
+    def move_to(self, inputs: Tensor, outputs: Tensor, place: tuple[Any, int]) -> None:
+        """Take copies of inputs and outputs, which are in a stack at ``place``, for them."""
+        self.activation = self.inputs = inputs
+        self.gradient = self.outputs = outputs
+        self.place = place
 
     def keeps(self, name: str) -> bool:
         return name == "bias" or (self._dear_gram() and _worth_keeping(self))
@@ -213,10 +231,15 @@ class LinearGradients(LayerGradients):
         return self.inputs.shape[2], self.outputs.shape[2]
 
     def measured_later(self) -> bool:
+        if self.forgotten:
+            return False
+        if _native.on_gpu(self.gradient):
+            trained = self.layer.weight.requires_grad
+            return bool(trained and self.batch and self.length and not self.sparing and not self._dear_gram())
         return self.length == 1 and self._native is not None and max(self._widths()) <= ghost.LARGEST_WIDTH
 
     def measures_by_torch(self) -> bool:
-        return not (self.measured_later() or (self._native is not None and self._has_gram_kernel()))
+        return self._native is None or not (self.measured_later() or self._has_gram_kernel())
 
     def adds_by_torch(self) -> bool:
         return not (self.has_product("weight") or self.keeps("weight"))
@@ -231,7 +254,7 @@ class LinearGradients(LayerGradients):
             if self._by_gram is None:
                 self._by_gram = self._gram_norms(ghost.gram_roundoff(self.length, d, p))
             return self._by_gram
-        a, g = _vector_norms(self.inputs), _vector_norms(self.outputs)
+        a, g = vector_norms(self.inputs), vector_norms(self.outputs)
         lengths = (a * g).sum(1)
         if self._dear_gram():
             squares = _in_chunks(self.batch, d * p, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
@@ -239,7 +262,7 @@ class LinearGradients(LayerGradients):
         squares = _in_chunks(self.batch, 2 * self.length**2, self._gram_squares, self.gradient)
         # p (sum a)^2 + d (sum g)^2 + T^2 products and sums below the normal range, in fewer operations than that
         few = (p + d + self.length**2) * least(self.dtype) * ((a + g).sum(1) + 1.0).square()
-        return _within(squares, gamma(d + p + 4, self.dtype), lengths, few)
+        return within(squares, gamma(d + p + 4, self.dtype), lengths, few)
 
     def kept(self, name: str) -> Tensor | None:
         comes = name == "bias" and name not in self._kept and self.layer.weight.requires_grad
@@ -257,7 +280,7 @@ class LinearGradients(LayerGradients):
         if self._native is None:
             self._kept["bias"] = outputs.sum(1)
             squares, lengths = ghost.gram_squares(inputs, outputs)
-            return _within(squares, roundoff, lengths)
+            return within(squares, roundoff, lengths)
         self._kept["bias"] = sums = outputs.new_empty((self.batch, outputs.shape[2]))
         norms = Norms(*torch.empty((2, self.batch), dtype=torch.float64).unbind())
         self._native.gram_norms(inputs, outputs, roundoff, *norms, sums)
@@ -279,8 +302,8 @@ class LinearGradients(LayerGradients):
     def _terms(self) -> int:
         return self.length
 
-    def _block(self) -> int:
-        size = super()._block()
+    def block(self) -> int:
+        size = super().block()
         return min(size, max(1, _native.DEPTH // self.length)) if self._native and self.length else size
 
     def has_product(self, name: str) -> bool:
@@ -378,7 +401,7 @@ class ConvGradients(LayerGradients):
             squares, lengths = ghost.conv_gram_squares(*self._arguments(0, self.batch), **self._geometry())
             channels, positions = (layer.in_channels, layer.out_channels), self._terms()
             loss = ghost.conv_roundoff(positions, *channels, places, layer.groups)
-            return _within(squares, loss, lengths)
+            return within(squares, loss, lengths)
         squares = _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
         # sum_t |g_t||a_t| by Cauchy and Schwarz; a pixel is in at most as many patches as the kernel has places.
         lengths = (row_squares(self.activation) * row_squares(self.gradient) * places).sqrt()
@@ -676,6 +699,11 @@ class LayerNormGradients(LayerGradients):
     def position_rank(layer: Any) -> int:
         return len(layer.normalized_shape)
 
+    def measured_later(self) -> bool:
+        if self.forgotten or self.sparing or not _native.on_gpu(self.gradient):
+            return False
+        return 0 < self.activation.numel() <= _LATE_ELEMENTS
+
     def measures_by_torch(self) -> bool:
         return False
 
@@ -751,9 +779,10 @@ def measure_single_positions(uses: Iterable[Any]) -> None:
 
     A sample's gradient there is an outer product, and the bias's is one of its factors.
     """
-    found = [use for use in dict.fromkeys(uses) if use.rule.measured_later() and not use.norms]
-    native = found and found[0].rule._native
-    if not native:
+    linear = [use for use in dict.fromkeys(uses) if isinstance(use.rule, LinearGradients)]
+    found = [use for use in linear if use.rule.measured_later() and not use.norms]
+    native = found[0].rule._native if found else None
+    if native is None:
         return
     rules = [use.rule for use in found]
     squares = torch.empty((2 * len(rules), rules[0].batch), dtype=torch.float64)
@@ -768,7 +797,7 @@ def add_products(sums: list[tuple[LinearGradients, Total]], weights: Weights) ->
     """Add the weights' sums of linear layers with a product kernel: in one call, as waking threads takes its time, too."""
     groups: dict[int, list[tuple[LinearGradients, Total]]] = {}
     for rule, total in sums:
-        groups.setdefault(rule._block(), []).append((rule, total))
+        groups.setdefault(rule.block(), []).append((rule, total))
     for block, group in groups.items():
         native = group[0][0]._native
         assert native is not None
@@ -857,7 +886,7 @@ def _matrix(rows: Tensor) -> Tensor:
     return rows.reshape(rows.shape[0], rows.shape[1:].numel()).contiguous()
 
 
-def _vector_norms(vectors: Tensor) -> Tensor:
+def vector_norms(vectors: Tensor) -> Tensor:
     """[B, T, d] -> [B, T] float64: the norm of each vector."""
     norms: Tensor = clipping._row_norms([_matrix(vectors.flatten(0, 1))])
     return norms.view(vectors.shape[:2])
@@ -868,7 +897,7 @@ def _worth_keeping(rule: LayerGradients, factor: int | None = None) -> bool:
     return bool(rule.layer.weight.numel() <= (KEEP_FACTOR if factor is None else factor) * made_of)
 
 
-def _within(squares: Tensor, loss: float, lengths: Tensor, few: Tensor | None = None) -> Norms:
+def within(squares: Tensor, loss: float | Tensor, lengths: Tensor, few: Tensor | None = None) -> Norms:
     """Norms from squares, written to, that are within ``loss A^2 + few`` of the truth; ``lengths`` is A.
 
     A sum that lost all its digits may be negative; the truth is within the error all the same. One that is not finite

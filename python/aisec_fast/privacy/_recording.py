@@ -66,8 +66,6 @@ class Use:
     def measure(self) -> None:
         """Take norms, and keep small gradients in place of what they are made of."""
         rule = self.rule
-        if rule.measured_later():
-            return
         kept = [rule.kept(name) is not None for name in self.layer.parameters]
         for name, is_kept in zip(self.layer.parameters, kept, strict=True):
             if not is_kept or name in rule.kept_squares:
@@ -157,7 +155,7 @@ class Recorder:
 
     def measure(self, use: Use) -> None:
         """Measure what only this use needs, while it is in cache."""
-        if not use.layer.shares and self._forwards[id(use.layer)] == 1:
+        if not use.layer.shares and self._forwards[id(use.layer)] == 1 and not use.rule.measured_later():
             if use.rule.measures_by_torch():
                 with torch.no_grad(), full_precision():
                     use.measure()

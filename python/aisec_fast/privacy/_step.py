@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from .._errors import PrivacyError
 from .._sources import Source
 from .._update import Noise
-from . import _charges, _optimizers
+from . import _charges, _native, _optimizers, _together
 from ._charges import Rounding
 from ._clip import Norms, Total, clip
 from ._layers import (
@@ -244,6 +244,7 @@ class Sums:
         scale = float(batch) if self.mechanism.mean_loss else 1.0
         by_torch = by_torch or any(len(of_parameter) > 1 for of_parameter in uses.values())
         with full_precision() if by_torch else nullcontext():
+            _together.measure(found)
             if self.mechanism.clipping == "per_layer":
                 bounds = self.mechanism.shares
                 for name, parameter in self.parameters.items():
@@ -267,8 +268,11 @@ class Sums:
                 unmeasured.append(key)
             elif of_parameter:
                 parts.append(measured(of_parameter, batch, self.totals[key].parameter))
+        beside: _together.Beside | None = None
         if unmeasured:
-            squares = kept_squares([kept[key] for key in unmeasured])
+            if _native.on_gpu(kept[unmeasured[0]]):
+                beside = _together.Beside({key: kept[key] for key in unmeasured})
+            squares = kept_squares([kept[key] for key in unmeasured] if beside is None else beside.rows)
             parts.append(Norms(squares, squares))
         if not parts:
             return
@@ -276,7 +280,12 @@ class Sums:
         # Sums let go of what they were made of as they come: the gradients that were kept, then layer by layer.
         products = sorted((key for key in uses if key not in kept), key=lambda key: self._place(key, uses[key]))
         if kept:
-            add_rows([(rows, self.totals[key]) for key, rows in kept.items()], weights)
+            rest = kept if beside is None else {key: rows for key, rows in kept.items() if key not in unmeasured}
+            if beside is not None:
+                beside.add(self.totals, weights)
+                beside = None
+            if rest:
+                add_rows([(rows, self.totals[key]) for key, rows in rest.items()], weights)
             for key in kept:
                 name, use = uses[key][0]
                 use.added(name)
@@ -289,11 +298,14 @@ class Sums:
                 if isinstance(use.rule, LinearGradients) and use.rule.has_product(name):
                     at_once[key] = use.rule
         add_products([(rule, self.totals[key]) for key, rule in at_once.items()], weights)
-        for key in products:
-            for name, use in uses[key]:
-                if key not in at_once:
-                    use.rule.add_total(name, weights, self.totals[key])
-                use.added(name)
+        for keys in _together.in_stacks(products, lambda key: uses[key][0][1].rule if len(uses[key]) == 1 else None):
+            if len(keys) > 1:
+                _together.add_stack([(uses[key][0][1].rule, self.totals[key]) for key in keys], weights)
+            for key in keys:
+                for name, use in uses[key]:
+                    if key not in at_once and len(keys) == 1:
+                        use.rule.add_total(name, weights, self.totals[key])
+                    use.added(name)
 
     def _place(self, key: int, uses: list[tuple[str, Use]]) -> tuple[bool, int]:
         """For sorting, to need little memory: first sums that let go of more than they are, small ones first, then those that
