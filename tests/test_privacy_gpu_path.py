@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aisec_fast import clipping
 from aisec_fast.cli.bench import _models, _training
-from aisec_fast.privacy import _layers, _native
+from aisec_fast.privacy import _layers, _native, _together
+from aisec_fast.privacy._coverage import CoveredLayer
+from aisec_fast.privacy._recording import Use
 from tests.test_privacy_layers import LAYERS, MODELS, check, data, model_case, private_gradients, square_loss
 
 pytestmark = pytest.mark.usefixtures("gpu_path")
@@ -76,3 +78,158 @@ def test_a_sample_whose_loss_is_nan_counts_as_zero(name: str) -> None:
     expected = private_gradients(copy.deepcopy(model), x[without], y[without], loss_of, reduction="sum")
     for g, e in zip(private_gradients(model, x, y, poisoned, reduction="sum"), expected, strict=True):
         torch.testing.assert_close(g, e, rtol=0.0, atol=1e-10)
+
+
+def equal_layers(dtype: torch.dtype) -> nn.Module:
+    """Sequences through linear layers and normalisations of the same shapes, some of them without a bias."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for bias in (True, True, False, True, False):
+        layers += [nn.Linear(8, 8, bias=bias), nn.LayerNorm(8, bias=bias), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(8, 3)).to(dtype)
+
+
+@pytest.mark.parametrize("most", [2**24, 2000, 1], ids=["together", "some", "alone"])
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_equal_layers(size: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of any size, with a rest or without, of as many layers as memory allows."""
+    monkeypatch.setattr(_layers, "block_size", lambda _terms, _dtype, *, alone: size)
+    monkeypatch.setattr(_layers, "CHUNK_ELEMENTS", most)
+    x, y = data((9, 3, 8))
+    check(equal_layers(torch.float64), x, y, square_loss)
+
+
+def test_equal_layers_of_which_some_rest() -> None:
+    """Frozen weights, biases and layers among them."""
+    model = equal_layers(torch.float64)
+    for parameter in (model[0].weight, model[3].bias, model[4].weight, model[6].weight):
+        parameter.requires_grad_(False)
+    check(model, *data((9, 3, 8)), square_loss)
+
+
+@pytest.mark.parametrize("clipping", ["per_layer", "automatic"])
+@pytest.mark.parametrize("name", ["equal", "mlp", "resnet", "transformer"])
+def test_other_clippings(name: str, clipping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the CPU's forms, up to the rounding of float64."""
+    found = []
+    for forced in (True, False):
+        monkeypatch.setattr(_native, "on_gpu", lambda _values, forced=forced: forced)
+        if name == "equal":
+            model, (x, y), loss_of = equal_layers(torch.float64), data((9, 3, 8)), square_loss
+        else:
+            model, x, y, loss_of = model_case(name, torch.float64)
+        found.append(private_gradients(model, x, y, loss_of, clipping=clipping))
+    for g, e in zip(*found, strict=True):
+        torch.testing.assert_close(g, e, rtol=0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_bad_sample_in_equal_layers_counts_as_zero(poison: float) -> None:
+    x, y = data((9, 3, 8))
+    without = [i for i in range(9) if i != 4]
+    expected = private_gradients(equal_layers(torch.float64), x[without], y[without], square_loss, reduction="sum")
+    x[4, 1, 2] = poison
+    got = private_gradients(equal_layers(torch.float64), x, y, square_loss, reduction="sum")
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=0.0, atol=1e-10)
+
+
+def uses_of(layers: list[nn.Module], records: list[tuple[Tensor, Tensor]]) -> list[Use]:
+    found = []
+    for layer, (activation, gradient) in zip(layers, records, strict=True):
+        rule = _layers.find_rule(layer)
+        assert rule is not None
+        covered = CoveredLayer("", layer, rule, dict(layer.named_parameters()), False)
+        found.append(Use(covered, rule(layer, activation, gradient)))
+    return found
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-24, 1e-12, 1.0, 1e8])
+def test_norms_are_upper_bounds(scale: float) -> None:
+    """In float32, also of tokens that cancel and of products below the normal range; and close where nothing cancels."""
+    torch.manual_seed(0)
+    linear: list[nn.Module] = [nn.Linear(40, 30) for _ in range(3)] + [nn.Linear(20, 30)]
+    records = [(torch.randn(8, 6, layer.in_features), torch.randn(8, 6, 30) * scale) for layer in linear]  # type: ignore[arg-type]
+    for activation, gradient in records:
+        activation[:4, 3:], gradient[:4, 3:] = activation[:4, :3], -gradient[:4, :3]
+        activation[2, 3:] *= 1.0 + 2.0**-20
+    convolutions: list[nn.Module] = [nn.Conv2d(16, 40, 3), nn.Conv2d(16, 24, 1, bias=False)]
+    records += [(torch.randn(8, 16, 5, 5), torch.randn(8, *shape) * scale) for shape in ((40, 3, 3), (24, 5, 5))]
+    layers = linear + convolutions
+    uses = uses_of(layers, records)
+    truths = []
+    for use, (activation, gradient) in zip(uses, records, strict=True):
+        if isinstance(use.layer.module, nn.Linear):
+            truths.append(torch.einsum("bto,bti->boi", gradient.double(), activation.double()))
+        else:
+            exact = _layers.find_rule(use.layer.module)(  # type: ignore[misc]
+                copy.deepcopy(use.layer.module).double(), activation.double(), gradient.double()
+            )
+            truths.append(exact._rows("weight", 0, 8))
+    for use in uses[4:]:
+        use.rule._keeps_weight = False
+    with torch.no_grad():
+        _together.measure(uses)
+    for use, truth in zip(uses, truths, strict=True):
+        squares, spreads = use.norms["weight"]
+        exact = truth.flatten(1).square().sum(1)
+        assert bool((squares >= exact).all())
+        assert bool((spreads >= squares).all())
+        if scale >= 1e-12:
+            assert bool((squares[4:] <= 1.001 * exact[4:]).all())
+
+
+# Operations of torch beyond those of the plain step, and launches of our kernels: two an array for norms, one for a sum.
+MOST = {"mlp": (21, 15), "cnn": (23, 14), "resnet": (88, 55), "transformer": (78, 30)}
+VIEWS = {
+    "alias", "as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "is_same_size", "lift_fresh",
+    "new_empty", "new_empty_strided", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t",
+    "transpose", "unbind", "unsqueeze", "view", "_record_function_enter_new", "_record_function_exit", "_reshape_alias",
+    "_unsafe_view",
+}  # fmt: skip
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations that work on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name not in VIEWS:
+            self.operations[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_operations_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the benchmark's models. The plain step's optimizer is one operation a parameter here; on a GPU it is a few."""
+    launches = Counter[str]()
+
+    def counted(kernel: str, each: int) -> None:
+        original = getattr(clipping, kernel)
+
+        def call(arrays: list[Tensor], *rest: Any) -> Any:
+            launches[kernel] += each * len(arrays)
+            return original(arrays, *rest)
+
+        monkeypatch.setattr(clipping, kernel, call)
+
+    counted("_row_norms", 2)
+    counted("_weighted_sums", 1)
+    counts = []
+    for step in (
+        _training.plain(_models.training(name)),
+        _training.private(_models.training(name), layers="torch"),
+    ):
+        for _ in range(2):
+            step()
+        launches.clear()
+        with Counted() as found:
+            step()
+        counts.append(found.operations)
+    most, most_launches = MOST[name]
+    assert counts[1].total() - counts[0].total() <= most, counts
+    assert launches.total() <= most_launches, launches

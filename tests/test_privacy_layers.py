@@ -37,6 +37,7 @@ def private_gradients(
     reduction: str = "mean",
     batch_first: bool = True,
     memory: str = "fast",
+    clipping: str = "flat",
 ) -> list[Tensor]:
     """The sum of clipped gradients that one noiseless step puts into ``.grad``, for a mean loss over the expected batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -51,6 +52,7 @@ def private_gradients(
             max_grad_norm=CLIP,
             loss_reduction=reduction,
             batch_first=batch_first,
+            clipping=clipping,
         )
         losses = loss_of(model(x), y)
         (losses.mean() if reduction == "mean" else losses.sum()).backward()

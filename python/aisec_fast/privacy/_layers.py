@@ -376,6 +376,11 @@ class ConvGradients(LayerGradients):
             )
         return self._has_kernel
 
+    def measured_later(self) -> bool:
+        if self.forgotten or self.sparing or not _native.on_gpu(self.gradient):
+            return False
+        return bool(self.batch and self.layer.weight.requires_grad and not self.keeps("weight"))
+
     def measures_by_torch(self) -> bool:
         return not self._native()
 
@@ -402,10 +407,15 @@ class ConvGradients(LayerGradients):
             channels, positions = (layer.in_channels, layer.out_channels), self._terms()
             loss = ghost.conv_roundoff(positions, *channels, places, layer.groups)
             return within(squares, loss, lengths)
-        squares = _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows(name, lo, hi)), self.gradient)
+        squares = self.squares_in_chunks()
         # sum_t |g_t||a_t| by Cauchy and Schwarz; a pixel is in at most as many patches as the kernel has places.
         lengths = (row_squares(self.activation) * row_squares(self.gradient) * places).sqrt()
         return _with_error(squares, lengths, self._terms(), size, self.dtype)
+
+    def squares_in_chunks(self) -> Tensor:
+        """Squared norms of the samples' gradients of the weight, which are made and let go of."""
+        size = self.layer.weight.numel()
+        return _in_chunks(self.batch, size, lambda lo, hi: row_squares(self.rows("weight", lo, hi)), self.gradient)
 
     def _arguments(self, start: int, stop: int) -> tuple[Tensor, Tensor, Any]:
         activation, gradient = self.activation, self.gradient
@@ -561,16 +571,17 @@ class ConvGradients(LayerGradients):
     def _add_patches(self, start: int, stop: int, blocks: int, weights: Weights, total: Total) -> None:
         """Of each block of samples the product over the positions of all its samples, then the sum of these."""
         weight, groups = self.layer.weight, self.layer.groups
-        patches = self._patches(self.activation[start:stop]).unflatten(1, (groups, -1)).unflatten(0, (blocks, -1))
-        gradient = self.gradient[start:stop].unflatten(1, (groups, -1)).unflatten(0, (blocks, -1))
+        samples = (stop - start) // blocks
+        patches, gradient = (
+            values.view(blocks, samples, groups, -1, *values.shape[2:])
+            for values in (self._patches(self.activation[start:stop]), self.gradient[start:stop])
+        )
         rank = self.gradient.dim() - 2
         # [blocks, groups, outputs or taps, samples, positions], written in this order by what selects and scales.
         places, taps = range(4, 4 + rank), range(3, 4 + rank)
         scaled = weights.scale(gradient.permute(0, 2, 3, 1, *places), 3, laid_out=True)
         kept = weights.keep(patches.permute(0, 2, *taps, 1, *(one + rank for one in places)), 3 + rank, laid_out=True)
-        samples = (stop - start) // blocks
-        factors = (one.view(blocks * groups, -1, samples * self._terms()) for one in (scaled, kept))
-        outputs, inputs = factors
+        outputs, inputs = (one.view(blocks * groups, -1, samples * self._terms()) for one in (scaled, kept))
         found = torch.bmm(outputs, inputs.transpose(1, 2)).view(blocks, *weight.shape)
         total.add(found[0] if blocks == 1 else found.sum(0))
 

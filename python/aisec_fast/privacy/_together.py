@@ -7,6 +7,7 @@ Their records are stacked, [layers, B, ...], in place of the records themselves.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,16 @@ from .. import clipping
 from . import _layers, _native
 from ._charges import gamma, least
 from ._clip import Norms, Total, Weights
-from ._layers import LayerNormGradients, LinearGradients, chunks, vector_norms, weighted_sums, within
+from ._layers import (
+    ConvGradients,
+    LayerNormGradients,
+    LinearGradients,
+    chunks,
+    row_squares,
+    vector_norms,
+    weighted_sums,
+    within,
+)
 
 _MOST_COLUMNS = 4096  # of kept gradients that are copied to lie beside each other
 
@@ -28,12 +38,13 @@ def measure(uses: Iterable[Any]) -> None:
     later = [use for use in dict.fromkeys(uses) if use.rule.alone and use.rule.measured_later() and not use.norms]
     if not later or not _native.on_gpu(later[0].rule.gradient):
         return
-    single, sequences = [], []
-    for use in later:
-        if isinstance(use.rule, LinearGradients):
-            (single if use.rule.length == 1 else sequences).append(use)
+    linear = [use for use in later if isinstance(use.rule, LinearGradients)]
+    single, sequences = ([use for use in linear if (use.rule.length == 1) == one] for one in (True, False))
+    convolutions = [use for use in later if isinstance(use.rule, ConvGradients)]
     if single:
         _measure_outer_products(single)
+    if convolutions:
+        _measure_convolutions(convolutions)
     for group in _groups([use for use in later if isinstance(use.rule, LayerNormGradients)], _normalisation):
         if len(group) > 1:
             _keep_normalisations(group)
@@ -77,10 +88,36 @@ def _measure_outer_products(uses: list[Any]) -> None:
         use.norms["weight"] = Norms(found, found)
 
 
+def _measure_convolutions(uses: list[Any]) -> None:
+    """Of convolutions whose gradients are not kept: as the rule does it for one."""
+    rules = [use.rule for use in uses]
+    parts = [
+        one
+        for rule in rules
+        for one in (rule.squares_in_chunks(), row_squares(rule.activation), row_squares(rule.gradient))
+    ]
+    norms, activations, gradients = torch.stack(parts).sqrt_().view(len(rules), 3, -1).unbind(1)
+    numbers = []
+    for rule in rules:
+        terms, weight = rule.gradient.shape[2:].numel(), rule.layer.weight
+        places = math.prod(rule.layer.kernel_size)
+        numbers.append(
+            (math.sqrt(places), gamma(terms, rule.dtype), terms * math.sqrt(weight.numel()) * least(rule.dtype))
+        )
+    places, losses, smallest = _columns(tuple(numbers), norms.device)
+    lengths = (activations * gradients).mul_(places)
+    upper = torch.addcmul(norms, lengths, losses).add_(smallest).square_()
+    spreads = torch.maximum(lengths.square_(), upper)
+    for use, found in zip(uses, zip(upper.unbind(), spreads.unbind(), strict=True), strict=True):
+        use.norms["weight"] = Norms(*found)
+
+
 def _keep_normalisations(uses: list[Any]) -> None:
     """Form and keep the gradients of normalisations of the same shape."""
     rules = [use.rule for use in uses]
-    activation, gradient = (torch.stack(values) for values in zip(*((r.activation, r.gradient) for r in rules), strict=True))
+    activation, gradient = (
+        torch.stack(values) for values in zip(*((r.activation, r.gradient) for r in rules), strict=True)
+    )
     shape = rules[0].layer.normalized_shape
     form = (len(rules), rules[0].batch, -1, *shape)
     rows: dict[str, Tensor] = {}
@@ -118,12 +155,12 @@ def _measure_sequences(groups: list[list[Any]]) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _columns(numbers: tuple[tuple[float, float], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The numbers as two columns on the device, by operations that wait for nothing."""
-    both = torch.stack([
-        torch.stack([torch.full((), number, dtype=torch.float64, device=device) for number in pair]) for pair in numbers
-    ])  # fmt: skip
-    return both[:, :1], both[:, 1:]
+def _columns(numbers: tuple[tuple[float, ...], ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Columns of the numbers, of which there is a tuple for each layer, on the device; by operations that wait for nothing."""
+    return tuple(
+        torch.stack([torch.full((1,), number, dtype=torch.float64, device=device) for number in column])
+        for column in zip(*numbers, strict=True)
+    )
 
 
 class _Stack:
@@ -165,7 +202,7 @@ class _Stack:
             inputs, outputs = (
                 one[:, low:high].reshape(self.layers * blocks, -1, one.shape[3]) for one in (self.inputs, self.outputs)
             )
-            found = torch.bmm(outputs.transpose(1, 2), inputs).unflatten(0, (self.layers, blocks))
+            found = torch.bmm(outputs.transpose(1, 2), inputs).view(self.layers, blocks, outputs.shape[2], -1)
             for total, one in zip(totals, found[:, 0] if blocks == 1 else found.sum(1), strict=True):
                 total.add(one)
 
@@ -191,9 +228,10 @@ def _place(rule: Any) -> tuple[_Stack, int] | None:
     return rule.place if isinstance(rule, LinearGradients) else None
 
 
-def add_stack(sums: list[tuple[LinearGradients, Total]], weights: Weights) -> None:
+def add_stack(sums: list[tuple[Any, Total]], weights: Weights) -> None:
     """Add the sums of all layers of a stack."""
     first = sums[0][0]
+    assert first.place is not None
     first.place[0].add([total for _, total in sums], min(first.batch, first.block()), weights)
 
 
@@ -209,12 +247,13 @@ class Beside:
         self.keys = joined + [[key] for key in kept if not any(key in keys for keys in joined)]
         self.shapes = {key: one.shape[1:] for key, one in kept.items()}
         self.rows = [
-            kept[keys[0]] if len(keys) == 1 else torch.cat([kept[key].flatten(1) for key in keys], 1) for keys in self.keys
+            kept[keys[0]] if len(keys) == 1 else torch.cat([kept[key].flatten(1) for key in keys], 1)
+            for keys in self.keys
         ]
 
     def add(self, totals: dict[int, Total], weights: Weights) -> None:
         """Add each parameter's sum over samples."""
         for keys, found in zip(self.keys, weighted_sums(self.rows, weights), strict=True):
-            parts = found.view(-1).split([self.shapes[key].numel() for key in keys])
+            parts = torch.split(found.view(-1), [self.shapes[key].numel() for key in keys])
             for key, part in zip(keys, parts, strict=True):
                 totals[key].add(part.view(self.shapes[key]))
