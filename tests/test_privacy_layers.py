@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from aisec_fast import PrivacyError
-from aisec_fast.privacy import PrivacyEngine, _charges, _layers
+from aisec_fast.privacy import PrivacyEngine, _charges, _layers, _native
 from aisec_fast.privacy._clip import KAPPA, MARGIN, Total, Weights
 
 CLIP = 0.7
@@ -229,9 +229,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @pytest.fixture(params=[False, True], ids=["", "as on a GPU"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's products in place of our kernels too, as on a GPU."""
+    """The forms of a GPU too, where torch makes what kernels of our own do on the CPU."""
     if request.param:
-        monkeypatch.setattr(_layers, "_on_gpu", lambda _values: True)
+        monkeypatch.setattr(_native, "on_gpu", lambda _values: True)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
