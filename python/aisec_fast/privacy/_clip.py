@@ -92,6 +92,8 @@ def clip(parts: list[Norms], scale: float, max_norm: float, clipping: str) -> We
     """
     squares = [part.squares for part in parts]
     native = _native.kernels_on(squares[0])
+    if clipping != "automatic" and _native.on_gpu(squares[0]):
+        return Weights(_in_few_operations(Norms.added(parts), scale, max_norm * (1.0 - MARGIN)))
     if native is None:
         return Weights(weights_of(Norms.added(parts).scaled(scale), max_norm, clipping) * scale)
     exact = all(part.spreads is part.squares for part in parts)
@@ -103,6 +105,15 @@ def clip(parts: list[Norms], scale: float, max_norm: float, clipping: str) -> We
         squares, spreads, scale, bound, KAPPA * bound, added, most, LEAST_WEIGHT, values
     )  # fmt: skip
     return Weights(values, dropped)
+
+
+def _in_few_operations(norms: Norms, scale: float, bound: float) -> Tensor:
+    """``scale * weights_of(norms.scaled(scale))``, up to rounding: ``min(scale, bound / max(n, A / KAPPA))``."""
+    squares, spreads = norms
+    if spreads is not squares:
+        squares = torch.maximum(squares, spreads * KAPPA**-2)
+    weights = squares.rsqrt().mul_(bound).clamp_(max=scale)
+    return torch.where(weights >= LEAST_WEIGHT * scale, weights, 0.0)  # which NaN is not
 
 
 class Weights:
