@@ -8,6 +8,9 @@ _clip          the weight of each sample, from norms that are upper bounds
 _charges       what rounding costs, and the noise that pays for it (docs/privacy.md)
 _precision     no TF32 or bfloat16 in the engine's own products
 _coverage      which layers of a model are covered, and why the rest is refused; ``ModuleValidator``
+_attention     ``MultiheadAttention`` of linear layers, in place of torch's
+_recurrent     ``RNN``, ``LSTM`` and ``GRU`` of linear layers, in place of torch's
+_stand_in      what these have in common: torch's names in state dicts
 _recording     hooks that record and measure each covered layer during the one backward pass
 _sampling      Poisson sampling of batches, their parts, and the count of what the loader handed out
 _batch_memory  ``BatchMemoryManager``
@@ -16,8 +19,10 @@ _engine        the public class that puts them together
 schedulers     noise and clipping norm that change with the epochs
 """
 
+from ._attention import MultiheadAttention
 from ._batch_memory import BatchMemoryManager
 from ._coverage import ModuleValidator
 from ._engine import PrivacyEngine
+from ._recurrent import GRU, LSTM, RNN
 
-__all__ = ["BatchMemoryManager", "ModuleValidator", "PrivacyEngine"]
+__all__ = ["GRU", "LSTM", "RNN", "BatchMemoryManager", "ModuleValidator", "MultiheadAttention", "PrivacyEngine"]

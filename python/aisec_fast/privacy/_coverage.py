@@ -16,8 +16,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .._errors import UnsupportedModuleError
+from ._attention import MultiheadAttention
 from ._layers import LayerGradients
+from ._recurrent import GRU, LSTM, RNN
 from ._rules import find_rule, refusal, rule_for_parameter, supported_names
+from ._stand_in import Made, StandIn
+
+STAND_INS: tuple[type[StandIn], ...] = (MultiheadAttention, RNN, LSTM, GRU)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +70,8 @@ def examine(module: nn.Module) -> Coverage:
                     "parameters themselves and give one tensor for one. Freeze it (requires_grad_(False)), replace the "
                     "layer, or put what uses the parameter into a module of its own"
                 )
+                if (other := _stand_in(child)) is not None:
+                    message += f": ModuleValidator.fix(model) puts aisec_fast.privacy.{other.__name__} in its place"
                 found.errors.append(UnsupportedModuleError(message))
         if rule is not None:
             found.layers.append(CoveredLayer(name, child, rule, trainable))
@@ -111,21 +118,35 @@ class ModuleValidator:
 
     @staticmethod
     def fix(module: nn.Module) -> nn.Module:
-        """Return a copy of ``module`` with GroupNorm in place of BatchNorm and InstanceNorm; ``module`` is left as it
-        is.
+        """Return a copy of ``module`` with layers that can be trained privately in place of some that cannot; ``module`` is
+        left as it is.
 
         BatchNorm over C channels becomes GroupNorm with gcd(32, C) groups (32 as in Wu and He, 2018), InstanceNorm
         becomes GroupNorm with C groups, which is the same function without running statistics. Scale and shift are
-        kept. The optimizer must be made from the returned model's parameters.
+        kept. MultiheadAttention, RNN, LSTM and GRU become the modules of these names in ``aisec_fast.privacy``, which compute
+        the same with the same weights. The optimizer must be made from the returned model's parameters.
         """
         fixed = copy.deepcopy(module)
         root = nn.ModuleDict({"root": fixed})  # so that the model itself can be replaced like any child
         replaced: dict[int, nn.Module] = {}  # a layer used in two places stays one layer
+        made: Made = {}
         for parent in list(root.modules()):
             for name, child in parent._modules.items():
-                if isinstance(child, (_BatchNorm, _InstanceNorm)):
-                    parent._modules[name] = replaced.setdefault(id(child), _group_norm(child))
+                if child is None:
+                    continue
+                if id(child) not in replaced:
+                    if isinstance(child, (_BatchNorm, _InstanceNorm)):
+                        replaced[id(child)] = _group_norm(child)
+                    elif (other := _stand_in(child)) is not None:
+                        is_cross = isinstance(parent, nn.TransformerDecoderLayer) and name == "multihead_attn"
+                        replaced[id(child)] = other.of(child, made, apart=is_cross)
+                parent._modules[name] = replaced.get(id(child), child)
         return root["root"]
+
+
+def _stand_in(module: nn.Module) -> type[StandIn] | None:
+    """What ``fix`` puts in the place of ``module``, if it is one of torch's that do what we know."""
+    return next((one for one in STAND_INS if one.fits(module)), None)
 
 
 def _group_norm(norm: _BatchNorm | _InstanceNorm) -> nn.GroupNorm:

@@ -171,11 +171,12 @@ class Recorder:
             self.fail(
                 f"module {layer.name!r} got an input of shape {tuple(activation.shape)}: it has no batch dimension"
             )
-        if not self.batch_first and layer.rule.takes_any_parameters:
+        samples_first = self.batch_first or getattr(layer.module, "samples_first", False)
+        if not samples_first and layer.rule.takes_any_parameters:
             self.fail(
                 f"module {layer.name!r} has no rule of its own, and batch_first=False: samples are not found there"
             )
-        if not self.batch_first and layer.rule.takes_sequences and activation.dim() > inner + 1:
+        if not samples_first and layer.rule.takes_sequences and activation.dim() > inner + 1:
             activation, gradient, statistics = activation.transpose(0, 1), gradient.transpose(0, 1), None
         dtype = next(iter(layer.parameters.values())).dtype
         if dtype not in (torch.float32, torch.float64):
