@@ -7,7 +7,7 @@ import re
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Made = dict[int, list[nn.Parameter]]  # from a parameter of torch's module, by identity: what it became
 
