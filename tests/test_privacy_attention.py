@@ -468,15 +468,30 @@ def test_fix_leaves_the_original_as_it_is() -> None:
     kept = ModuleValidator.fix(fixed)
     assert isinstance(kept, MultiheadAttention)
     assert ModuleValidator.is_valid(kept)
+    narrow = nn.MultiheadAttention(6, 2, kdim=3, add_bias_kv=True)
+    narrow.in_proj_bias.requires_grad_(False)
+    narrow.bias_k.requires_grad_(False)
+    frozen = {name for name, p in ModuleValidator.fix(narrow).named_parameters() if not p.requires_grad}
+    assert frozen == {"q_proj.bias", "k_proj.bias", "v_proj.bias", "of_bias_k.weight"}
+
+
+def test_one_layer_where_queries_are_keys() -> None:
+    """And one for each where they are not, so that nobody computes what nobody needs."""
+    fixed = ModuleValidator.fix(nn.TransformerDecoderLayer(6, 2, 8))
+    assert [name for name, _ in fixed.self_attn.named_children()] == ["in_proj", "out_proj"]
+    assert [name for name, _ in fixed.multihead_attn.named_children()] == ["q_proj", "k_proj", "v_proj", "out_proj"]
+    assert [name for name, _ in MultiheadAttention(6, 2).named_children()] == ["in_proj", "out_proj"]
 
 
 def test_what_is_shared_stays_shared() -> None:
     shared, one, other = (nn.MultiheadAttention(6, 2, kdim=kdim) for kdim in (None, 6, 6))
     other.in_proj_weight = one.in_proj_weight
     other.in_proj_bias = one.in_proj_bias
-    decoder = nn.TransformerDecoderLayer(6, 2, 8)
-    decoder.multihead_attn.in_proj_bias = decoder.self_attn.in_proj_bias
-    fixed = ModuleValidator.fix(nn.ModuleList([shared, one, other, shared, decoder]))
+    narrow, narrow_too = (nn.MultiheadAttention(6, 2, kdim=3) for _ in range(2))
+    narrow_too.in_proj_bias = narrow.in_proj_bias
+    fixed = ModuleValidator.fix(nn.ModuleList([shared, one, other, shared, narrow, narrow_too]))
+    assert fixed[4].v_proj.bias is fixed[5].v_proj.bias
+    assert fixed[4].v_proj.weight is not fixed[5].v_proj.weight
     assert fixed[0] is fixed[3]
     assert fixed[1].in_proj.weight is fixed[2].in_proj.weight
     assert fixed[1].in_proj.bias is fixed[2].in_proj.bias

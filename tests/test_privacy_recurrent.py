@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aisec_fast import UnsupportedModuleError
 from aisec_fast.privacy import GRU, LSTM, RNN, ModuleValidator
+from aisec_fast.privacy._forms import form_of
 from tests.test_privacy_attention import EXACT, compare_norms, private, quiet, same, train_privately
 from tests.test_privacy_layers import check, data, square_loss
 
@@ -301,6 +302,13 @@ def test_bfloat16_around_it() -> None:
     same(found, plain(x)[0], 0.02)
     found.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in ours.parameters())
+
+
+def test_forms_are_told_of_layers_that_have_them() -> None:
+    """Steps are taken by torch's own products."""
+    layers = ModuleValidator.fix(nn.LSTM(256, 256, proj_size=255)).children()
+    forms = [form_of(layer) for layer in layers]
+    assert forms[1:] == [None, None]
 
 
 class Classifier(nn.Module):

@@ -22,6 +22,10 @@ from torch.nn.utils.rnn import PackedSequence
 from ._stand_in import Made, StandIn
 
 
+class _OfStates(nn.Linear):
+    """A linear layer that is used on the states of all steps, after they were taken: see ``_used``."""
+
+
 class _Recurrent(StandIn):
     """Base of the three. The linear layers of layer ``l`` are ``ih_l``, ``hh_l`` and, with ``proj_size``, ``hr_l``."""
 
@@ -43,7 +47,8 @@ class _Recurrent(StandIn):
                 kind, short = name.split("_", 1)
                 self.parts[name] = (f"{short}.{kind}",)
                 if kind == "weight":
-                    self._layer(short, getattr(plain, name), getattr(plain, f"bias_{short}", None))
+                    kind_of_layer = nn.Linear if short.startswith("ih") else _OfStates
+                    self._layer(short, getattr(plain, name), getattr(plain, f"bias_{short}", None), kind_of_layer)
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
@@ -400,15 +405,12 @@ def _used(layer: nn.Linear, states: Tensor) -> Tensor:
             return functional.linear(input, layer.weight, layer.bias)
         return input.new_full((), math.nan).expand(*input.shape[:-1], layer.out_features)
 
-    others = vars(layer).get("forward")
     vars(layer)["forward"] = forward
     try:
         found: Tensor = layer(states)
         return found
     finally:
         del vars(layer)["forward"]
-        if others is not None:
-            vars(layer)["forward"] = others
 
 
 class _Through(torch.autograd.Function):

@@ -66,9 +66,11 @@ class StandIn(nn.Module):
         """The shape of a parameter in torch's module, where it is not that of its parts."""
         return None
 
-    def _layer(self, name: str, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    def _layer(
+        self, name: str, weight: nn.Parameter, bias: nn.Parameter | None, kind: type[nn.Linear] = nn.Linear
+    ) -> nn.Linear:
         """A linear layer of this name with these parameters."""
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        layer = kind(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
         layer.weight = weight
         if bias is not None:
             layer.bias = bias
