@@ -43,7 +43,7 @@ class MultiheadAttention(StandIn):
         plain = nn.MultiheadAttention(embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, **shape)
         super().__init__(plain, {})
 
-    def _take(self, plain: Any, made: Made, apart: bool = False) -> None:
+    def _take(self, plain: Any, made: Made, apart: bool) -> None:
         self.embed_dim, self.num_heads, self.head_dim = plain.embed_dim, plain.num_heads, plain.head_dim
         self.kdim, self.vdim, self._qkv_same_embed_dim = plain.kdim, plain.vdim, plain._qkv_same_embed_dim
         self.dropout, self.batch_first, self.add_zero_attn = plain.dropout, plain.batch_first, plain.add_zero_attn

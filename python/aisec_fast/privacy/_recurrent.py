@@ -34,7 +34,7 @@ class _Recurrent(StandIn):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(self.torch_type(*args, **options), {})
 
-    def _take(self, plain: Any, made: Made, apart: bool = False) -> None:  # noqa: ARG002
+    def _take(self, plain: Any, made: Made, apart: bool) -> None:  # noqa: ARG002
         self.mode, self.input_size, self.hidden_size = plain.mode, plain.input_size, plain.hidden_size
         self.num_layers, self.bias, self.batch_first = plain.num_layers, plain.bias, plain.batch_first
         self.dropout, self.bidirectional, self.proj_size = plain.dropout, plain.bidirectional, plain.proj_size

@@ -58,8 +58,9 @@ class StandIn(nn.Module):
         named = all(re.fullmatch(cls.torch_names, name) for name in plain._parameters)
         return type(plain) is cls.torch_type and named and "forward" not in vars(plain)
 
-    def _take(self, plain: Any, made: Made, apart: bool = False) -> None:
-        """Become what ``plain`` is."""
+    def _take(self, plain: Any, made: Made, apart: bool) -> None:
+        """Become what ``plain`` is. ``apart``: in attention, a layer each for queries, keys and values, as suits where they are
+        not the same."""
         raise NotImplementedError
 
     def _shape(self, _name: str) -> tuple[int, ...] | None:
