@@ -783,8 +783,6 @@ def over_space(values: Tensor) -> Tensor:
     return values.flatten(2).sum(2) if values.dim() > 2 else values
 
 
-
-
 def measure_single_positions(uses: Iterable[Any]) -> None:
     """Take the norms of those uses of linear layers of one position that have none, in one call.
 
