@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aisec_fast import clipping
 from aisec_fast.cli.bench import _models, _training
-from aisec_fast.privacy import _layers, _native, _together
+from aisec_fast.privacy import _layers, _native, _rules, _together
 from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, Norms, clip, weights_of
 from aisec_fast.privacy._coverage import CoveredLayer
 from aisec_fast.privacy._recording import Use
@@ -138,7 +138,7 @@ def test_a_bad_sample_in_equal_layers_counts_as_zero(poison: float) -> None:
 def uses_of(layers: list[nn.Module], records: list[tuple[Tensor, Tensor]]) -> list[Use]:
     found = []
     for layer, (activation, gradient) in zip(layers, records, strict=True):
-        rule = _layers.find_rule(layer)
+        rule = _rules.find_rule(layer)
         assert rule is not None
         covered = CoveredLayer("", layer, rule, dict(layer.named_parameters()), False)
         found.append(Use(covered, rule(layer, activation, gradient)))
@@ -163,7 +163,7 @@ def test_norms_are_upper_bounds(scale: float) -> None:
         if isinstance(use.layer.module, nn.Linear):
             truths.append(torch.einsum("bto,bti->boi", gradient.double(), activation.double()))
         else:
-            exact = _layers.find_rule(use.layer.module)(  # type: ignore[misc]
+            exact = _rules.find_rule(use.layer.module)(  # type: ignore[misc]
                 copy.deepcopy(use.layer.module).double(), activation.double(), gradient.double()
             )
             truths.append(exact._rows("weight", 0, 8))

@@ -173,7 +173,8 @@ def _random_parameters(module: nn.Module) -> Iterator[None]:
                 if parameter is not None and parameter.is_floating_point():
                     inputs = max(1, parameter.numel() // max(1, parameter.shape[0])) if parameter.dim() else 1
                     if id(parameter) not in others:
-                        others[id(parameter)] = parameter.detach() + torch.randn_like(parameter) / math.sqrt(inputs)
+                        other = parameter.detach() + torch.randn_like(parameter) / math.sqrt(inputs)
+                        others[id(parameter)] = nn.Parameter(other, requires_grad=False)
                     mine[name] = others[id(parameter)]
             stack.enter_context(in_place_of(layer, mine))
         yield
