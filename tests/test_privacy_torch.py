@@ -342,6 +342,7 @@ def test_hooks_that_come_first(of_all: bool, in_place: bool, layers: str, hook_o
     for _ in range(2):
         same(step(model, optimizer, X), expected)
     assert len(everybodys._global_forward_hooks) == 1
+    assert not everybodys._global_forward_hooks_with_kwargs
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -454,6 +454,7 @@ class Thaw:
         """Be called as a hook of the module's own alone."""
         if self.ahead is not None:
             self.ahead.remove()
+            everybodys._global_forward_hooks_with_kwargs.pop(self.ahead.id, None)  # torch forgets to
             self.ahead = None
 
     def _of_any_module(
