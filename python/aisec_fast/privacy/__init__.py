@@ -4,6 +4,9 @@
         module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0)
 
 _layers        how each layer type gives per-sample gradient norms and clipped sums
+_other_layers  the same for rarer types, and for layers of the user's own
+_rules         which of these a layer has
+_together      layers of the same shapes at once, on a GPU
 _clip          the weight of each sample, from norms that are upper bounds
 _charges       what rounding costs, and the noise that pays for it (docs/privacy.md)
 _precision     no TF32 or bfloat16 in the engine's own products
@@ -12,6 +15,9 @@ _attention     ``MultiheadAttention`` of linear layers, in place of torch's
 _recurrent     ``RNN``, ``LSTM`` and ``GRU`` of linear layers, in place of torch's
 _stand_in      what these have in common: torch's names in state dicts
 _recording     hooks that record and measure each covered layer during the one backward pass
+_attaching     puts them on a model
+_expanding     embeddings of positions and parameters beside samples get a row for each
+_probe         do samples mix
 _sampling      Poisson sampling of batches, their parts, and the count of what the loader handed out
 _batch_memory  ``BatchMemoryManager``
 _step          clip, sum, book, add noise, hand ``.grad`` to the user's optimizer
