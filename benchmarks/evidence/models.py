@@ -1,7 +1,7 @@
 """Private gradients of well-known models beside loops over their single samples.
 
     python -m pip install transformers timm torchvision
-    python benchmarks/evidence/models.py              some ten minutes of two cores
+    python benchmarks/evidence/models.py              some minutes of two cores
     python benchmarks/evidence/models.py bert resnet  only models with these words in their names
 
 Each model, small where its library lets one choose, random and without dropout, takes one private step without noise in
