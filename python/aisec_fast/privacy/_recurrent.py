@@ -5,6 +5,9 @@ The products of a whole sequence with the inputs' weight are one use of a linear
 made step by step; they are, without autograd, and afterwards the layer is used once on the states of all steps, with the
 gradients that the backward pass through time finds for its products. So a sample's gradient there is that of one layer on a
 sequence, whose norm the engine takes as it is. The norm of T uses of a layer would be taken from T gradients.
+
+States that are carried from one batch to the next would let a record act on the gradients of others: a private training starts
+every batch from states of its own (docs/privacy.md, section 2).
 """
 
 from __future__ import annotations
