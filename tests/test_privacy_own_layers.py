@@ -46,6 +46,45 @@ class Batched(Scale):
         return self.gamma * x * x.shape[0]
 
 
+class Listed(Scale):
+    """Has its parameter from somewhere else than its name."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.all = [self.gamma]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.all[0] * x
+
+
+class Named(Scale):
+    """One parameter by two names."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.again = self.gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.gamma * x).tanh() * self.again
+
+
+class Keeping(Scale):
+    """Keeps what it made for the next forward, and what it saw."""
+
+    calls = 0
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.register_buffer("twos", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.twos is None or self.twos.shape != x.shape:
+            self.twos = torch.full_like(x, 2.0)
+        self.last = x
+        return self.gamma * x * self.twos
+
+
 class Two(Scale):
     """Gives two tensors."""
 
@@ -74,6 +113,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "is random": (lambda: nn.Sequential(nn.Linear(6, 5), Dropping(5)), "Dropping has no rule.*deterministic"),
     "depends on values": (lambda: nn.Sequential(nn.Linear(6, 5), Counting(5)), "Counting has no rule"),
     "depends on the batch's size": (lambda: nn.Sequential(nn.Linear(6, 5), Batched(5)), "Batched has no rule.*differ"),
+    "is not by name": (lambda: nn.Sequential(nn.Linear(6, 5), Listed(5)), "Listed has no rule.*differ"),
     "gives two tensors": (lambda: Calls(Two(5), lambda f, x: f(x)[0]), "'layer' has no rule.*gave tuple"),
     "takes two": (
         lambda: Calls(Added(5), lambda f, x: f(x, x)),
@@ -129,6 +169,45 @@ def test_calls(call: Any) -> None:
         torch.testing.assert_close(got, right, rtol=0.0, atol=1e-10)
 
 
+def test_a_parameter_of_two_names() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), Named(5)).double()
+    x, y = data((9, 6))
+    expected, _ = loop_gradients(model, x, y, square_loss)
+    for got, right in zip(private_gradients(model, x, y, square_loss), expected, strict=True):
+        torch.testing.assert_close(got, right, rtol=0.0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:a step used a batch")
+def test_what_a_layer_keeps_is_of_its_own_forwards() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), Keeping(5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(PrivacyEngine(), model, optimizer, check_rows=False)
+    for calls, batch in enumerate((5, 1, 1, 5), 1):
+        optimizer.zero_grad()
+        model(torch.randn(batch, 6)).sum().backward()
+        optimizer.step()
+        assert model[1].calls == calls
+        assert model[1].last.shape == model[1].twos.shape == (batch, 5)
+        assert torch.equal(model[1].twos, torch.full((batch, 5), 2.0))
+
+
+@pytest.mark.filterwarnings("ignore:a step used a batch")
+@pytest.mark.parametrize("first", ["one sample", "no gradient"])
+def test_a_batch_that_cannot_tell_is_not_the_last_one_compared(first: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), Batched(5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(PrivacyEngine(), model, optimizer, check_rows=False)
+    out = model(torch.randn(1, 6)) if first == "one sample" else 0.0 * model(torch.randn(4, 6))
+    out.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(PrivacyError, match=r"Batched has no rule.*differ"):
+        model(torch.randn(4, 6)).sum().backward()
+
+
 def test_time_before_the_batch_is_refused() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), Scale(5))
@@ -157,6 +236,8 @@ NOT_FOR_EACH_SAMPLE: dict[str, Any] = {
     "without the dimension": lambda x, token: x + token.squeeze(0)[0],
     "moved by one": lambda x, token: x + token.roll(1, 0),
     "as a table": lambda x, token: x.flatten(1) @ token.reshape(-1, 5).T.repeat(3, 1),
+    "as many as there are": lambda x, token: x + token * len(token),
+    "by a size of all": lambda x, token: x + token / token.norm().detach(),
     "no tensor": lambda x, token: (x + token).tolist(),
 }
 
@@ -239,3 +320,21 @@ def test_samples_are_looked_for_where_they_are() -> None:
     _private(engine, model, optimizer, batch_first=False, check_rows=False)
     with pytest.raises(PrivacyError, match=r"'token'.*dimension 0"):
         model(torch.randn(9, 3, 6))
+
+
+def test_what_is_saved_after_an_interrupt_is_the_parameter() -> None:
+    torch.manual_seed(0)
+
+    def interrupt(x: Tensor, token: Tensor) -> Tensor:
+        if len(token) > 1:
+            raise KeyboardInterrupt
+        return x + token
+
+    model = nn.Sequential(Beside(lambda x, token: x + token))
+    _private(PrivacyEngine(), model, torch.optim.SGD(model.parameters(), lr=0.1), check_rows=False)
+    model(torch.randn(9, 3, 6))
+    model[0].use = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(9, 3, 6))
+    assert model.state_dict()["0.token"].shape == (1, 3, 5)
+    assert type(model[0].token) is nn.Parameter

@@ -72,6 +72,8 @@ def attach(module: nn.Module, layers: list[CoveredLayer], recorder: Recorder, fo
         layer.module.register_forward_pre_hook(freeze, with_kwargs=True)
         handle = layer.module.register_forward_hook(freeze.thaw, with_kwargs=True, always_call=True, prepend=True)
         freeze.thaw.number = handle.id
+        if isinstance(freeze, Expand):  # hooks are not called after an interrupt, and a model is saved then
+            layer.module.register_state_dict_pre_hook(freeze.thaw)  # type: ignore[no-untyped-call]
         for name, parameter in layer.parameters.items():
             if id(parameter) not in recorder.trained:
                 recorder.trained[id(parameter)] = parameter

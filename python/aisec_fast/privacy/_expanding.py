@@ -62,7 +62,12 @@ class Samples:
         def results(expanded: set[int]) -> tuple[list[Tensor], set[int]]:
             trial = self.recorder.trial = Trial(expanded)
             try:
-                with torch.no_grad(), unchanged(module), _random_parameters(module):
+                with torch.no_grad(), unchanged(module), _random_parameters(module), ExitStack() as own:
+                    # No hook of the module's is called, but of its own parameters there are copies too.
+                    for hook in list(module._forward_pre_hooks.values()):
+                        if isinstance(hook, Expand) and id(hook.layer) in expanded:
+                            hook(module)
+                            own.callback(hook.end)
                     args_, kwargs_ = mapped((args, kwargs), lambda value: value.detach().clone())
                     found = tensors_in(module.forward(*args_, **kwargs_))
             finally:

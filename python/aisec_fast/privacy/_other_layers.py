@@ -169,7 +169,8 @@ class OwnLayerGradients(LayerGradients):
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         layer: nn.Module = self.layer
-        own = {key: p.detach() for key, p in layer.named_parameters(recurse=False) if p.requires_grad}
+        trained = {key: p for key, p in layer._parameters.items() if p is not None and p.requires_grad}
+        own = {key: p.detach() for key, p in trained.items()}
         if not self.batch:
             return own[name].new_empty((0, *own[name].shape))
 
@@ -185,10 +186,11 @@ class OwnLayerGradients(LayerGradients):
             return gradients(activation.unsqueeze(0), gradient.unsqueeze(0))
 
         try:
-            rows = torch.func.vmap(of_sample)(self.activation, self.gradient)
-            if layer not in self._seen:
-                self._compare(rows, gradients(self.activation, self.gradient))
-                self._seen.add(layer)
+            with _attributes_kept(layer):
+                rows = torch.func.vmap(of_sample)(self.activation, self.gradient)
+                # One sample, or gradients of zero, show nothing.
+                if layer not in self._seen and self.batch > 1 and self._compare(rows, trained):
+                    self._seen.add(layer)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -200,18 +202,34 @@ class OwnLayerGradients(LayerGradients):
         self._kept |= {key: value.contiguous() for key, value in rows.items()}
         return self._kept[name]
 
-    def _compare(self, rows: Mapping[str, Tensor], totals: Mapping[str, Tensor]) -> None:
-        for name, total in totals.items():
-            finite = rows[name].flatten(1).isfinite().all(1)
-            if not bool(finite.all()):
+    def _compare(self, rows: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> bool:
+        """Raise PrivacyError if ``rows`` do not add up to what torch finds for the batch, with the layer as it is: its forward
+        may have its parameters from elsewhere than their names. False if this batch cannot tell."""
+        uses: dict[int, list[str]] = {}
+        for name, parameter in trained.items():
+            uses.setdefault(id(parameter), []).append(name)
+        parameters = [trained[names[0]] for names in uses.values()]
+        with torch.enable_grad():
+            output = self.layer.forward(self.activation)
+        given: tuple[Tensor | None, ...] = (None,) * len(parameters)
+        if output.requires_grad:
+            given = torch.autograd.grad(output, parameters, self.gradient, allow_unused=True)
+        tells = True
+        for names, parameter, total in zip(uses.values(), parameters, given, strict=True):
+            values = torch.stack([rows[name].double() for name in names]).sum(0).flatten(1)
+            if not bool(values.isfinite().all()):
+                tells = False
                 continue  # NaN and Inf are the clipping's to leave out
-            size = float(rows[name].flatten(1).double().norm(dim=1).sum())
-            apart = float((rows[name].double().sum(0) - total.double()).norm())
-            if not apart <= _ALIKE * size + math.sqrt(total.numel()) * torch.finfo(total.dtype).tiny:
+            size = float(sum(rows[name].flatten(1).double().norm(dim=1).sum() for name in names))
+            added = values.sum(0)
+            apart = float((added if total is None else added - total.double().flatten()).norm())
+            tells &= size > 0
+            if not apart <= _ALIKE * size + math.sqrt(parameter.numel()) * torch.finfo(parameter.dtype).tiny:
                 raise PrivacyError(
                     f"{type(self.layer).__name__} has no rule, and what its forward does with a batch is not what it does "
-                    f"with each sample alone: the gradients of {name!r} differ. Build it of covered layers, or freeze it"
+                    f"with each sample alone: the gradients of {names[0]!r} differ. Build it of covered layers, or freeze it"
                 )
+        return tells
 
 
 class BroadcastGradients(LayerGradients):
@@ -229,6 +247,18 @@ class BroadcastGradients(LayerGradients):
 
     def _rows(self, _name: str, _start: int, _stop: int) -> Tensor:
         return self.gradient.unsqueeze(1).contiguous()
+
+
+@contextmanager
+def _attributes_kept(layer: nn.Module) -> Iterator[None]:
+    """Attributes and buffers of ``layer`` and the modules in it are afterwards what they were: nothing of a transform stays."""
+    before = [(kept, dict(kept)) for module in layer.modules() for kept in (vars(module), module._buffers)]
+    try:
+        yield
+    finally:
+        for now, then in before:
+            now.clear()
+            now.update(then)
 
 
 @contextmanager
