@@ -338,3 +338,22 @@ def test_what_is_saved_after_an_interrupt_is_the_parameter() -> None:
         model(torch.randn(9, 3, 6))
     assert model.state_dict()["0.token"].shape == (1, 3, 5)
     assert type(model[0].token) is nn.Parameter
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile, too
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(6, 5), lambda: Scale(6), lambda: Beside(lambda x, token: x + token)]
+)
+def test_a_compiled_model_is_looked_at_first(make: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), make())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = PrivacyEngine()
+    _private(engine, model, optimizer)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for batch in (5, 3, 5):
+        optimizer.zero_grad()
+        compiled(torch.randn(batch, 3, 6)).sum().backward()
+        optimizer.step()
+    assert engine.info()[0]["check_rows"] == "passed"

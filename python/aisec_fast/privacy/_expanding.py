@@ -58,6 +58,7 @@ class Samples:
             self._decide(module, args, kwargs)
             self._decided = True
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         def results(expanded: set[int]) -> tuple[list[Tensor], set[int]]:
             trial = self.recorder.trial = Trial(expanded)

@@ -70,6 +70,7 @@ class RowProbe:
         ]
         return not sizes or max(sizes) >= self._least()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _probe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first, state = self._run(module, args, kwargs)
         batch = first[0][1].shape[0] if first else 0

@@ -477,7 +477,7 @@ class Thaw:
             output = _output_of_its_own(layer.name, given, output)
         recorder.called(layer, output)
         activation = _in_memory(given.detach())
-        made = _made(output)
+        made = _made(output) if output._is_view() else output
         if made.grad_fn is not None and not saved_tensors_are_hooked():
             statistics = _statistics(output) if layer.rule in STATISTICAL else None
             watch = _Watch(recorder, layer, activation, statistics, made.output_nr, output.shape, self.freeze.is_first)
