@@ -627,6 +627,23 @@ def with_direct_parameter() -> nn.Module:
     return model
 
 
+class LowRank(nn.Module):
+    """Its "samples" would be the rows of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.zeros(4))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.factor
+
+
+def with_own_parametrization() -> nn.Module:
+    layer = nn.Linear(4, 2)
+    nn.utils.parametrize.register_parametrization(layer, "weight", LowRank())
+    return layer
+
+
 UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "batch norm": (
         lambda: nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)),
@@ -643,6 +660,10 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "lstm": (lambda: nn.LSTM(4, 2), r"'weight_ih_l0'.*\(LSTM\).*supported layers: Linear"),
     "attention": (lambda: nn.MultiheadAttention(4, 2), r"'in_proj_weight'.*MultiheadAttention"),
     "parameter beside layers": (OwnForward, r"'scale'.*OwnForward.*a module of its own"),
+    "a parametrization of the user's": (
+        with_own_parametrization,
+        r"'(layer\.)?parametrizations.weight.0.factor'.*LowRank",
+    ),
     "two inputs": (lambda: nn.Bilinear(2, 2, 2), r"'weight'.*Bilinear"),
     "instance forward": (with_instance_forward, r"'weight'.*Linear"),
     "direct parameter": (with_direct_parameter, r"'scale'.*Sequential"),

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import ParametrizationList
 
 from .._errors import UnsupportedModuleError
 from ._attention import MultiheadAttention
@@ -47,6 +48,9 @@ class Coverage:
 def examine(module: nn.Module) -> Coverage:
     """Sort the layers of ``module`` into covered ones and errors. Nothing is changed."""
     found = Coverage()
+    parametrizing = {
+        id(part) for child in module.modules() if isinstance(child, ParametrizationList) for part in child.modules()
+    }
     for name, child in module.named_modules():
         label = f"{name or 'the model itself'} ({type(child).__name__})"
         reason = _coupling(child) or refusal(child)
@@ -58,9 +62,9 @@ def examine(module: nn.Module) -> Coverage:
         }
         if not trainable:
             continue
-        rule = find_rule(child)
+        rule = None if id(child) in parametrizing else find_rule(child)  # the rows of a weight are no samples
         for key, parameter in trainable.items():
-            of_parameter = None if rule else rule_for_parameter(child, parameter)
+            of_parameter = None if rule or id(child) in parametrizing else rule_for_parameter(child, parameter)
             if of_parameter is not None:
                 found.layers.append(CoveredLayer(name, child, of_parameter, {key: parameter}))
             elif rule is None or not (rule.takes_any_parameters or key in rule.parameter_names):
