@@ -407,6 +407,18 @@ class Transformer(nn.Module):
         return self.head(self.norm(self.layers(self.tokens(x) + self.positions(positions))))
 
 
+class Positioned(Transformer):
+    """Its positions are those of all samples, [T] or [1, T], as most language models have them."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[1], device=x.device).view(self.shape)
+        return self.head(self.norm(self.layers(self.tokens(x) + self.positions(positions))))
+
+
 class Reused(nn.Module):
     """One layer called three times, on inputs of different shape."""
 
@@ -478,6 +490,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "regression": (Regression, (9, 12)),
     "transformer": (Transformer, ()),
     "tied transformer": (lambda: Transformer(tied=True), ()),
+    "positioned transformer": (lambda: Positioned((-1,)), ()),
+    "positioned once transformer": (lambda: Positioned((1, -1)), ()),
 }
 
 

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from aisec_fast import PrivacyError
 from aisec_fast.privacy import PrivacyEngine
 
-from .test_privacy_layers import Scale, VisionTransformer, data, loop_gradients, private_gradients, square_loss
+from .test_privacy_layers import (
+    CLIP,
+    Positioned,
+    Scale,
+    VisionTransformer,
+    data,
+    loop_gradients,
+    private_gradients,
+    square_loss,
+)
 
 
 class Centred(Scale):
@@ -149,10 +158,8 @@ def _private(engine: PrivacyEngine, model: nn.Module, optimizer: Any, check_rows
             module=model,
             optimizer=optimizer,
             data_loader=torch.utils.data.DataLoader(records, batch_size=16),
-            noise_multiplier=1.0,
-            max_grad_norm=1.0,
             check_rows=check_rows,
-            **options,
+            **{"noise_multiplier": 1.0, "max_grad_norm": 1.0} | options,
         )
 
 
@@ -357,3 +364,28 @@ def test_a_compiled_model_is_looked_at_first(make: Any) -> None:
         compiled(torch.randn(batch, 3, 6)).sum().backward()
         optimizer.step()
     assert engine.info()[0]["check_rows"] == "passed"
+
+
+@pytest.mark.parametrize("shape", [(-1,), (1, -1)])
+def test_positions_of_all_samples_in_batches_of_any_size(shape: tuple[int, ...]) -> None:
+    """From one sample on, and where there are as many samples as positions."""
+    torch.manual_seed(0)
+    model = Positioned(shape).double()
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no noise; a batch of our own
+        _private(PrivacyEngine(), model, optimizer, noise_multiplier=0.0, max_grad_norm=CLIP, loss_reduction="sum")
+        for batch in (1, 2, 5, 3, 0, 4, 1):
+            x = torch.randint(0, 11, (batch, 5))
+            optimizer.zero_grad()
+            _losses(model(x), x).sum().backward()
+            optimizer.step()
+            found = [p.grad.clone() for p in model.parameters()]
+            expected, _ = loop_gradients(plain, x, x, _losses)
+            for got, right in zip(found, expected, strict=True):
+                torch.testing.assert_close(got, right, rtol=0.0, atol=1e-10)
+
+
+def _losses(output: Tensor, x: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output.transpose(1, 2), x, reduction="none").mean(1) * x.double().mean(1)

@@ -755,7 +755,11 @@ def test_samples_that_do_not_mix_pass(name: str) -> None:
         twin = copy.deepcopy(model)
         torch.manual_seed(3)
         steps.append(one_step(twin, x, y, loss_of, check_rows=check_rows))
-    always = {"vit"}  # something stands in for each sample there
+    always = {
+        "vit",
+        "positioned transformer",
+        "positioned once transformer",
+    }  # something stands in for each sample there
     assert [step.info()["check_rows"] for _, step in steps] == ["passed", "passed" if name in always else "off"]
     for a, b in zip(steps[0][0], steps[1][0], strict=True):
         assert torch.equal(a, b)

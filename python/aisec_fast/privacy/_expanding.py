@@ -54,9 +54,9 @@ class Samples:
             return
         sizes = [value.shape[0] for value in tensors_in((args, kwargs)) if value.dim()]
         self.recorder.samples = sizes[0] if sizes else None
-        if not self._decided and self.recorder.samples:
+        if not self._decided and self.recorder.samples is not None:
             self._decide(module, args, kwargs)
-            self._decided = self.recorder.samples > 1  # one sample shows nothing
+            self._decided = self.recorder.samples > 1  # fewer show nothing
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
