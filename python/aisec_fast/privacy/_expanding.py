@@ -3,9 +3,10 @@ of layers (class tokens, positions).
 
 An embedding of positions is called with [T] or [1, T]; its input is repeated for each sample. A parameter [1, ...] is
 replaced by copies of it while its module's forward runs. The gradients of a sample's rows are that sample's if the model
-uses them for that sample alone. Two things are seen to, at the first call with two samples or more: that the model gives
-the same as without rows of their own, here, with random parameters, since layers that begin as zeros would hide what
-passes through them; and that no sample's rows depend on another sample, by ``RowProbe``, which cannot be left out then.
+uses them for that sample alone. Two things are seen to, at the first call with two samples or more (earlier calls decide
+nothing for good): that the model gives the same as without rows of their own, here, with random parameters, since layers
+that begin as zeros would hide what passes through them; and that no sample's rows depend on another sample, by
+``RowProbe``, which cannot be left out then.
 """
 
 from __future__ import annotations
