@@ -444,7 +444,8 @@ def test_devices_that_differ_are_refused() -> None:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Why each attack went without graphs in the end; empty for one that did not. Other threads are let be."""
-    from aisec_fast.adversarial import _cuda_graphs, _torch_model
+    from aisec_fast import _cuda_graphs
+    from aisec_fast.adversarial import _torch_model
 
     if DEVICE != "cuda":
         pytest.skip("graphs are CUDA's")

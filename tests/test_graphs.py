@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aisec_fast import adversarial
-from aisec_fast.adversarial import _apgd, _arguments, _cuda_graphs, _ensembles, _graphs, _rows_seen
+from aisec_fast import _cuda_graphs, adversarial
+from aisec_fast._cuda_graphs import recordable
+from aisec_fast.adversarial import _apgd, _arguments, _ensembles, _graphs, _rows_seen
 from aisec_fast.adversarial._ball import make_ball
-from aisec_fast.adversarial._graphs import recordable
 from aisec_fast.adversarial._models import Slope
 from aisec_fast.adversarial._torch_model import TorchModel
 from aisec_fast.adversarial._watch import Watch

@@ -15,7 +15,7 @@ _masking      signs of masked gradients;  _rows_seen  counts of what models are 
 _step         ``pgd_step``, the fused step for loops of your own
 _models       ``GradientModel``, and what PGD needs of any model;  _torch_model  the same of a torch module
 _working_copy  batch norms folded into convolutions;  _activations  how many rows to compute at once
-_graphs       gradient passes that are recorded once and replayed;  _cuda_graphs  how CUDA records
+_graphs       gradient passes that are recorded once and replayed, by _cuda_graphs of the package
 _losses       cross-entropy, margin, DLR
 _fab          the smallest change, by projections onto linearised boundaries (_hyperplane);  _deepfool, _ddn, _fmn, _cw  others that look for it
 _fgsm         sign steps from the sample itself;  _randomness, _sklearn  models made ready for attacks

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._cuda_graphs import GraphError, Recorder, Replay
 from . import _rows, _rows_seen
 from ._models import Slope
 
@@ -30,24 +28,6 @@ _COARSE = 0.05  # where passes round to 8 bits
 Labels = Tensor  # [B, ...]
 Values = Callable[[Tensor, Labels], Tensor]  # of logits and labels: a value for each sample, [B]
 Pass = Callable[[Tensor, Values, Labels], Slope]
-Replay = Callable[[], object]
-
-
-class GraphError(RuntimeError):
-    """Why a pass cannot be recorded."""
-
-
-class Recorder(Protocol):
-    """Records what a device is made to do."""
-
-    def warmed(self, work: Callable[[], Slope]) -> Slope:
-        """The result of ``work``, computed where it will be recorded."""
-
-    def record(self, work: Callable[[], Slope]) -> tuple[Replay, Slope]:
-        """A function that repeats ``work``, and the tensors that it writes; GraphError, or what ``work`` raises."""
-
-    def close(self) -> None:
-        """Give all memory back; nothing is replayed after this."""
 
 
 class _Graph(NamedTuple):
@@ -233,72 +213,3 @@ def _numpy_state() -> tuple[Any, ...]:
 
     state = np.random.get_state(legacy=True)  # noqa: NPY002 - it is only read
     return tuple(state)
-
-
-@contextmanager
-def recordable() -> Iterator[None]:
-    """A block in which GraphError is raised before an operation that waits for the device, or draws random numbers.
-
-    CUDA would refuse the first kind too, but a recording that it has refused leaves torch's allocator and generators
-    behind in the middle of a recording.
-    """
-    with _Making(), _Running():  # type: ignore[no-untyped-call]
-        yield
-
-
-class _Making(TorchFunctionMode):
-    """Looks at tensors that are made of Python's numbers: these are brought to the device unseen by what is below."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is Tensor.new_tensor or (func in _MAKERS and kwargs.get("device") is not None):
-            raise GraphError(f"the model waits for the device ({func.__name__})")
-        return func(*args, **kwargs)
-
-
-_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)
-
-
-class _Running(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Looks at operations as they reach the device."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler, which takes seconds
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if _draws_numbers(func, args, kwargs):
-            raise GraphError(f"the model draws random numbers ({func})")
-        if torch.Tag.data_dependent_output in func.tags or _waits(func, args, kwargs):
-            raise GraphError(f"the model waits for the device ({func})")
-        return func(*args, **kwargs)
-
-
-def _draws_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the operation draws: of those that may, attention is told how much to drop."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return bool(func.overloadpacket is torch.ops.aten.random_)
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.name == "dropout_p":
-            return bool(kwargs.get("dropout_p", args[place] if place < len(args) else argument.default_value))
-    return True
-
-
-def _waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the operation needs values, or copies them from one device to another."""
-    name = func.overloadpacket.__name__
-    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    if name in ("equal", "_linalg_check_errors"):
-        return True
-    if name == "_to_copy":
-        device = kwargs.get("device")
-        return device is not None and torch.device(device).type != args[0].device.type
-    if name == "copy_":
-        return bool(args[0].device != args[1].device)
-    return torch.Tag.dynamic_output_shape in func.tags

@@ -11,9 +11,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from . import _cuda_graphs, _kept, _rows_seen
+from .. import _cuda_graphs
+from .._cuda_graphs import GraphError
+from . import _kept, _rows_seen
 from ._activations import evenly, mixes, rows_at_once
-from ._graphs import GraphError, Graphs
+from ._graphs import Graphs
 from ._losses import LOSSES, likeliest_others
 from ._models import Flags, Slope, fools
 from ._program import Program

@@ -35,13 +35,27 @@ def checked_norm(value: object, name: str) -> float:
     return norm
 
 
+class Batch(NamedTuple):
+    """What clipping must know of a batch. In a recorded step it is told anew each time, in tensors of no dimension."""
+
+    size: int  # rows of what layers saw
+    scale: float | Tensor  # by which gradients are multiplied before they are clipped
+    max_norm: float | Tensor  # over all parameters
+    valid: Tensor | None = None  # [size] bool, which rows are samples; None: all
+
+    @classmethod
+    def of(cls, size: int, max_norm: float, *, mean_loss: bool) -> Batch:
+        """A mean loss has divided each sample's gradient by the size of the batch."""
+        return cls(size, float(size) if mean_loss else 1.0, max_norm)
+
+
 class Norms(NamedTuple):
     """Of each sample, over some of the parameters: [B] float64 each."""
 
     squares: Tensor  # upper bounds of n^2
     spreads: Tensor  # upper bounds of A^2, never below squares
 
-    def scaled(self, scale: float) -> Norms:
+    def scaled(self, scale: float | Tensor) -> Norms:
         """The norms of gradients multiplied by ``scale``."""
         squares = self.squares * scale**2
         return Norms(squares, squares if self.spreads is self.squares else self.spreads * scale**2)
@@ -62,7 +76,7 @@ def _added(vectors: list[Tensor]) -> Tensor:
     return torch.stack(vectors).sum(0) if len(vectors) > 2 else functools.reduce(operator.add, vectors)
 
 
-def weights_of(norms: Norms, max_norm: float, clipping: str) -> Tensor:
+def weights_of(norms: Norms, max_norm: float | Tensor, clipping: str) -> Tensor:
     """[B] float64: ``min(1, C / n, KAPPA C / A)`` for each sample; 0 where a norm is not finite or too large.
 
     Automatic clipping normalises: ``min(C / (n + STABILITY), KAPPA C / A)``.
@@ -84,18 +98,21 @@ def weights_of(norms: Norms, max_norm: float, clipping: str) -> Tensor:
     return found
 
 
-def clip(parts: list[Norms], scale: float, max_norm: float, clipping: str) -> Weights:
-    """The weights, times ``scale``, of samples whose gradients are multiplied by ``scale`` before they are clipped.
+def clip(parts: list[Norms], batch: Batch, max_norm: float | Tensor, clipping: str) -> Weights:
+    """The weights, times ``batch.scale``, of samples whose gradients are multiplied by it before they are clipped.
 
-    ``parts``: the norms of those gradients over some parameters each. The kernel takes the place of some twenty operations
-    on a few hundred values, to the same bits.
+    ``parts``: the norms of those gradients over some parameters each; ``max_norm``: over these parameters. The kernel takes
+    the place of some twenty operations on a few hundred values, to the same bits.
     """
-    squares = [part.squares for part in parts]
+    squares, scale = [part.squares for part in parts], batch.scale
     native = _native.kernels_on(squares[0])
-    if clipping != "automatic" and _native.on_gpu(squares[0]):
-        return Weights(_in_few_operations(Norms.added(parts), scale, max_norm * (1.0 - MARGIN)))
     if native is None:
-        return Weights(weights_of(Norms.added(parts).scaled(scale), max_norm, clipping) * scale)
+        if clipping != "automatic" and _native.on_gpu(squares[0]):
+            weights = _in_few_operations(Norms.added(parts), scale, max_norm * (1.0 - MARGIN))
+        else:
+            weights = weights_of(Norms.added(parts).scaled(scale), max_norm, clipping) * scale
+        return Weights(weights if batch.valid is None else weights.where(batch.valid, 0.0))
+    assert batch.valid is None
     exact = all(part.spreads is part.squares for part in parts)
     spreads = [] if exact else [part.spreads for part in parts]
     bound, automatic = max_norm * (1.0 - MARGIN), clipping == "automatic"
@@ -107,7 +124,7 @@ def clip(parts: list[Norms], scale: float, max_norm: float, clipping: str) -> We
     return Weights(values, dropped)
 
 
-def _in_few_operations(norms: Norms, scale: float, bound: float) -> Tensor:
+def _in_few_operations(norms: Norms, scale: float | Tensor, bound: float | Tensor) -> Tensor:
     """``scale * weights_of(norms.scaled(scale))``, up to rounding: ``min(scale, bound / max(n, A / KAPPA))``."""
     squares, spreads = norms
     if spreads is not squares:

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from .. import _backends, _checks, accounting, noise
 from .._errors import PrivacyError, UnsupportedModuleError
 from .._sources import Source, chosen
-from . import _attaching, _charges, _recording, _sampling
+from . import _attaching, _charges, _native, _recording, _sampling
 from ._clip import CLIPPINGS, checked_norm
 from ._coverage import CoveredLayer, examine
 from ._expanding import Samples
 from ._probe import RowProbe
+from ._replays import Replays
 from ._step import Mechanism, PrivateStep, trainable
 
 _REDUCTIONS = ("mean", "sum")
@@ -46,6 +47,10 @@ class PrivacyEngine:
         layers: "fast": while the module trains, linear layers and convolutions go forward and backward in forms that round
             differently from torch's own but take less time, where there are such (float32 on the CPU; docs/privacy.md,
             section 9). "torch": never.
+        cuda_graph: on CUDA, record a step's norms and sums once as a CUDA graph and replay it: launching their kernels is
+            most of what a step of a small model costs there. None: where it can be, with memory="fast" and records that
+            take up to 1/64 of the GPU's memory, of which there is then a second copy (docs/privacy.md, section 10);
+            ``info()`` says whether it is. True: or a step raises RuntimeError. False: never.
 
     Raises:
         TypeError, ValueError: an argument, with its name.
@@ -59,6 +64,7 @@ class PrivacyEngine:
         budget: accounting.Budget | None = None,
         memory: str = "fast",
         layers: str = "fast",
+        cuda_graph: bool | None = None,
     ) -> None:
         self.accountant = accounting.accountant_name(accountant)
         if budget is not None and not isinstance(budget, accounting.Budget):
@@ -66,6 +72,9 @@ class PrivacyEngine:
         for name, value, choice in (("memory", memory, MEMORY), ("layers", layers, LAYERS)):
             if value not in choice:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choice))}, got {value!r}")
+        self.cuda_graph = None if cuda_graph is None else _checks.flag(cuda_graph, "cuda_graph")
+        if self.cuda_graph and memory == "low":
+            raise ValueError("cuda_graph is True with memory='low', but replays read copies of what layers saw")
         self.budget, self.memory, self.layers = budget, memory, layers
         self.noise_multiplier: float | None = None  # of the latest make_private
         self._ledger = accounting.Ledger() if budget is None else budget.ledger
@@ -136,6 +145,10 @@ class PrivacyEngine:
         _check_options(clipping, loss_reduction, criterion, grad_sample_mode, noise_generator)
         covered = _check_model(module, optimizer)
         clip, shares = _clipping_norms(max_grad_norm, clipping, trainable(module))
+        parameter = next(iter(trainable(module).values()))
+        device, on_gpu = parameter.device, _native.on_gpu(parameter)
+        if self.cuda_graph and not on_gpu:
+            raise ValueError(f"cuda_graph is True, but the module is on {device}")
         if max_physical_batch_size is not None:
             max_physical_batch_size = _checks.whole(max_physical_batch_size, "max_physical_batch_size", least=1)
         source = noise.SecureSource() if source is None else chosen(source)
@@ -154,7 +167,7 @@ class PrivacyEngine:
             )
         check_rows = _checks.flag(check_rows, "check_rows")
         _backends.share_torch_threads()
-        if self.memory == "fast" and next(module.parameters()).is_cpu:
+        if self.memory == "fast" and device.type == "cpu":
             _backends.keep_freed_memory()
         mean = loss_reduction == "mean"
         mechanism = Mechanism(multiplier, clip, shares, clipping, expected if mean else 1.0, most, mean)
@@ -162,6 +175,8 @@ class PrivacyEngine:
         account = _Account(self._ledger, self.budget, mechanism, loader.tally, rate)
         loader.may_go_on = account.affords
         step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)
+        if self.cuda_graph is not False and self.memory == "fast" and on_gpu:
+            step.replays = Replays(recorder, device, mean_loss=mean, most=most, must=self.cuda_graph is True)
         step.forms = _attaching.attach(module, covered, recorder, forms=self.layers == "fast")
         samples = Samples(covered, recorder)
         step.probe = RowProbe(module, recorder, check_rows) if check_rows or samples.possible() else None
@@ -234,7 +249,8 @@ class PrivacyEngine:
         ``noise_multiplier``, ``max_grad_norm``, ``clipping``; ``sigma``, the standard deviation really drawn, and
         ``charges``, the parts of max_grad_norm that it pays for ("float": rounding of the sum; "lattice": rounding to the
         lattice), both of the latest step, 0 before the first; ``update``, which code updates the parameters; ``forms``, of layers that
-        have another form than torch's (``layers="fast"``) what it is, by name; ``check_rows``, what became of that check.
+        have another form than torch's (``layers="fast"``) what it is, by name; ``check_rows``, what became of that check; ``cuda_graph``, whether the latest step was
+        replayed, or why not.
         """
         return [step.info() for step in self._steps]
 

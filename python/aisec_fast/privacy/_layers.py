@@ -148,6 +148,9 @@ class LayerGradients:
         """True if norms, or the gradients to be kept, are made of several layers at once when the step is taken."""
         return False
 
+    def recordable(self) -> bool:
+        return True
+
     def measures_by_torch(self) -> bool:
         """False if no product or convolution of torch is needed for norms and kept gradients."""
         return True
@@ -855,7 +858,7 @@ def weighted_sums(kept: list[Tensor], weights: Weights) -> list[Tensor]:
         native = _native.kernels(rows[0])
         if native is None:
             found = clipping._weighted_sums([_matrix(one) for one in rows], weights.values)
-            found = [torch.as_tensor(one, device=rows[0].device) for one in found]
+            found = [one if isinstance(one, Tensor) else torch.as_tensor(one, device=rows[0].device) for one in found]
         else:
             found = [torch.empty(one.shape[1:], dtype=one.dtype) for one in rows]
             _weighted_rows(native, rows, weights, found)

@@ -12,8 +12,9 @@ import math
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -25,35 +26,78 @@ from .._errors import PrivacyError
 from . import _native
 from ._clip import Norms
 from ._coverage import CoveredLayer
-from ._layers import EmbeddingGradients, LayerGradients, Statistics
+from ._layers import EmbeddingGradients, LayerGradients, Memory, Statistics
 from ._other_layers import OwnLayerGradients
 from ._precision import full_precision
 from ._rules import STATISTICAL
 from ._values import mapped, tensors_in
 
 
-class Use:
-    """One use of a layer in a step: its rule, and what has been measured of it."""
+class Record(NamedTuple):
+    """What a layer saw, what gradient came back, and what its forward has computed, all with samples first."""
 
-    def __init__(self, layer: CoveredLayer, rule: LayerGradients) -> None:
-        self.layer, self.rule = layer, rule
+    activation: Tensor
+    gradient: Tensor
+    statistics: Statistics | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """All there are."""
+        return [self.activation, self.gradient, *(self.statistics or ())]
+
+    def rule(self, layer: CoveredLayer, memory: Memory | None = None, sparing: bool = False) -> LayerGradients:
+        """The layer's rule for it."""
+        return layer.rule(layer.module, *self, memory, sparing)
+
+
+class Use:
+    """One use of a layer in a step: its rule, and what has been measured of it.
+
+    ``made``: the rule, or what makes it of the record when it is first asked for.
+    """
+
+    def __init__(
+        self,
+        layer: CoveredLayer,
+        made: LayerGradients | Callable[[Record], LayerGradients],
+        record: Record | None = None,
+    ) -> None:
+        self.layer, self.record = layer, record
+        self._rule: LayerGradients | None = None
+        self._make: Callable[[Record], LayerGradients] | None = None
+        if isinstance(made, LayerGradients):
+            self._rule, self.batch = made, made.batch
+        else:
+            assert record is not None
+            self._make, self.batch = made, len(record.gradient)
         self.norms: dict[str, Norms] = {}  # those that are known before all gradients are
         self._open = set(layer.parameters)  # those whose sums are still to be made
         self._versions: list[int] | None = None  # of what the sums will be made of, once norms are taken
+
+    @property
+    def rule(self) -> LayerGradients:
+        """The rule; after this there is no record any more, only what the rule makes of it."""
+        if self._rule is None:
+            assert self._make is not None
+            assert self.record is not None
+            self._rule, self.record = self._make(self.record), None
+        return self._rule
 
     def added(self, name: str) -> None:
         """The sum of parameter ``name`` is made. After the last one, what the layer saw and what came back is let go."""
         self._open.discard(name)
         if not self._open:
-            del self.rule
+            self._rule = self._make = None
 
     def seal(self) -> None:
         """From now on what the sums will be made of may not change: norms are taken of it as it is."""
-        self._versions = [one._version for one in self.rule.made_of()]
+        self._versions = [one._version for one in self._made_of()]
+
+    def _made_of(self) -> list[Tensor]:
+        return self.rule.made_of() if self.record is None else self.record.tensors()
 
     def check(self) -> None:
         """Raise PrivacyError if it has changed since: clipping would be by the norms of other values."""
-        if self._versions is not None and self._versions != [one._version for one in self.rule.made_of()]:
+        if self._versions is not None and self._versions != [one._version for one in self._made_of()]:
             raise PrivacyError(
                 f"what module {self.layer.name!r} read, or the gradient of what it gave, was changed in place between "
                 "backward() and optimizer.step(); change it after the step, or work on a copy"
@@ -90,6 +134,7 @@ class Recorder:
 
     def __init__(self, batch_first: bool = True, lasting: bool = True) -> None:
         self.batch_first, self.lasting = batch_first, lasting
+        self.late = False  # whether all is measured in the step
         self._uses: list[Use] = []
         self._forwards: Counter[int] = Counter()  # calls of each layer since the last ``drop``
         self._pass: int | None = None
@@ -142,7 +187,9 @@ class Recorder:
         self._pass = number
         if gradient.is_cuda:  # autograd runs a layer's backward on the stream of its forward
             self._streams.add(torch.cuda.current_stream(gradient.device))
-        use = Use(layer, self._rule(layer, activation, gradient, statistics))
+        memory = partial(self._memory.take, layer) if self.lasting else None
+        make = partial(Record.rule, layer=layer, memory=memory, sparing=not self.lasting)
+        use = Use(layer, make, self._record(layer, activation, gradient, statistics))
         self._uses.append(use)
         return use
 
@@ -155,6 +202,9 @@ class Recorder:
 
     def measure(self, use: Use) -> None:
         """Measure what only this use needs, while it is in cache."""
+        if self.late:
+            use.seal()
+            return
         if not use.layer.shares and self._forwards[id(use.layer)] == 1 and not use.rule.measured_later():
             if use.rule.measures_by_torch():
                 with torch.no_grad(), full_precision():
@@ -163,9 +213,9 @@ class Recorder:
                 use.measure()
         use.seal()
 
-    def _rule(
+    def _record(
         self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None
-    ) -> LayerGradients:
+    ) -> Record:
         inner = layer.rule.position_rank(layer.module)
         if activation.dim() <= inner:
             self.fail(
@@ -183,8 +233,7 @@ class Recorder:
             self.fail(f"parameters of module {layer.name!r} are {dtype} now; float32 or float64 is needed")
         if activation.is_floating_point() and activation.dtype != dtype:
             activation, statistics = activation.to(dtype), None
-        memory = partial(self._memory.take, layer) if self.lasting else None
-        return layer.rule(layer.module, activation, gradient.to(dtype), statistics, memory, not self.lasting)
+        return Record(activation, gradient.to(dtype), statistics)
 
     def fail(self, message: str) -> NoReturn:
         """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""

@@ -21,7 +21,7 @@ from .._sources import Source
 from .._update import Noise
 from . import _charges, _native, _optimizers, _together
 from ._charges import Rounding
-from ._clip import Norms, Total, clip
+from ._clip import Batch, Norms, Total, clip
 from ._layers import (
     LinearGradients,
     add_products,
@@ -34,7 +34,8 @@ from ._layers import (
 from ._precision import full_precision
 from ._probe import RowProbe
 from ._recording import Recorder, Use, changed, is_alone
-from ._sampling import Tally
+from ._replays import Replays
+from ._sampling import Part, Tally
 
 
 @dataclass
@@ -74,6 +75,7 @@ class PrivateStep:
         self.sums: Sums | None = None  # of a logical batch whose last part has not come
         self.sigma: float = 0.0
         self.granularity: float | None = None
+        self.replays: Replays | None = None
         self.not_fused: str | None = None  # why the latest step was torch's own
         self.probe: RowProbe | None = None
         self.forms: dict[str, str] = {}
@@ -96,6 +98,7 @@ class PrivateStep:
             "charges": {"float": self.float_charge, "lattice": lattice},
             "update": "fused" if self.not_fused is None else f"torch: {self.not_fused}",
             "forms": self.forms,
+            "cuda_graph": "off" if self.replays is None else self.replays.outcome,
             "check_rows": "off" if self.probe is None else self.probe.outcome,
         }
 
@@ -112,7 +115,7 @@ class PrivateStep:
                 "the model has run, but no gradient has come back to a layer of it: call backward() of a loss of its output, "
                 "without inputs= (those of a private model are not in the graph)"
             )
-        part = self.tally.next(uses[0].rule.batch if uses else 0)
+        part = self.tally.next(uses[0].batch if uses else 0)
         with torch.no_grad():
             for parameter in self.trainable.values():
                 parameter.grad = None  # so that the optimizer changes nothing, unless a release sets it
@@ -121,13 +124,14 @@ class PrivateStep:
                 most_parts = math.ceil(self.mechanism.most_samples / part.largest) if part.largest else 1
                 # A schedule may go on between two parts: all of a batch is clipped to the norm that it began with.
                 at_start = replace(self.mechanism)
-                self.sums = Sums(self.trainable, at_start, self._spare(), most_parts + len(self.guests))
+                spare = self._spare()
+                self.sums = Sums(self.trainable, at_start, spare, most_parts + len(self.guests), self.replays)
             elif self.sums is None:
                 raise PrivacyError(
                     "an earlier part of this batch failed, so it cannot be finished; go on with the next batch"
                 )
             sums, self.sums = self.sums, None
-            sums.add(uses, part.records)
+            sums.add(uses, part)
             if part.last:
                 for invite in self.guests:
                     with full_precision():
@@ -195,65 +199,85 @@ class Sums:
         mechanism: Mechanism,
         spare: dict[nn.Parameter, Tensor],
         most_parts: int,
+        replays: Replays | None = None,
     ) -> None:
         self.parameters, self.mechanism, self.most_parts = parameters, mechanism, most_parts
+        self.replays = replays
         self.totals = {id(p): Total(p, spare.get(p)) for p in parameters.values()}
         self.samples = 0
-        self._roundings: dict[int, list[Rounding]] = {id(p): [] for p in parameters.values()}  # of each use
-        self._products_charge = 0.0
+        self.roundings: dict[int, list[Rounding]] = {id(p): [] for p in parameters.values()}  # of each use
+        self.products_charge = 0.0
 
-    def add(self, found: list[Use], records: int | None = None) -> None:
-        """Clip the samples of one backward pass and add them.
+    def add(self, found: list[Use], part: Part | None = None) -> None:
+        """Clip the samples of one backward pass and add them; ``part`` is None for those that no data set holds.
 
-        Raises PrivacyError if uses disagree on the batch size, or it is above ``records``, where that is known.
+        Raises PrivacyError if uses disagree on the batch size, or it is above the part's records, where they are known.
         """
-        batch = batch_of(found)
-        if records is not None and batch > records:
+        size = batch_of(found)
+        if part is not None and part.records is not None and size > part.records:
             # No numbers: how many records a batch has is a secret.
             raise PrivacyError(
                 "the step has more samples than the loader's batch has records: then a record may count several times, with "
                 "max_grad_norm each time. One batch a step, and one sample a record, also of several views or positions"
             )
-        uses: dict[int, list[tuple[str, Use]]] = {id(p): [] for p in self.parameters.values()}
-        by_torch = False
         for use in found:
-            for name, parameter in use.layer.parameters.items():
-                uses[id(parameter)].append((name, use))
             use.check()
-            by_torch |= use.needs_torch()
-        for of_parameter in uses.values():
-            for _, use in of_parameter:
-                use.rule.alone &= len(of_parameter) == 1
-        found_here: list[list[Rounding]] = []
-        for key, of_parameter in uses.items():
-            roundings = [use.rule.rounding(name) for name, use in of_parameter]
-            pairs = zip_longest(self._roundings[key], roundings, fillvalue=Rounding())
-            self._roundings[key] = [one.worst(other) for one, other in pairs]
-            found_here.append(roundings)
-        # A sample is in the blocks of one part only.
-        self._products_charge = max(self._products_charge, _charges.products_charge(found_here))
-        self.samples += batch
+        self.samples += size
         if self.samples > self.mechanism.most_samples:
             raise PrivacyError(
                 f"a batch of {self.samples} samples, where at most {self.mechanism.most_samples} were declared: the mean "
                 "is over the expected batch of the data_loader given to make_private, so pass it one with larger batches"
             )
-        if not batch:  # an empty batch, or no backward at all
+        batch = Batch.of(size, self.mechanism.max_grad_norm, mean_loss=self.mechanism.mean_loss)
+        if part is None or self.replays is None or not self._add_replayed(self.replays, found, batch, part):
+            self.add_measured(found, batch)
+
+    def _add_replayed(self, replays: Replays, found: list[Use], batch: Batch, part: Part) -> bool:
+        """The same by a recorded step, if there is one, or one can be recorded."""
+
+        done = replays.sums(found, batch, functools.partial(_sums_of, self.parameters, self.mechanism))
+        if done is None:
+            return False
+        self._charge(done.roundings, done.products_charge)
+        for total, key in zip(done.totals, self.totals, strict=True):
+            # What is replayed writes there again; of a batch of one part the sum is released before.
+            self.totals[key].add(total if part.whole else total.clone())
+        return True
+
+    def add_measured(self, found: list[Use], batch: Batch) -> None:
+        """Clip and add samples, with norms and sums made here and now."""
+        uses: dict[int, list[tuple[str, Use]]] = {id(p): [] for p in self.parameters.values()}
+        by_torch = False
+        for use in found:
+            for name, parameter in use.layer.parameters.items():
+                uses[id(parameter)].append((name, use))
+            by_torch |= use.needs_torch()
+        for of_parameter in uses.values():
+            for _, use in of_parameter:
+                use.rule.alone &= len(of_parameter) == 1
+        roundings = {key: [use.rule.rounding(name) for name, use in of_parameter] for key, of_parameter in uses.items()}
+        self._charge(roundings, _charges.products_charge(roundings.values()))
+        if not batch.size:  # an empty batch, or no backward at all
             return
-        # A mean loss has divided each sample's gradient by the size of the batch.
-        scale = float(batch) if self.mechanism.mean_loss else 1.0
         by_torch = by_torch or any(len(of_parameter) > 1 for of_parameter in uses.values())
         with full_precision() if by_torch else nullcontext():
             _together.measure(found)
             if self.mechanism.clipping == "per_layer":
-                bounds = self.mechanism.shares
                 for name, parameter in self.parameters.items():
-                    bound = self.mechanism.max_grad_norm * bounds[name]
-                    self._add_clipped({id(parameter): uses[id(parameter)]}, batch, bound, scale)
+                    bound = batch.max_norm * self.mechanism.shares[name]
+                    self._add_clipped({id(parameter): uses[id(parameter)]}, batch, bound)
             else:
-                self._add_clipped(uses, batch, self.mechanism.max_grad_norm, scale)
+                self._add_clipped(uses, batch, batch.max_norm)
 
-    def _add_clipped(self, uses: dict[int, list[tuple[str, Use]]], batch: int, max_norm: float, scale: float) -> None:
+    def _charge(self, roundings: dict[int, list[Rounding]], products_charge: float) -> None:
+        """Take account of the sums of one backward pass."""
+        for key, found in roundings.items():
+            pairs = zip_longest(self.roundings[key], found, fillvalue=Rounding())
+            self.roundings[key] = [one.worst(other) for one, other in pairs]
+        # A sample is in the blocks of one part only.
+        self.products_charge = max(self.products_charge, products_charge)
+
+    def _add_clipped(self, uses: dict[int, list[tuple[str, Use]]], batch: Batch, max_norm: float | Tensor) -> None:
         """Clip over the parameters of ``uses`` together."""
         measure_single_positions([use for of_parameter in uses.values() for _, use in of_parameter])
         kept: dict[int, Tensor] = {}
@@ -267,7 +291,7 @@ class Sums:
             if key in kept and use is not None and name not in use.norms:
                 unmeasured.append(key)
             elif of_parameter:
-                parts.append(measured(of_parameter, batch, self.totals[key].parameter))
+                parts.append(measured(of_parameter, batch.size, self.totals[key].parameter))
         beside: _together.Beside | None = None
         if unmeasured:
             if _native.on_gpu(kept[unmeasured[0]]):
@@ -276,7 +300,7 @@ class Sums:
             parts.append(Norms(squares, squares))
         if not parts:
             return
-        weights = clip(parts, scale, max_norm, self.mechanism.clipping)
+        weights = clip(parts, batch, max_norm, self.mechanism.clipping)
         # Sums let go of what they were made of as they come: the gradients that were kept, then layer by layer.
         products = sorted((key for key in uses if key not in kept), key=lambda key: self._place(key, uses[key]))
         if kept:
@@ -318,28 +342,35 @@ class Sums:
         most = self.mechanism.most_samples
         adding = 0.0
         for parameter in self.parameters.values():
-            additions, alone = 0, len(self._roundings[id(parameter)]) <= 1
-            for found in self._roundings[id(parameter)]:
+            additions, alone = 0, len(self.roundings[id(parameter)]) <= 1
+            for found in self.roundings[id(parameter)]:
                 additions += math.ceil(most / (found.samples or most)) + self.most_parts
             adding = max(adding, _charges.adding_charge(most, additions, parameter.dtype, alone=alone))
-        return self._products_charge + adding
+        return self.products_charge + adding
 
     def take(self) -> list[Tensor]:
         """The sums, in the order of the parameters."""
         return [self.totals[id(p)].take() for p in self.parameters.values()]
 
 
+def _sums_of(parameters: dict[str, nn.Parameter], mechanism: Mechanism, uses: list[Use], batch: Batch) -> Sums:
+    """The sums of one backward pass alone."""
+    sums = Sums(parameters, mechanism, {}, 1)
+    sums.add_measured(uses, batch)
+    return sums
+
+
 def batch_of(uses: list[Use]) -> int:
     """The number of samples that all uses agree on; 0 without uses."""
     for use in uses:
-        if use.rule.batch != uses[0].rule.batch:
+        if use.batch != uses[0].batch:
             first, other = (u.layer.name or type(u.layer.module).__name__ for u in (uses[0], use))
             raise PrivacyError(
-                f"modules see different batch sizes: {first!r} {uses[0].rule.batch}, {other!r} {use.rule.batch}. Every "
+                f"modules see different batch sizes: {first!r} {uses[0].batch}, {other!r} {use.batch}. Every "
                 "covered layer must have the samples in its batch dimension (an embedding of positions: a row of "
                 "positions a sample)"
             )
-    return uses[0].rule.batch if uses else 0
+    return uses[0].batch if uses else 0
 
 
 def measured(uses: list[tuple[str, Use]], batch: int, parameter: Tensor) -> Norms:

@@ -154,7 +154,7 @@ def _measure_sequences(groups: list[list[Any]]) -> None:
         use.norms["weight"] = Norms(upper, spreads)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache  # without end: recorded steps go on reading them
 def _columns(numbers: tuple[tuple[float, ...], ...], device: torch.device) -> tuple[Tensor, ...]:
     """Columns of the numbers, of which there is a tuple for each layer, on the device; by operations that wait for nothing."""
     return tuple(

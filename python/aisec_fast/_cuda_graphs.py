@@ -1,28 +1,52 @@
-"""CUDA graphs as ``_graphs`` records them: on a stream of their own, into memory of their own, other threads undisturbed."""
+"""Work on a GPU recorded once as a CUDA graph and replayed: on a stream of its own, into memory of its own, other threads
+undisturbed. What is replayed is what the device was made to do, at the same addresses."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ._graphs import GraphError, Replay, recordable
-from ._models import Slope
+Replay = Callable[[], object]
+Result = TypeVar("Result", bound=Iterable["Tensor | None"])  # tensors that recorded work writes
+
+
+class GraphError(RuntimeError):
+    """Why something cannot be recorded."""
+
+
+class Recorder(Protocol):
+    """Records what a device is made to do."""
+
+    def warmed(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work``, computed where it will be recorded."""
+
+    def record(self, work: Callable[[], Result]) -> tuple[Replay, Result]:
+        """A function that repeats ``work``, and the tensors that it writes; GraphError, or what ``work`` raises."""
+
+    def close(self) -> None:
+        """Give all memory back; nothing is replayed after this."""
+
 
 _lock = threading.Lock()  # torch records one graph at a time in a process
 _streams: dict[int, torch.cuda.Stream] = {}  # one a device for good: cuBLAS keeps memory for each stream it has seen
 _failed: list[Any] = []  # graphs whose recording CUDA refused: torch's allocators may hold pointers to them
-_QUIET_THREADS = {"IPython", "ipykernel", "rich", "tornado", "tqdm", "zmq"}  # whose threads leave the device alone
+# Whose threads leave the device alone, or (those of torch's loaders) draw no numbers on it.
+_QUIET_THREADS = {"IPython", "ipykernel", "multiprocessing.queues", "rich", "torch.utils", "tornado", "tqdm", "zmq"}
 
 
 def unavailable(device: torch.device) -> str:
     """Why nothing can be recorded on the device; empty if it can."""
     if device.type != "cuda":
-        return f"x lives on {device}"
+        return f"the work is on {device}"
     if not hasattr(torch.cuda, "MemPool"):
         return f"torch {torch.__version__} has no torch.cuda.MemPool"
     if os.environ.get("CUDA_LAUNCH_BLOCKING") == "1":
@@ -45,7 +69,8 @@ def other_threads() -> bool:
 
 def _packages(thread: threading.Thread) -> set[str]:
     target = getattr(thread, "_target", None)
-    return {str(module).partition(".")[0] for module in (type(thread).__module__, getattr(target, "__module__", ""))}
+    modules = [str(module) for module in (type(thread).__module__, getattr(target, "__module__", ""))]
+    return {".".join(module.split(".")[:parts]) for module in modules for parts in (1, 2)}
 
 
 class CudaRecorder:
@@ -62,7 +87,7 @@ class CudaRecorder:
             _streams[index] = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         return _streams[index]
 
-    def warmed(self, work: Callable[[], Slope]) -> Slope:
+    def warmed(self, work: Callable[[], Result]) -> Result:
         """The result of ``work`` on the stream that records: cuBLAS and cuDNN prepare themselves for each stream."""
         with _lock:
             side, current = self._stream(), torch.cuda.current_stream(self._device)
@@ -77,7 +102,7 @@ class CudaRecorder:
                     tensor.record_stream(current)  # its memory is the other stream's
             return result
 
-    def record(self, work: Callable[[], Slope]) -> tuple[Replay, Slope]:
+    def record(self, work: Callable[[], Result]) -> tuple[Replay, Result]:
         """A replay of ``work``, and its results, in memory that is the graphs' own."""
         with _lock, torch.cuda.device(self._device), torch.cuda.stream(self._stream()):
             if self._pool is None:
@@ -141,3 +166,72 @@ def recorder(device: torch.device) -> CudaRecorder:
     if reason := unavailable(device):
         raise GraphError(reason)
     return CudaRecorder(device)
+
+
+@contextmanager
+def recordable() -> Iterator[None]:
+    """A block in which GraphError is raised before an operation that waits for the device, or draws random numbers.
+
+    CUDA would refuse the first kind too, but a recording that it has refused leaves torch's allocator and generators
+    behind in the middle of a recording.
+    """
+    with _Making(), _Running():  # type: ignore[no-untyped-call]
+        yield
+
+
+class _Making(TorchFunctionMode):
+    """Looks at tensors that are made of Python's numbers: these are brought to the device unseen by what is below."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.new_tensor or (func in _MAKERS and kwargs.get("device") is not None):
+            raise GraphError(f"it waits for the device ({func.__name__})")
+        return func(*args, **kwargs)
+
+
+_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray)
+
+
+class _Running(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Looks at operations as they reach the device."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes seconds
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _draws_numbers(func, args, kwargs):
+            raise GraphError(f"it draws random numbers ({func})")
+        if torch.Tag.data_dependent_output in func.tags or _waits(func, args, kwargs):
+            raise GraphError(f"it waits for the device ({func})")
+        return func(*args, **kwargs)
+
+
+def _draws_numbers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the operation draws: of those that may, attention is told how much to drop."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return bool(func.overloadpacket is torch.ops.aten.random_)
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            return bool(kwargs.get("dropout_p", args[place] if place < len(args) else argument.default_value))
+    return True
+
+
+def _waits(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the operation needs values, or copies them from one device to another."""
+    name = func.overloadpacket.__name__
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    if name in ("equal", "_linalg_check_errors"):
+        return True
+    if name == "_to_copy":
+        device = kwargs.get("device")
+        return device is not None and torch.device(device).type != args[0].device.type
+    if name == "copy_":
+        return bool(args[0].device != args[1].device)
+    return torch.Tag.dynamic_output_shape in func.tags

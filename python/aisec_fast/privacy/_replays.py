@@ -1,0 +1,262 @@
+"""Steps recorded once on a GPU and replayed: what norms and sums cost there is mostly the CPU's time to launch their kernels.
+
+What layers saw and what gradients came back is copied to fixed memory, as many rows as a batch may have; a recorded step
+reads it there and leaves the clipped sums. Rows beyond the batch hold samples of earlier ones: their weight is 0, so they
+are selected away, as samples are whose gradient is not finite. The size of the batch and the clipping norm are told to each
+replay. Noise is never part of a recording: each release draws its own, outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import _cuda_graphs
+from .._cuda_graphs import GraphError
+from ._charges import Rounding
+from ._clip import Batch
+from ._recording import Record, Recorder, Use, is_alone
+
+_PAYS_FROM = 2  # a step of the same shapes that comes this often is recorded
+_MOST_GRAPHS = 4  # alive at once: sequences of other lengths are other shapes
+_MOST_RECORDINGS = 16
+_PART_OF_MEMORY = 64  # records are kept where they take no more than this part of the GPU's memory
+_SPREAD = 4.0  # standard deviations of a Poisson batch's size that have room
+
+
+class Measured(Protocol):
+    """Sums that were made here and now."""
+
+    roundings: dict[int, list[Rounding]]
+    products_charge: float
+
+    def take(self) -> list[Tensor]:
+        """In the order of the parameters."""
+
+
+class Done(NamedTuple):
+    """The clipped sums of one backward pass, and what their rounding is charged for."""
+
+    totals: list[Tensor]
+    roundings: dict[int, list[Rounding]]
+    products_charge: float
+
+
+Measure = Callable[[list[Use], Batch], Measured]
+
+
+class Replays:
+    """The recorded steps of one ``make_private``.
+
+    Args:
+        recorder: of the records. Told to leave all measuring to the step, as long as steps are replayed.
+        device: of the parameters.
+        mean_loss: whether gradients are multiplied by the size of the batch.
+        most: the largest batch.
+        must: raise RuntimeError where a step cannot be recorded.
+    """
+
+    def __init__(self, recorder: Recorder, device: torch.device, *, mean_loss: bool, most: int, must: bool) -> None:
+        self._recorder, self._device, self._mean, self._most, self._must = recorder, device, mean_loss, most, must
+        self.outcome = "not yet"
+        self._seen: Counter[Hashable] = Counter()
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._refused: dict[Hashable, str] = {}
+        self._recordings = 0
+        self._open: list[_cuda_graphs.Recorder] = []
+        weakref.finalize(self, _close, self._open)
+        recorder.late = True
+
+    def sums(self, found: list[Use], batch: Batch, measure: Measure) -> Done | None:
+        """The clipped sums; None if they are to be made as always. Totals hold until the next call."""
+        if not batch.size:
+            return None
+        done, self.outcome = self._sums(found, batch, measure)
+        return done
+
+    def _sums(self, found: list[Use], batch: Batch, measure: Measure) -> tuple[Done | None, str]:
+        """The sums, and what there is to say."""
+        key = _key(found)  # None after a refusal, when layers measure as they come
+        if key is None or key in self._refused:
+            return None, self.outcome if key is None else self._refused[key]
+        graph = self._graphs.get(key)
+        if graph is not None and batch.size <= graph.size:
+            if not graph.is_free():
+                return None, "off: somebody holds the last step's gradients"
+            graph.fill(found, batch)
+            graph.replay()
+            return graph.done, "replayed"
+        self._seen[key] += 1
+        if self._seen[key] < _PAYS_FROM:
+            self._seen = self._seen if len(self._seen) < 1000 else Counter()
+            return None, "not yet"
+        if not self._must and _cuda_graphs.other_threads():
+            return None, "off: other threads may use the device"
+        return self._record(key, found, batch, measure)
+
+    def _record(self, key: Hashable, found: list[Use], batch: Batch, measure: Measure) -> tuple[Done | None, str]:
+        done: Done | None = None
+        graph: _Graph | None = None
+        smaller = self._graphs.pop(key, None)
+        if smaller is not None:
+            self._close(smaller)
+        try:
+            if self._recordings >= _MOST_RECORDINGS or len(self._graphs) >= _MOST_GRAPHS:
+                raise GraphError("batches have too many shapes")
+            self._recordings += 1
+            room = batch.size + math.ceil(_SPREAD * math.sqrt(batch.size))
+            graph = _Graph(found, min(room, self._most), self._mean, _cuda_graphs.recorder(self._device))
+            self._open.append(graph.recorder)
+            if graph.bytes + sum(one.bytes for one in self._graphs.values()) > _most_bytes(self._device):
+                raise GraphError("copies of what layers saw take too much memory")
+            graph.fill(found, batch)
+            done = graph.warm(measure)
+            graph.record(measure, done)
+        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:  # torch raises all of these
+            if graph is not None:
+                self._close(graph)
+            why = str(error).partition("\n")[0]
+            if self._must:
+                raise RuntimeError(f"cuda_graph is True, but the step cannot be replayed: {why}") from error
+            self._refused[key] = f"off: {why}"
+            self._recorder.late = bool(self._graphs)
+            return done, self._refused[key]
+        self._graphs[key] = graph
+        return graph.done, "replayed"
+
+    def _close(self, graph: _Graph) -> None:
+        self._open.remove(graph.recorder)
+        graph.recorder.close()
+
+
+class _Graph:
+    """A recorded step for records of the same shapes, of up to ``size`` samples."""
+
+    done: Done
+    replay: _cuda_graphs.Replay
+
+    def __init__(self, found: list[Use], size: int, mean_loss: bool, recorder: _cuda_graphs.Recorder) -> None:
+        _check(found)
+        self.size, self.recorder, self._mean = size, recorder, mean_loss
+        self._layers = [use.layer for use in found]
+        self._rows = [[one.new_zeros((size, *one.shape[1:])) for one in _tensors(use)] for use in found]
+        flat = [one for rows in self._rows for one in rows]
+        self.bytes = sum(one.numel() * one.element_size() for one in flat)
+        self._parts: dict[int, list[Tensor]] = {size: flat}  # their first rows, by number
+        device = flat[0].device
+        self._numbers = torch.arange(size, dtype=torch.float64, device=device)
+        self._told: list[Any] = [None, None]
+        self._count, self._max_norm = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+
+    def fill(self, found: list[Use], batch: Batch) -> None:
+        """Copy the records, and tell size and norm."""
+        if batch.size not in self._parts:
+            self._parts[batch.size] = [one[: batch.size] for one in self._parts[self.size]]
+        sources = [one for use in found for one in _tensors(use)]
+        groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+        for i, (target, source) in enumerate(zip(self._parts[batch.size], sources, strict=True)):
+            kind: Any = source.dtype if source.is_contiguous() else i
+            targets, values = groups.setdefault(kind, ([], []))
+            targets.append(target)
+            values.append(source)
+        for targets, values in groups.values():
+            torch._foreach_copy_(targets, values)
+        for i, (place, number) in enumerate(((self._count, batch.size), (self._max_norm, batch.max_norm))):
+            if self._told[i] != number:
+                place.fill_(number)
+                self._told[i] = number
+
+    def warm(self, measure: Measure) -> Done:
+        """The sums, computed where they will be recorded."""
+        return self._done(self.recorder.warmed, measure)
+
+    def record(self, measure: Measure, expected: Done) -> None:
+        """Record, and see that a replay gives the same."""
+
+        def recorded(work: Callable[[], list[Tensor]]) -> list[Tensor]:
+            self.replay, totals = self.recorder.record(work)
+            return totals
+
+        self.done = self._done(recorded, measure)
+        self.replay()
+        if not all(map(torch.equal, self.done.totals, expected.totals)):
+            raise GraphError("a replayed step differs from what it repeats")
+
+    def _done(self, run: Callable[[Callable[[], list[Tensor]]], list[Tensor]], measure: Measure) -> Done:
+        made: list[Measured] = []
+
+        def work() -> list[Tensor]:
+            uses = []
+            for layer, (activation, gradient, *statistics) in zip(self._layers, self._rows, strict=True):
+                record = Record(activation, gradient, tuple(statistics) or None)  # type: ignore[arg-type]
+                uses.append(Use(layer, partial(Record.rule, layer=layer), record))
+                if not uses[-1].rule.recordable():
+                    raise GraphError(f"{type(layer.module).__name__} {layer.name!r} has values to wait for")
+            scale = self._count if self._mean else 1.0
+            sums = measure(uses, Batch(self.size, scale, self._max_norm, self._numbers < self._count))
+            made[:] = [sums]
+            return _apart(sums.take())
+
+        totals = run(work)
+        return Done(totals, made[0].roundings, made[0].products_charge)
+
+    def is_free(self) -> bool:
+        """Whether nobody holds the totals, which became gradients."""
+        totals, ours = self.done.totals, 3  # references: the list's, the name here, the argument of getrefcount
+        return all(sys.getrefcount(one) <= ours and is_alone(one) for one in totals)
+
+
+def _tensors(use: Use) -> list[Tensor]:
+    return [] if use.record is None else use.record.tensors()
+
+
+def _key(found: list[Use]) -> Hashable | None:
+    """What a recorded step fits: layers, and their records' shapes but for the number of samples; None if one has none."""
+    parts: list[Any] = []
+    for use in found:
+        if use.record is None:
+            return None
+        parts.append(id(use.layer))
+        for one in use.record.tensors():
+            parts += (one.shape[1:], one.dtype)
+    return tuple(parts)
+
+
+def _check(found: list[Use]) -> None:
+    """Raise GraphError unless all parameters are used once, by samples in the first dimension."""
+    uses = Counter(id(parameter) for use in found for parameter in use.layer.parameters.values())
+    if any(count > 1 for count in uses.values()):
+        raise GraphError("a parameter is used several times")
+    if any(len(one) != use.batch for use in found for one in _tensors(use)):
+        raise GraphError("a record has something else in its first dimension than samples")
+
+
+def _apart(totals: list[Tensor]) -> list[Tensor]:
+    """The same, each in memory of its own."""
+    shared = [i for i, one in enumerate(totals) if not is_alone(one)]
+    if shared:
+        copies = [torch.empty_like(totals[i]) for i in shared]
+        torch._foreach_copy_(copies, [totals[i] for i in shared])
+        for i, copy in zip(shared, copies, strict=True):
+            totals[i] = copy
+    return totals
+
+
+def _most_bytes(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).total_memory) // _PART_OF_MEMORY
+
+
+def _close(recorders: list[_cuda_graphs.Recorder]) -> None:
+    for recorder in recorders:
+        with contextlib.suppress(RuntimeError):
+            recorder.close()
+    recorders.clear()
