@@ -22,12 +22,13 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import aisec_fast
-from aisec_fast import BackendError, PrivacyError, _core, _update, clipping, ghost, noise
+from aisec_fast import BackendError, PrivacyError, _core, _cuda_graphs, _update, clipping, ghost, noise
 from aisec_fast.privacy import BatchMemoryManager, PrivacyEngine, _layers, _precision
 from aisec_fast.privacy._clip import MARGIN, Total, Weights
 from tests import test_clipping, test_ghost, test_noise, test_update
 from tests.conftest import Kernels, bits, no_waiting
 from tests.test_privacy_layers import LAYERS, MODELS, data, loop_gradients, model_case, private_gradients
+from tests.test_privacy_replays import both, sizes_of_batches
 from tests.test_privacy_step import Mixer, _remembers
 
 _cuda = pytest.importorskip("aisec_fast._cuda", reason="this build has no CUDA module (no nvcc)")
@@ -888,6 +889,32 @@ def test_a_step_does_not_synchronise() -> None:
                 one.optimizer.zero_grad()
                 nn.functional.cross_entropy(one.model(x), y).backward()
                 one.optimizer.step()
+
+
+@on_cuda
+@pytest.mark.parametrize("name", MODELS)
+def test_replayed_steps_are_those_that_are_not(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of batches of any size, and of a recording that had to be made anew."""
+    monkeypatch.setattr(_cuda_graphs, "other_threads", lambda: False)
+    model, x, y, loss_of = model_case(name, torch.float64)
+    training, plain = both(lambda: model.to(DEVICE), loss_of)
+    sizes = [5, 5, 6, 3, 0, 1, 7, 60, 5]
+    outcomes = sizes_of_batches(training, plain, x.to(DEVICE), y.to(DEVICE), sizes)
+    assert outcomes[-1] == "replayed" or name not in ("mlp", "cnn", "resnet", "transformer"), outcomes
+
+
+@on_cuda
+def test_replayed_steps_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows stand that earlier batches left, one of them without a finite gradient, the bits are those without them."""
+    monkeypatch.setattr(_cuda_graphs, "other_threads", lambda: False)
+    model, x, y, loss_of = model_case("resnet", torch.float32)
+    training, plain = both(lambda: model.to(DEVICE), loss_of, most=9)
+    x, y = x.to(DEVICE), y.to(DEVICE)
+    x[7] = math.inf
+    for rows in (slice(0, 9), slice(0, 9), slice(0, 4), slice(4, 9), slice(2, 3)):
+        for one, other in zip(training.step(x[rows], y[rows]), plain.step(x[rows], y[rows]), strict=True):
+            torch.testing.assert_close(one, other, rtol=0.0, atol=1e-5)
+    assert training.outcome == "replayed"
 
 
 @on_cuda

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aisec_fast import clipping
 from aisec_fast.cli.bench import _models, _training
 from aisec_fast.privacy import _layers, _native, _rules, _together
-from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, Norms, clip, weights_of
+from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, Batch, Norms, clip, weights_of
 from aisec_fast.privacy._coverage import CoveredLayer
 from aisec_fast.privacy._recording import Use
 from tests.test_privacy_layers import LAYERS, MODELS, check, data, model_case, private_gradients, square_loss
@@ -189,7 +189,7 @@ def test_weights_in_few_operations(scale: float) -> None:
     squares, spreads = (torch.tensor(values, dtype=torch.float64) for values in (lengths, ratios))
     squares, spreads = squares.square(), (squares * spreads).square()
     for norms in (Norms(squares, spreads), Norms(squares, squares)):
-        found = clip([norms], scale, scale, "flat").values
+        found = clip([norms], Batch(0, scale, scale), scale, "flat").values
         torch.testing.assert_close(found, weights_of(norms.scaled(scale), scale, "flat") * scale, rtol=1e-14, atol=0.0)
         assert found[0] == scale
         assert found[7] == found[8] == found[9] == found[10] == 0.0 < found[6]

@@ -29,7 +29,7 @@ from aisec_fast.privacy import (
     _probe,
     schedulers,
 )
-from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, MARGIN, STABILITY, Norms, Weights, clip, weights_of
+from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, MARGIN, STABILITY, Batch, Norms, Weights, clip, weights_of
 
 from .test_privacy import private, small_loader, small_model, train
 from .test_privacy_layers import MODELS, loop_gradients, model_case, square_loss
@@ -93,7 +93,7 @@ def test_weights_of_the_kernel_are_those(clipping: str) -> None:
             for scale in (1.0, 256.0, 3.7):
                 expected = weights_of(Norms.added(parts).scaled(scale), 1.7, clipping) * scale
                 with use_backend("native"):
-                    found = clip(parts, scale, 1.7, clipping)
+                    found = clip(parts, Batch(0, scale, 1.7), 1.7, clipping)
                 assert found.values.tolist() == expected.tolist()
                 assert found.dropped == bool(special)
                 with use_backend("numba"):
