@@ -12,6 +12,7 @@ A rule is made for one use of a layer, in the backward pass, and answers for eac
     rounding(name)             what such a sum is charged for
     measures_by_torch()        whether norms and kept gradients may be made by products or convolutions of torch
     adds_by_torch()            whether ``add_total`` may
+    recordable()               whether, on a GPU, all of this is done by operations that may be recorded and replayed
     measured_later()           whether norms and kept gradients are made in the step, of several layers at once: by
                                ``measure_single_positions``, or on a GPU by _together.py
 
@@ -49,6 +50,9 @@ PART_ELEMENTS = 2**17
 # On a GPU what a normalisation saw and what came back is held until the step, to be worked on with that of others, if it is
 # no larger: then launches are what it costs.
 _LATE_ELEMENTS = 2**20
+# Of embeddings: so many rows a token, on average, have one place in a sum at most, and so many columns are summed at least.
+_ROWS_AT_A_PLACE = 16
+_LEAST_COLUMNS = 16
 
 
 # Memory for the gradients that a rule keeps: called with a shape and dtype and device as torch.empty is.
@@ -148,9 +152,6 @@ class LayerGradients:
         """True if norms, or the gradients to be kept, are made of several layers at once when the step is taken."""
         return False
 
-    def recordable(self) -> bool:
-        return True
-
     def measures_by_torch(self) -> bool:
         """False if no product or convolution of torch is needed for norms and kept gradients."""
         return True
@@ -158,6 +159,11 @@ class LayerGradients:
     def adds_by_torch(self) -> bool:
         """False if none is needed for the sums."""
         return not self.keeps("weight")
+
+    def recordable(self) -> bool:
+        """True if, on a GPU, norms and sums are made by operations of fixed shapes that never wait for the device: what a
+        recorded step may replay."""
+        return False
 
     def add_total(self, name: str, weights: Weights, total: Total) -> None:
         """Add the sum over samples of ``weights[i]`` times sample i's gradient to ``total``."""
@@ -246,6 +252,9 @@ class LinearGradients(LayerGradients):
 
     def adds_by_torch(self) -> bool:
         return not (self.has_product("weight") or self.keeps("weight"))
+
+    def recordable(self) -> bool:
+        return True
 
     def _norms(self, name: str) -> Norms:
         if self.length == 1:  # the gradient is an outer product, and the bias's is one of its factors
@@ -386,6 +395,9 @@ class ConvGradients(LayerGradients):
 
     def measures_by_torch(self) -> bool:
         return not self._native()
+
+    def recordable(self) -> bool:
+        return True
 
     def _by_patches(self) -> bool:
         return _native.on_gpu(self.gradient) and self.gradient.dim() <= 4
@@ -623,7 +635,11 @@ class Conv3dGradients(ConvGradients):
 
 
 class EmbeddingGradients(LayerGradients):
-    """Embedding: a sample's gradient has one row for each different token in it; only those rows are formed."""
+    """Embedding: a sample's gradient has one row for each different token in it; only those rows are formed.
+
+    Where there is no kernel for them, by operations whose shapes are those of tokens and gradients, whatever the tokens are:
+    a row is formed at one of its token's places, and the others hold zeros.
+    """
 
     layer_type = nn.Embedding
     takes_sequences = True
@@ -633,32 +649,41 @@ class EmbeddingGradients(LayerGradients):
         tokens = activation.flatten(1) if activation.dim() > 1 else activation.unsqueeze(1)  # [B, T]
         super().__init__(layer, tokens.long().contiguous(), gradient)
         self._native = _native.kernels(gradient)
-        self._formed: tuple[Tensor, Tensor, Tensor] | None = None
+        self._formed: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def position_rank(_layer: Any) -> int:
         return 0
 
-    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of gradients, and the sample and the token of each."""
+    def _vectors(self) -> Tensor:
+        """[B, T, d]: what came back for each token."""
+        return self.gradient.reshape(*self.activation.shape, self.layer.embedding_dim)
+
+    def _entries(self) -> tuple[Tensor, Tensor]:
+        """[B, T, d]: the rows of each sample's gradient, among zeros; [B, T]: the token that each belongs to."""
         if self._formed is None:
-            tokens, count = self.activation.flatten(), self.layer.num_embeddings
-            samples = torch.arange(self.batch, device=tokens.device).repeat_interleave(self.activation.shape[1])
-            vectors = self.gradient.reshape(-1, self.layer.embedding_dim)
-            if self.layer.padding_idx is not None:
-                used = tokens != self.layer.padding_idx  # the padding row is never trained
-                tokens, samples, vectors = tokens[used], samples[used], vectors[used]
-            pairs, place = torch.unique(samples * count + tokens, return_inverse=True)
-            rows = _sums_at(place, vectors.double(), pairs.shape[0]).to(vectors.dtype)
-            samples = pairs.div(count, rounding_mode="floor")
-            self._formed = rows, samples, pairs - samples * count
+            tokens, vectors = self.activation, self._vectors()
+            if self.layer.padding_idx is not None:  # the padding row is never trained
+                vectors = vectors.masked_fill((tokens == self.layer.padding_idx).unsqueeze(2), 0.0)
+            if self.batch and tokens.shape[1] > 1:
+                length, width = vectors.shape[1:]
+                ordered = tokens.sort(1).values
+                # Where the first of each token is in the order: there its vectors are added up.
+                places = torch.searchsorted(ordered, tokens)
+
+                def rows(start: int, stop: int) -> Tensor:
+                    apart = _numbered(places[start:stop], length)
+                    sums = _sums_at(apart, vectors[start:stop].double().flatten(0, 1), (stop - start) * length)
+                    return sums.to(self.dtype).view(-1, length, width)
+
+                tokens, vectors = ordered, _in_chunks(self.batch, 2 * length * width, rows, vectors)
+            self._formed = vectors, tokens
         return self._formed
 
     def _lookups(self) -> tuple[Tensor, Tensor, int]:
         """What the kernels take: tokens [B, T], gradients [B, T, d], and the token that is not trained."""
         padding = self.layer.padding_idx
-        vectors = self.gradient.reshape(*self.activation.shape, self.layer.embedding_dim).contiguous()
-        return self.activation, vectors, -1 if padding is None else padding
+        return self.activation, self._vectors().contiguous(), -1 if padding is None else padding
 
     def keeps(self, _name: str) -> bool:
         return False
@@ -669,6 +694,9 @@ class EmbeddingGradients(LayerGradients):
     def adds_by_torch(self) -> bool:
         return False
 
+    def recordable(self) -> bool:
+        return True
+
     def terms(self, _name: str) -> int:
         return 0
 
@@ -677,30 +705,37 @@ class EmbeddingGradients(LayerGradients):
             squares = torch.empty(self.batch, dtype=torch.float64)
             self._native.embedding_squares(*self._lookups(), squares)
         else:
-            vectors, samples, _ = self._entries()
-            squares = _sums_at(samples, row_squares(vectors), self.batch)
+            squares = row_squares(self._entries()[0])
         return Norms(squares, squares)
 
     def _rows(self, _name: str, start: int, stop: int) -> Tensor:
-        vectors, samples, tokens = self._entries()
-        inside = (samples >= start) & (samples < stop)
-        dense = vectors.new_zeros((stop - start, *self.layer.weight.shape))
-        dense[samples[inside] - start, tokens[inside]] = vectors[inside]
-        return dense
+        rows, tokens = (entries[start:stop] for entries in self._entries())
+        words = self.layer.num_embeddings
+        dense = _sums_at(
+            _numbered(tokens, words), rows.flatten(0, 1), (stop - start) * words
+        )  # no row is added to another
+        return dense.view(stop - start, *self.layer.weight.shape)
 
     def add_total(self, _name: str, weights: Weights, total: Total) -> None:
+        whole = total.space()
         if self._native is not None:
-            whole = total.space()
             self._native.embedding_total(*self._lookups(), weights.values, whole)
-            total.add(whole)
-            return
-        vectors, samples, tokens = self._entries()
-        words, place = torch.unique(tokens, return_inverse=True)
-        scaled = weights.at(samples).scale(vectors.double())
-        sums = _sums_at(place, scaled, words.shape[0])
-        dense = vectors.new_zeros(self.layer.weight.shape)
-        dense[words] = sums.to(dense.dtype)
-        total.add(dense)
+        else:
+            self._add_rows(weights, whole)
+        total.add(whole)
+
+    def _add_rows(self, weights: Weights, whole: Tensor) -> None:
+        """Write the weighted sum of all samples' rows, in float64 and rounded once, some columns at a time."""
+        rows, tokens = self._entries()
+        words, width = whole.shape
+        # Samples take turns at tables that are added up afterwards, so that never too many rows have one place.
+        tables = 1 + tokens.numel() // (_ROWS_AT_A_PLACE * words)
+        places = (tokens + (torch.arange(self.batch, device=tokens.device) % tables * words).unsqueeze(1)).flatten()
+        columns = max(_LEAST_COLUMNS, CHUNK_ELEMENTS // (2 * tokens.numel() + tables * words))
+        for start in range(0, width, columns):
+            scaled = weights.scale(rows[..., start : start + columns].double())
+            sums = _sums_at(places, scaled.flatten(0, 1), tables * words)
+            whole[:, start : start + columns] = sums if tables == 1 else sums.view(tables, words, -1).sum(0)
 
 
 class LayerNormGradients(LayerGradients):
@@ -720,6 +755,9 @@ class LayerNormGradients(LayerGradients):
 
     def measures_by_torch(self) -> bool:
         return False
+
+    def recordable(self) -> bool:
+        return True
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         shape = self.layer.normalized_shape
@@ -750,6 +788,9 @@ class GroupNormGradients(LayerGradients):
     def measures_by_torch(self) -> bool:
         return False
 
+    def recordable(self) -> bool:
+        return True
+
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         if self.statistics is None or not self.batch:
             return over_space(self.gradient) if name == "bias" else self._weight_rows()
@@ -773,12 +814,17 @@ class GroupNormGradients(LayerGradients):
         return over_space(self.gradient * normalised)
 
 
+def _numbered(places: Tensor, count: int) -> Tensor:
+    """Places [B, T] below ``count`` of each sample as [B T] places of all, the samples' one after the other."""
+    starts = torch.arange(places.shape[0], device=places.device) * count
+    return (places + starts.unsqueeze(1)).flatten()
+
+
 def _sums_at(places: Tensor, values: Tensor, count: int) -> Tensor:
-    """[n, ...] -> [count, ...]: the sums of the values with the same place. The same bits each time."""
-    sums = values.new_zeros((count, *values.shape[1:]))
-    if _native.on_gpu(values):  # index_add_ adds in any order there; this sorts first
-        return sums.index_put_((places,), values, accumulate=True)
-    return sums.index_add_(0, places, values)
+    """[n, d] -> [count, d]: the sums of the values with the same place. The same bits each time, also on a GPU, as long as
+    there are at most 30 times as many values as places (torch might add more of them as threads arrive); nothing waits."""
+    sums: Tensor = torch.ops.aten.embedding_dense_backward(values, places, count, -1, False)
+    return sums
 
 
 def over_space(values: Tensor) -> Tensor:
@@ -858,7 +904,6 @@ def weighted_sums(kept: list[Tensor], weights: Weights) -> list[Tensor]:
         native = _native.kernels(rows[0])
         if native is None:
             found = clipping._weighted_sums([_matrix(one) for one in rows], weights.values)
-            found = [one if isinstance(one, Tensor) else torch.as_tensor(one, device=rows[0].device) for one in found]
         else:
             found = [torch.empty(one.shape[1:], dtype=one.dtype) for one in rows]
             _weighted_rows(native, rows, weights, found)

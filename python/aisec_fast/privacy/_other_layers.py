@@ -82,6 +82,9 @@ class RMSNormGradients(LayerGradients):
     def measures_by_torch(self) -> bool:
         return False
 
+    def recordable(self) -> bool:
+        return True
+
     def _rows(self, _name: str, _start: int, _stop: int) -> Tensor:
         shape = self.layer.normalized_shape
         values = functional.rms_norm(self.activation, shape, None, self.layer.eps) * self.gradient
@@ -99,6 +102,9 @@ class InstanceNormGradients(LayerGradients):
 
     def measures_by_torch(self) -> bool:
         return False
+
+    def recordable(self) -> bool:
+        return True
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         if name == "bias":
@@ -139,6 +145,9 @@ class PReLUGradients(LayerGradients):
 
     def measures_by_torch(self) -> bool:
         return False
+
+    def recordable(self) -> bool:
+        return True
 
     def _rows(self, _name: str, _start: int, _stop: int) -> Tensor:
         values = torch.where(self.activation > 0, 0.0, self.activation * self.gradient)
@@ -244,6 +253,9 @@ class BroadcastGradients(LayerGradients):
 
     def measures_by_torch(self) -> bool:
         return False
+
+    def recordable(self) -> bool:
+        return True
 
     def _rows(self, _name: str, _start: int, _stop: int) -> Tensor:
         return self.gradient.unsqueeze(1).contiguous()
