@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -20,12 +21,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aisec_fast import clipping
+from aisec_fast.adversarial._graphs import GraphError, recordable
 from aisec_fast.cli.bench import _models, _training
 from aisec_fast.privacy import _layers, _native, _rules, _together
 from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, Batch, Norms, clip, weights_of
 from aisec_fast.privacy._coverage import CoveredLayer
-from aisec_fast.privacy._recording import Use
-from tests.test_privacy_layers import LAYERS, MODELS, check, data, model_case, private_gradients, square_loss
+from aisec_fast.privacy._layers import LayerGradients
+from aisec_fast.privacy._recording import Recorder, Use
+from aisec_fast.privacy._step import Sums
+from tests.test_privacy_layers import LAYERS, MODELS, LossOf, check, data, model_case, private_gradients, square_loss
 
 pytestmark = pytest.mark.usefixtures("gpu_path")
 
@@ -249,3 +253,76 @@ def test_operations_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     most, most_launches = MOST[name]
     assert counts[1].total() - counts[0].total() <= most, counts
     assert launches.total() <= most_launches, launches
+
+
+EMBEDDINGS = {
+    f"embedding of {tokens} with padding {padding}": (
+        lambda padding=padding: nn.Embedding(4, 3, padding_idx=padding),
+        tokens,
+    )
+    for tokens in ((9,), (9, 6))
+    for padding in (None, 2)
+}
+
+
+def layer_case(name: str) -> tuple[nn.Module, Tensor, Tensor, LossOf]:
+    torch.manual_seed(0)
+    if name in MODELS:
+        return model_case(name, torch.float32)
+    if name in EMBEDDINGS:
+        make, shape = EMBEDDINGS[name]
+        return make(), torch.randint(0, 4, shape), data((9, 1), torch.float32)[1], square_loss
+    make, shape = LAYERS[name]
+    return make(), *data(shape, torch.float32), square_loss
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> list[LayerGradients]:
+    """Rules are made and asked under the guard of recordings, if all of them may be recorded; the rules that were."""
+    rules: list[LayerGradients] = []
+
+    def guard(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*args: Any) -> Any:
+            may = all(rule.recordable() for rule in rules)
+            with recordable() if may else nullcontext():
+                found = original(*args)
+            if isinstance(found, Use):
+                rules.append(found.rule)
+            return found
+
+        monkeypatch.setattr(owner, name, call)
+
+    guard(Recorder, "add")
+    guard(Recorder, "measure")
+    guard(Sums, "add")
+    return rules
+
+
+NOT_RECORDABLE = [name for name in LAYERS if name.startswith("own ")] + ["vit", "regression"]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(("memory", "clipping"), [("fast", "flat"), ("fast", "per_layer"), ("low", "automatic")])
+@pytest.mark.parametrize("name", [*LAYERS, *EMBEDDINGS, *MODELS])
+def test_what_is_recordable_waits_for_nothing(
+    name: str, memory: str, clipping: str, guarded: list[LayerGradients]
+) -> None:
+    """Nor does it draw: of each layer and model one step's measuring and adding."""
+    private_gradients(*layer_case(name), memory=memory, clipping=clipping)
+    assert guarded
+    assert all(rule.recordable() for rule in guarded) == (name not in NOT_RECORDABLE)
+
+
+@pytest.mark.parametrize("place", ["norms", "add_total", "_rows"])
+def test_waiting_would_be_seen(place: str, guarded: list[LayerGradients], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = getattr(_layers.EmbeddingGradients, place)
+
+    def waiting(rule: LayerGradients, *args: Any) -> Any:
+        rule.gradient.sum().item()
+        return original(rule, *args)
+
+    monkeypatch.setattr(_layers.EmbeddingGradients, place, waiting)
+    with pytest.raises(GraphError, match="waits for the device"):
+        private_gradients(*model_case("tied transformer" if place == "_rows" else "transformer", torch.float32))
