@@ -711,9 +711,8 @@ class EmbeddingGradients(LayerGradients):
     def _rows(self, _name: str, start: int, stop: int) -> Tensor:
         rows, tokens = (entries[start:stop] for entries in self._entries())
         words = self.layer.num_embeddings
-        dense = _sums_at(
-            _numbered(tokens, words), rows.flatten(0, 1), (stop - start) * words
-        )  # no row is added to another
+        # A row is added to zeros only, which is exact.
+        dense = _sums_at(_numbered(tokens, words), rows.flatten(0, 1), (stop - start) * words)
         return dense.view(stop - start, *self.layer.weight.shape)
 
     def add_total(self, _name: str, weights: Weights, total: Total) -> None:
