@@ -156,10 +156,6 @@ class Weights:
         found._whole = self, start, stop
         return found
 
-    def at(self, samples: Tensor) -> Weights:
-        """The weights of the samples with these numbers, one for each."""
-        return Weights(self.values[samples], self.dropped)
-
     def keep(self, rows: Tensor, dim: int = 0, *, laid_out: bool = False, own: bool = False) -> Tensor:
         """``rows`` where the weight of their sample is not 0, else zeros. See ``scale``."""
         if not laid_out:

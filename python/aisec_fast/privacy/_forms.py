@@ -151,7 +151,8 @@ class ConvolutionForm(Form):
 
 def form_of(layer: nn.Module) -> Form | None:
     """A form of ``layer`` that takes less time than torch's, or None."""
-    if getattr(layer, "weight", None) is None or layer.weight.dtype != torch.float32:
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.dtype != torch.float32 or not weight.is_cpu:
         return None
     if LinearForm.fits(layer):
         return LinearForm(layer)

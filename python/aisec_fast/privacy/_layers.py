@@ -146,7 +146,9 @@ class LayerGradients:
     def rounding(self, name: str) -> Rounding:
         """What the sum over samples of ``add_total`` is charged for."""
         terms = self.terms(name)
-        return rounding(terms, self.block(), self.dtype, alone=self.alone) if terms else Rounding()
+        if terms:
+            return rounding(terms, self.block(), self.dtype, alone=self.alone)
+        return Rounding(samples=1) if self.dtype == torch.float64 else Rounding()  # rows are added in float64
 
     def measured_later(self) -> bool:
         """True if norms, or the gradients to be kept, are made of several layers at once when the step is taken."""

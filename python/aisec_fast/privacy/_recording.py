@@ -140,7 +140,7 @@ class Recorder:
         self._pass: int | None = None
         self._failure: str | None = None
         self._memory, self._layouts = _Memory(), _Memory()
-        self._streams: set[Any] = set()  # of a GPU, on which uses were measured
+        self._streams: set[tuple[int, int, int]] = set()  # of a GPU, on which uses were recorded
         self.samples: int | None = None  # of the model's forward that runs
         self.expanded: set[int] = set()  # identities of layers that get a row for each sample
         self.trial: Trial | None = None
@@ -186,7 +186,7 @@ class Recorder:
             )
         self._pass = number
         if gradient.is_cuda:  # autograd runs a layer's backward on the stream of its forward
-            self._streams.add(torch.cuda.current_stream(gradient.device))
+            self._streams.add(torch._C._cuda_getCurrentStream(gradient.get_device()))
         memory = partial(self._memory.take, layer) if self.lasting else None
         make = partial(Record.rule, layer=layer, memory=memory, sparing=not self.lasting)
         use = Use(layer, make, self._record(layer, activation, gradient, statistics))
@@ -233,7 +233,7 @@ class Recorder:
             self.fail(f"parameters of module {layer.name!r} are {dtype} now; float32 or float64 is needed")
         if activation.is_floating_point() and activation.dtype != dtype:
             activation, statistics = activation.to(dtype), None
-        return Record(activation, gradient.to(dtype), statistics)
+        return Record(activation, gradient if gradient.dtype == dtype else gradient.to(dtype), statistics)
 
     def fail(self, message: str) -> NoReturn:
         """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""
@@ -248,10 +248,10 @@ class Recorder:
                 f"this step cannot be private ({self._failure}); call optimizer.zero_grad() and start it again"
             )
         uses = self._uses
-        for stream in self._streams:
-            current = torch.cuda.current_stream(stream.device)
-            if stream != current:
-                current.wait_stream(stream)
+        for number, index, kind in self._streams:
+            if torch._C._cuda_getCurrentStream(index) != (number, index, kind):
+                stream = torch.cuda.Stream(stream_id=number, device_index=index, device_type=kind)  # type: ignore[no-untyped-call]
+                torch.cuda.current_stream(index).wait_stream(stream)
         self.drop()
         return uses
 
@@ -391,6 +391,8 @@ class Freeze:
 
     def __init__(self, layer: CoveredLayer, recorder: Recorder) -> None:
         self.layer, self.recorder = layer, recorder
+        self.parameters = tuple(layer.parameters.values())
+        self.identities = frozenset(map(id, self.parameters))
         self.type = type(layer.module)
         self.thread: int | None = None  # that runs the layer's forward
         self.is_first = False
@@ -408,9 +410,9 @@ class Freeze:
             return None
         self._check(module)
         self.thread, self.is_first = threading.get_ident(), False
-        for parameter in self.layer.parameters.values():
+        for parameter in self.parameters:
             parameter.requires_grad_(False)
-            self.recorder.frozen.add(id(parameter))
+        self.recorder.frozen |= self.identities
         self.thaw.come_first(module)
         if id(self.layer) in self.recorder.expanded:
             return self.recorder.for_samples(args, kwargs)
@@ -438,7 +440,7 @@ class Freeze:
 
         Of a model frozen in parts some layers would train on, so its forward is refused.
         """
-        if any(p.requires_grad for p in self.layer.parameters.values()) or self.recorder.frozen:
+        if self.recorder.frozen or self.parameters[0].requires_grad:
             return False
         return not any(p.requires_grad for p in self.recorder.trained.values())
 
@@ -446,9 +448,9 @@ class Freeze:
         """Parameters require grad again."""
         self.thread = None
         self.thaw.leave()
-        for parameter in self.layer.parameters.values():
+        for parameter in self.parameters:
             parameter.requires_grad_(True)
-            self.recorder.frozen.discard(id(parameter))
+        self.recorder.frozen -= self.identities
 
     def _after_interrupt(self) -> None:
         """Hooks are not called after an error that is no Exception: a KeyboardInterrupt."""

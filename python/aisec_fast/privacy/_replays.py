@@ -85,14 +85,17 @@ class Replays:
 
     def _sums(self, found: list[Use], batch: Batch, measure: Measure) -> tuple[Done | None, str]:
         """The sums, and what there is to say."""
-        key = _key(found)  # None after a refusal, when layers measure as they come
-        if key is None or key in self._refused:
-            return None, self.outcome if key is None else self._refused[key]
+        records = _tensors(found)
+        if records is None:  # after a refusal layers measure as they come
+            return None, self.outcome
+        key = _key(found, records)
+        if key in self._refused:
+            return None, self._refused[key]
         graph = self._graphs.get(key)
         if graph is not None and batch.size <= graph.size:
             if not graph.is_free():
                 return None, "off: somebody holds the last step's gradients"
-            graph.fill(found, batch)
+            graph.fill(records, batch)
             graph.replay()
             return graph.done, "replayed"
         self._seen[key] += 1
@@ -101,9 +104,11 @@ class Replays:
             return None, "not yet"
         if not self._must and _cuda_graphs.other_threads():
             return None, "off: other threads may use the device"
-        return self._record(key, found, batch, measure)
+        return self._record(key, found, records, batch, measure)
 
-    def _record(self, key: Hashable, found: list[Use], batch: Batch, measure: Measure) -> tuple[Done | None, str]:
+    def _record(
+        self, key: Hashable, found: list[Use], records: list[Tensor], batch: Batch, measure: Measure
+    ) -> tuple[Done | None, str]:
         done: Done | None = None
         graph: _Graph | None = None
         smaller = self._graphs.pop(key, None)
@@ -118,7 +123,7 @@ class Replays:
             self._open.append(graph.recorder)
             if graph.bytes + sum(one.bytes for one in self._graphs.values()) > _most_bytes(self._device):
                 raise GraphError("copies of what layers saw take too much memory")
-            graph.fill(found, batch)
+            graph.fill(records, batch)
             done = graph.warm(measure)
             graph.record(measure, done)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:  # torch raises all of these
@@ -148,7 +153,7 @@ class _Graph:
         _check(found)
         self.size, self.recorder, self._mean = size, recorder, mean_loss
         self._layers = [use.layer for use in found]
-        self._rows = [[one.new_zeros((size, *one.shape[1:])) for one in _tensors(use)] for use in found]
+        self._rows = [[one.new_zeros((size, *one.shape[1:])) for one in _tensors([use]) or ()] for use in found]
         flat = [one for rows in self._rows for one in rows]
         self.bytes = sum(one.numel() * one.element_size() for one in flat)
         self._parts: dict[int, list[Tensor]] = {size: flat}  # their first rows, by number
@@ -157,19 +162,20 @@ class _Graph:
         self._told: list[Any] = [None, None]
         self._count, self._max_norm = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
 
-    def fill(self, found: list[Use], batch: Batch) -> None:
+    def fill(self, records: list[Tensor], batch: Batch) -> None:
         """Copy the records, and tell size and norm."""
-        if batch.size not in self._parts:
-            self._parts[batch.size] = [one[: batch.size] for one in self._parts[self.size]]
-        sources = [one for use in found for one in _tensors(use)]
-        groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-        for i, (target, source) in enumerate(zip(self._parts[batch.size], sources, strict=True)):
-            kind: Any = source.dtype if source.is_contiguous() else i
-            targets, values = groups.setdefault(kind, ([], []))
-            targets.append(target)
-            values.append(source)
-        for targets, values in groups.values():
-            torch._foreach_copy_(targets, values)
+        targets = self._parts.get(batch.size)
+        if targets is None:
+            targets = self._parts[batch.size] = [one[: batch.size] for one in self._parts[self.size]]
+        if not all(one.is_contiguous() for one in records):  # those would keep the others from being copied together
+            for target, source in zip(targets, records, strict=True):
+                if not source.is_contiguous():
+                    target.copy_(source)
+            pairs = [pair for pair in zip(targets, records, strict=True) if pair[1].is_contiguous()]
+            targets, records = [target for target, _ in pairs], [source for _, source in pairs]
+        for dtype in {one.dtype for one in records}:
+            same = [i for i, one in enumerate(records) if one.dtype == dtype]
+            torch._foreach_copy_([targets[i] for i in same], [records[i] for i in same])
         for i, (place, number) in enumerate(((self._count, batch.size), (self._max_norm, batch.max_norm))):
             if self._told[i] != number:
                 place.fill_(number)
@@ -215,20 +221,19 @@ class _Graph:
         return all(sys.getrefcount(one) <= ours and is_alone(one) for one in totals)
 
 
-def _tensors(use: Use) -> list[Tensor]:
-    return [] if use.record is None else use.record.tensors()
-
-
-def _key(found: list[Use]) -> Hashable | None:
-    """What a recorded step fits: layers, and their records' shapes but for the number of samples; None if one has none."""
-    parts: list[Any] = []
+def _tensors(found: list[Use]) -> list[Tensor] | None:
+    """All records' tensors; None if a layer has no record any more."""
+    tensors: list[Tensor] = []
     for use in found:
         if use.record is None:
             return None
-        parts.append(id(use.layer))
-        for one in use.record.tensors():
-            parts += (one.shape[1:], one.dtype)
-    return tuple(parts)
+        tensors += use.record.tensors()
+    return tensors
+
+
+def _key(found: list[Use], records: list[Tensor]) -> Hashable:
+    """What a recorded step fits: layers, and their records' shapes but for the number of samples."""
+    return (*[id(use.layer) for use in found], *[(one.shape[1:], one.dtype) for one in records])
 
 
 def _check(found: list[Use]) -> None:
@@ -236,7 +241,7 @@ def _check(found: list[Use]) -> None:
     uses = Counter(id(parameter) for use in found for parameter in use.layer.parameters.values())
     if any(count > 1 for count in uses.values()):
         raise GraphError("a parameter is used several times")
-    if any(len(one) != use.batch for use in found for one in _tensors(use)):
+    if any(len(one) != use.batch for use in found for one in _tensors([use]) or ()):
         raise GraphError("a record has something else in its first dimension than samples")
 
 

@@ -82,6 +82,7 @@ class PrivateStep:
         # Each gives uses of layers by samples that no data set holds, for every logical batch: canaries of an audit.
         self.guests: list[Callable[[], list[Use]]] = []
         self._means: dict[nn.Parameter, Tensor] = {}
+        self._charged: dict[int, list[Rounding]] | None = None  # the latest roundings, of one part, that are paid for
         # What of the module and of the optimizer was trainable when they were last looked at by name. The objects, not
         # their identities, which a new object may take over.
         self._same: list[nn.Parameter] | None = None
@@ -151,7 +152,9 @@ class PrivateStep:
     def _release(self, optimizer: Optimizer, sums: Sums, from_loader: bool) -> None:
         """Book the step, add the noise and take the mean; take the optimizer's step too where a kernel does it all."""
         mechanism = replace(sums.mechanism, noise_multiplier=self.mechanism.noise_multiplier)
-        self.float_charge = max(self.float_charge, sums.float_charge())
+        if sums.roundings is not self._charged:  # of replayed steps they are the same
+            self.float_charge = max(self.float_charge, sums.float_charge())
+            self._charged = sums.roundings if sums.most_parts == 1 else None
         self.book(from_loader)  # before anything of this step can be seen
         self.sigma, self.granularity = 0.0, None
         if mechanism.noise_multiplier > 0:
@@ -205,7 +208,7 @@ class Sums:
         self.replays = replays
         self.totals = {id(p): Total(p, spare.get(p)) for p in parameters.values()}
         self.samples = 0
-        self.roundings: dict[int, list[Rounding]] = {id(p): [] for p in parameters.values()}  # of each use
+        self.roundings: dict[int, list[Rounding]] = {}  # of each use, by parameter
         self.products_charge = 0.0
 
     def add(self, found: list[Use], part: Part | None = None) -> None:
@@ -271,9 +274,12 @@ class Sums:
 
     def _charge(self, roundings: dict[int, list[Rounding]], products_charge: float) -> None:
         """Take account of the sums of one backward pass."""
-        for key, found in roundings.items():
-            pairs = zip_longest(self.roundings[key], found, fillvalue=Rounding())
-            self.roundings[key] = [one.worst(other) for one, other in pairs]
+        before, self.roundings = self.roundings, roundings
+        if before:
+            self.roundings = {
+                key: [one.worst(other) for one, other in zip_longest(before[key], found, fillvalue=Rounding())]
+                for key, found in roundings.items()
+            }
         # A sample is in the blocks of one part only.
         self.products_charge = max(self.products_charge, products_charge)
 
@@ -341,11 +347,10 @@ class Sums:
         """How far rounding can move the sum when one sample does, as a part of max_grad_norm (docs/privacy.md)."""
         most = self.mechanism.most_samples
         adding = 0.0
-        for parameter in self.parameters.values():
-            additions, alone = 0, len(self.roundings[id(parameter)]) <= 1
-            for found in self.roundings[id(parameter)]:
-                additions += math.ceil(most / (found.samples or most)) + self.most_parts
-            adding = max(adding, _charges.adding_charge(most, additions, parameter.dtype, alone=alone))
+        for key, uses in self.roundings.items():
+            additions = sum(math.ceil(most / (found.samples or most)) + self.most_parts for found in uses)
+            dtype = self.totals[key].parameter.dtype
+            adding = max(adding, _charges.adding_charge(most, additions, dtype, alone=len(uses) <= 1))
         return self.products_charge + adding
 
     def take(self) -> list[Tensor]:
