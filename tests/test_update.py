@@ -362,9 +362,36 @@ def test_bad_input_is_named_before_anything_is_written(call: Any, error: type[Ex
 
 
 def test_torch_tensors_that_require_grad_are_refused() -> None:
+    """But parameters, which autograd's leaves are."""
     torch = pytest.importorskip("torch")
+    leaf = torch.ones(3, requires_grad=True)
     with pytest.raises(ValueError, match=r"^params\[0\] requires grad; pass params\[0\]\.detach"):
-        sgd([torch.ones(3, requires_grad=True)], [torch.ones(3)])
+        sgd([leaf * 1.0], [torch.ones(3)])
+    with pytest.raises(ValueError, match=r"^sums\[0\] requires grad; pass sums\[0\]\.detach"):
+        sgd([torch.ones(3)], [leaf])
+    with pytest.raises(ValueError, match=r"^exp_avg\[0\] requires grad"):
+        _update.adam(
+            [leaf], [torch.ones(3)], _update.Noise(0.0), 1.0, lr=0.1, exp_avg=[leaf], exp_avg_sq=[torch.ones(3)], step=1
+        )
+    assert leaf.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("kind", ["leaf", "Parameter", "Parameter beside numpy's arrays", "subclass"])
+def test_leaves_of_autograd_are_parameters(backend: str, kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    param = torch.ones(3, requires_grad=True)
+    if kind.startswith("Parameter"):
+        param = torch.nn.Parameter(torch.ones(3))
+    elif kind == "subclass":
+        param = torch.nn.Parameter(torch.ones(3).as_subclass(type("Own", (torch.Tensor,), {})))
+    sums = np.ones(3, np.float32) if kind.endswith("arrays") else torch.ones(3)
+    loss = (param * param).sum()
+    _update.sgd([param], [sums], _update.Noise(0.0), 1.0, lr=0.5)
+    assert param.tolist() == [0.5, 0.5, 0.5]
+    assert param.requires_grad
+    assert param.is_leaf
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize(
@@ -394,19 +421,70 @@ def test_tensors_are_refused_as_arrays_are(
         assert (tensor == 1.0).all()
 
 
-def test_tensors_that_no_kernel_may_read_are_named() -> None:
+def unreadable() -> dict[str, tuple[Any, type[Exception], str]]:
+    """Tensors of torch that no kernel may read, most of which DLPack's C exchange API would hand out all the same."""
     torch = pytest.importorskip("torch")
-    cut = torch.ones(10_000)
+    cut, part = torch.ones(4), torch.ones(8)[4:]
     cut.untyped_storage().resize_(8)
-    with pytest.raises(ValueError, match=r"^params\[0\] has no memory"):
-        sgd([cut], [torch.ones(10_000)])
+    part.untyped_storage().resize_(28)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, that such tensors will go
         quantised = torch.quantize_per_tensor(torch.ones(4), 1.0, 0, torch.quint8)
-    with pytest.raises(TypeError, match=r"^params\[0\] has dtype quint8"):
-        sgd([quantised], [torch.ones(4)])
+    return {
+        "cut": (cut, ValueError, "has no memory"),
+        "cut after its start": (part, ValueError, "has no memory"),
+        "negated": (torch._neg_view(torch.ones(4)), ValueError, "is a lazily negated or conjugated tensor"),
+        "conjugated": (torch.ones(4, dtype=torch.complex64).conj(), ValueError, "is a lazily negated or conjugated"),
+        "quantised": (quantised, TypeError, "has dtype quint8"),
+        "sparse": (torch.ones(4).to_sparse(), TypeError, "has layout torch.sparse_coo"),
+        "meta": (torch.ones(4, device="meta"), ValueError, "lives on meta"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["cut", "cut after its start", "negated", "conjugated", "quantised", "sparse", "meta"])
+@pytest.mark.parametrize("name", ["params", "buffers"])
+def test_tensors_that_no_kernel_may_read_are_named(kind: str, name: str) -> None:
+    torch = pytest.importorskip("torch")
+    tensor, error, message = unreadable()[kind]
+    lists = {"params": [torch.ones(4)], "buffers": [torch.ones(4)], name: [tensor]}
+    params, sums = lists.pop("params"), torch.ones(4)
+    with pytest.raises(error, match=rf"^{name}\[0\] {message}"):
+        sgd(params, [sums], momentum=0.9, **lists)
+    assert (sums == 1.0).all()
+    if kind in {"cut", "cut after its start", "negated"}:  # by the kernel's own check
+        with pytest.raises(ValueError, match=f"^{name} (has no memory|is a lazily negated tensor)"):
+            _core.sgd_step([sums], params, lists["buffers"], *release(0.0, 1), 0.1, 0.9, 0.0, 0.0, False, False, False)
+
+
+def test_lists_are_lists() -> None:
+    torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match=r"^sums is a Tensor, expected a list"):
         _update.noisy_mean(torch.ones(4), _update.Noise(1.0), 2.0)
+
+
+def test_without_the_exchange_api_tensors_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in torch from before there was one."""
+    torch = pytest.importorskip("torch")
+    if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    param = torch.nn.Parameter(torch.ones(3))
+    _update.sgd([param], [torch.ones(3)], _update.Noise(0.0), 1.0, lr=0.5)
+    assert param.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_a_forced_backend_is_asked_for_tensors_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    sums = [torch.ones(3)]
+    monkeypatch.setenv("AISEC_FAST_BACKEND", "cuda")
+    with pytest.raises(aisec_fast.BackendError, match=r"^backend is 'cuda', but sums\[0\] lives on cpu"):
+        _update.noisy_mean(sums, _update.Noise(0.0), 2.0)
+    monkeypatch.setenv("AISEC_FAST_BACKEND", "fortran")
+    with pytest.raises(aisec_fast.BackendError, match="is 'fortran', expected one of"):
+        _update.noisy_mean(sums, _update.Noise(0.0), 2.0)
+    monkeypatch.setenv("AISEC_FAST_BACKEND", "numba")
+    monkeypatch.setattr(_core, "noisy_mean", None)
+    _update.noisy_mean(sums, _update.Noise(0.0), 2.0)
+    assert sums[0].tolist() == [0.5] * 3
 
 
 def test_a_kernel_checks_its_lists() -> None:

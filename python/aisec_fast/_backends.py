@@ -149,6 +149,13 @@ def _choose(device: str, argument: str, *, host_only: bool) -> Backend:
     return loaded
 
 
+def compiled(name: str) -> Backend | None:
+    """The backend of this name ("native", "cuda") where it is built and no other one is forced: ``choose`` says what then."""
+    forced = _forced.get() or os.environ.get("AISEC_FAST_BACKEND")
+    loaded = _load(name) if forced in (None, "", name) else None
+    return loaded if isinstance(loaded, Backend) else None
+
+
 @contextmanager
 def host_work(name: str) -> Iterator[None]:
     """A block of work on the bytes of an argument, done on the CPU whatever the backend: forcing "cuda" does not stop it."""

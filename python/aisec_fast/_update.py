@@ -2,8 +2,8 @@
 
 ``sums`` is a list with one array for each parameter: the sum of the clipped gradients on entry, the noisy mean gradient
 on return. Parameters and state are updated in place. All arrays of a call are float32 or all float64, C-contiguous, on
-one device, and share no memory; numpy, torch (without requires_grad: pass ``p.detach()``), cupy or any DLPack producer.
-Nothing is copied, and nothing is written before all checks have passed. The same bits on every backend, instruction set
+one device, and share no memory; numpy, torch (parameters may be leaves of autograd, nothing else may require grad), cupy
+or any DLPack producer. Nothing is copied, and nothing is written before all checks have passed. The same bits on every backend, instruction set
 and thread count; docs/update.md has every operation.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from . import _arrays, _checks
 from ._arrays import Array
-from ._backends import Backend, choose, choose_host, native_core
+from ._backends import Backend, choose, compiled
 from ._sources import Source, chosen
 from .noise import lattice_spacing
 
@@ -175,9 +175,9 @@ class _Release:
 
 def _run(name: str, values: dict[str, Sequence[Any] | None], release: _Release, *arguments: Any) -> None:
     """Check the lists of arrays and call the kernel of this name."""
-    backend = _native_backend(values)
+    backend = _backend_of_tensors(values)
     if backend is not None:  # whose kernels check all the rest
-        lists = [value or [] for value in values.values()]
+        lists = [arrays or [] for arrays in values.values()]
         try:
             getattr(backend.update, name)(*lists, *release.arguments(backend, len(lists[0])), *arguments)
         except (TypeError, ValueError, RuntimeError):  # the last one from torch, for tensors that it exports to nobody
@@ -193,20 +193,23 @@ def _run(name: str, values: dict[str, Sequence[Any] | None], release: _Release, 
         _mark_changed([array.value for array in described.get("params", [])])
 
 
-def _native_backend(values: dict[str, Sequence[Any] | None]) -> Backend | None:
-    """The native one if every array is a plain tensor of torch that it can reach, as in every private step on the CPU."""
-    torch = sys.modules.get("torch")
-    if torch is None or native_core() is None:
+def _backend_of_tensors(values: dict[str, Sequence[Any] | None]) -> Backend | None:
+    """The compiled backend if all arrays are tensors of torch itself, as in nearly every private step; else None.
+
+    A model has hundreds of tensors: to describe them in Python takes longer than to update them.
+    """
+    torch, sums = sys.modules.get("torch"), values["sums"]
+    if torch is None or not isinstance(sums, (list, tuple)) or not sums:
         return None
-    for arrays in values.values():
-        if not isinstance(arrays, (list, tuple, type(None))) or (arrays is values["sums"] and not arrays):
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # before torch 2.10
+        return None
+    for name, arrays in values.items():
+        if not isinstance(arrays, (list, tuple, type(None))):
             return None
-        for one in arrays or ():
-            if type(one) is not torch.Tensor or not one.is_cpu or one.layout is not torch.strided or one.requires_grad:
-                return None
-            if one.is_neg() or one.is_conj() or not _arrays.has_memory(one):
-                return None
-    return choose_host("sums")
+        known = {torch.Tensor, torch.nn.Parameter} if name == "params" else {torch.Tensor}
+        if not known.issuperset(map(type, arrays or ())):  # subclasses may have their values elsewhere
+            return None
+    return compiled("cuda" if sums[0].is_cuda else "native")
 
 
 def _lists(values: dict[str, Sequence[Any] | None]) -> dict[str, list[Array]]:
@@ -218,7 +221,8 @@ def _lists(values: dict[str, Sequence[Any] | None]) -> dict[str, list[Array]]:
             continue
         if not isinstance(arrays, (list, tuple)):
             raise TypeError(f"{name} is a {type(arrays).__name__}, expected a list of arrays")
-        lists[name] = [_arrays.describe(value, f"{name}[{i}]") for i, value in enumerate(arrays)]
+        used = map(_detached, arrays) if name == "params" else arrays
+        lists[name] = [_arrays.describe(value, f"{name}[{i}]") for i, value in enumerate(used)]
         sums = lists["sums"]
         if len(arrays) != len(sums):
             raise ValueError(f"{name} has {len(arrays)} arrays, expected {len(sums)} as sums")
@@ -229,6 +233,13 @@ def _lists(values: dict[str, Sequence[Any] | None]) -> dict[str, list[Array]]:
             if arrays is values["sums"] or not (like and array.writable):  # models have hundreds of arrays
                 _arrays.require_output(array, total.shape, sums[0].dtype)
     return lists
+
+
+def _detached(param: Any) -> Any:
+    """The memory of a leaf of torch's autograd; anything else as it is."""
+    torch = sys.modules.get("torch")
+    leaf = torch is not None and isinstance(param, torch.Tensor) and param.requires_grad and param.is_leaf
+    return param.detach() if leaf else param
 
 
 def _backend(lists: dict[str, list[Array]]) -> Backend:

@@ -17,6 +17,7 @@ constexpr std::size_t least_groups = 16;  // smallest work that is worth a threa
 class UpdateCall {
  public:
   UpdateCall(const std::vector<UpdateList>& lists, const UpdateNoise& noise) {
+    views_.reserve(count_arrays(lists));
     for (const UpdateList& list : lists)
       for (const py::object& array : list.arrays) {
         views_.emplace_back(array, list.name);
@@ -80,7 +81,7 @@ void sgd_step(const Objects& sums, const Objects& params, const Objects& buffers
               double granularity, const std::vector<py::bytes>& keys, const std::string& generator, double lr,
               double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
   const SgdStep step{divisor, lr, momentum, dampening, weight_decay, nesterov, maximize, first_step};
-  const UpdateCall call({{sums, "sums"}, {params, "params"}, {buffers, "buffers", momentum != 0.0}},
+  const UpdateCall call({{sums, "sums"}, {params, "params", true, true}, {buffers, "buffers", momentum != 0.0}},
                         {sigma, granularity, keys, generator});
   call.run([&](const UpdateKernels& kernels, const UpdateArrays& arrays, std::size_t first, std::size_t last) {
     kernels.sgd(arrays, step, first, last);
@@ -93,7 +94,7 @@ void adam_step(const Objects& sums, const Objects& params, const Objects& exp_av
                double step_size, double root_correction, double eps, double weight_decay, double decay, bool maximize) {
   const AdamStep step{divisor, beta1, beta2, step_size, root_correction, eps, weight_decay, decay, maximize};
   const UpdateCall call({{sums, "sums"},
-                         {params, "params"},
+                         {params, "params", true, true},
                          {exp_avgs, "exp_avgs"},
                          {exp_avg_sqs, "exp_avg_sqs"},
                          {max_exp_avg_sqs, "max_exp_avg_sqs", false}},

@@ -10,6 +10,7 @@ namespace {
 
 std::vector<Named> named(const std::vector<UpdateList>& lists) {
   std::vector<Named> all;
+  all.reserve(count_arrays(lists));
   for (const UpdateList& list : lists)
     for (const py::object& array : list.arrays) all.push_back({array, list.name});
   return all;
@@ -37,7 +38,7 @@ void sgd_step(const Objects& sums, const Objects& params, const Objects& buffers
               double granularity, const std::vector<py::bytes>& keys, const std::string& generator, double lr,
               double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first) {
   const SgdStep step{divisor, lr, momentum, dampening, weight_decay, nesterov, maximize, first};
-  run({{sums, "sums"}, {params, "params"}, {buffers, "buffers", momentum != 0.0}},
+  run({{sums, "sums"}, {params, "params", true, true}, {buffers, "buffers", momentum != 0.0}},
       {sigma, granularity, keys, generator},
       [&](DType dtype, const std::vector<UpdateItem>& items, cudaStream_t stream) {
         return cuda::sgd_step(dtype, items, step, stream);
@@ -50,7 +51,7 @@ void adam_step(const Objects& sums, const Objects& params, const Objects& exp_av
                double step_size, double root_correction, double eps, double weight_decay, double decay, bool maximize) {
   const AdamStep step{divisor, beta1, beta2, step_size, root_correction, eps, weight_decay, decay, maximize};
   run({{sums, "sums"},
-       {params, "params"},
+       {params, "params", true, true},
        {exp_avgs, "exp_avgs"},
        {exp_avg_sqs, "exp_avg_sqs"},
        {max_exp_avg_sqs, "max_exp_avg_sqs", false}},

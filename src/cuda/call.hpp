@@ -81,6 +81,7 @@ class Arrays {
  private:
   void borrow(const std::vector<Named>& arrays, std::uintptr_t stream) {
     views_.clear();
+    views_.reserve(arrays.size());
     for (const Named& named : arrays) views_.emplace_back(named.array, named.name, py::int_(stream));
   }
 

@@ -6,7 +6,7 @@ docs/update.md), so that schedulers, ``state_dict`` and a later plain step go on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from .. import _update
 from .._update import Noise
+
+Pair = tuple[nn.Parameter, Tensor]  # a parameter and its sum
+Row = tuple[Hashable, tuple[Any, ...]]  # what may not be mixed in one call, and arrays that go together
 
 
 def why_not_fused(optimizer: Optimizer, own_hook: object) -> str | None:
@@ -37,37 +40,38 @@ def why_not_fused(optimizer: Optimizer, own_hook: object) -> str | None:
 def step(optimizer: Optimizer, sums: dict[nn.Parameter, Tensor], noise: Noise, divisor: float) -> None:
     """Turn ``sums`` into noisy means, in place, and take the optimizer's step with them as gradients."""
     for group in optimizer.param_groups:
-        parameters = [p for p in group["params"] if p in sums]
+        # A model has hundreds of parameters: each is looked up once.
+        pairs = [(p, total) for p in group["params"] if (total := sums.get(p)) is not None]
         if type(optimizer) is SGD:
-            _sgd(optimizer.state, group, parameters, sums, noise, divisor)
+            _sgd(optimizer.state, group, pairs, noise, divisor)
         else:
             # Before torch 2.6 AdamW is a class of its own, and its groups do not tell.
             decoupled = bool(group.get("decoupled_weight_decay", isinstance(optimizer, AdamW)))
-            _adam(optimizer.state, group, decoupled, parameters, sums, noise, divisor)
+            _adam(optimizer.state, group, decoupled, pairs, noise, divisor)
 
 
 def noisy_means(sums: Iterable[Tensor], noise: Noise, divisor: float) -> None:
     """Turn ``sums`` into noisy means, in place."""
-    for _, same in _grouped(sums, lambda total: total.dtype):
+    for (same,) in _grouped((total.dtype, (total,)) for total in sums).values():
         _update.noisy_mean(same, noise, divisor)
 
 
-def _sgd(
-    state: Any, group: dict[str, Any], parameters: list[nn.Parameter], sums: dict[nn.Parameter, Tensor], noise: Noise,
-    divisor: float,
-) -> None:  # fmt: skip
+def _sgd(state: Any, group: dict[str, Any], pairs: list[Pair], noise: Noise, divisor: float) -> None:
     momentum = float(group["momentum"])
 
-    def kind(parameter: nn.Parameter) -> tuple[torch.dtype, bool]:
-        return parameter.dtype, momentum != 0 and state[parameter].get("momentum_buffer") is None
+    def rows() -> Iterator[Row]:
+        for parameter, total in pairs:
+            buffer = state[parameter].get("momentum_buffer") if momentum else None
+            yield (parameter.dtype, momentum != 0 and buffer is None), (parameter, total, buffer)
 
-    for (_, first), same in _grouped(parameters, kind):
+    for (_, first), (parameters, totals, buffers) in _grouped(rows()).items():
         if first:
-            for parameter in same:
-                state[parameter]["momentum_buffer"] = torch.empty_like(parameter, memory_format=torch.preserve_format)
+            buffers = [torch.empty_like(p, memory_format=torch.preserve_format) for p in parameters]
+            for parameter, buffer in zip(parameters, buffers, strict=True):
+                state[parameter]["momentum_buffer"] = buffer
         _update.sgd(
-            [p.detach() for p in same],
-            [sums[p] for p in same],
+            parameters,
+            totals,
             noise,
             divisor,
             lr=float(group["lr"]),
@@ -76,26 +80,29 @@ def _sgd(
             weight_decay=float(group["weight_decay"]),
             nesterov=bool(group["nesterov"]),
             maximize=bool(group["maximize"]),
-            buffers=[state[p]["momentum_buffer"] for p in same] if momentum else None,
+            buffers=buffers if momentum else None,
             first=first,
         )
 
 
-def _adam(
-    state: Any, group: dict[str, Any], decoupled: bool, parameters: list[nn.Parameter],
-    sums: dict[nn.Parameter, Tensor], noise: Noise, divisor: float,
-) -> None:  # fmt: skip
+def _adam(state: Any, group: dict[str, Any], decoupled: bool, pairs: list[Pair], noise: Noise, divisor: float) -> None:
     amsgrad = bool(group["amsgrad"])
-    for parameter in parameters:
-        own = state[parameter]
-        if not own:
-            own["step"] = torch.tensor(0.0)
-            for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])):
-                own[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    for (_, done), same in _grouped(parameters, lambda p: (p.dtype, int(state[p]["step"]))):
+    names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
+
+    def rows() -> Iterator[Row]:
+        for parameter, total in pairs:
+            own = state[parameter]
+            if not own:
+                own["step"] = torch.tensor(0.0)
+                for name in names:
+                    own[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            count = own["step"]
+            yield (parameter.dtype, int(count.item())), (parameter, total, count, *[own[name] for name in names])
+
+    for (_, done), (parameters, totals, counts, averages, squares, *largest) in _grouped(rows()).items():
         _update.adam(
-            [p.detach() for p in same],
-            [sums[p] for p in same],
+            parameters,
+            totals,
             noise,
             divisor,
             lr=float(group["lr"]),
@@ -104,18 +111,18 @@ def _adam(
             weight_decay=float(group["weight_decay"]),
             decoupled=decoupled,
             maximize=bool(group["maximize"]),
-            exp_avg=[state[p]["exp_avg"] for p in same],
-            exp_avg_sq=[state[p]["exp_avg_sq"] for p in same],
-            max_exp_avg_sq=[state[p]["max_exp_avg_sq"] for p in same] if amsgrad else None,
+            exp_avg=averages,
+            exp_avg_sq=squares,
+            max_exp_avg_sq=largest[0] if amsgrad else None,
             step=done + 1,
         )
-        for parameter in same:
-            state[parameter]["step"] += 1
+        # By a tensor and a factor: the one form that torch does not wrap anew for each.
+        torch._foreach_add_(counts, torch.tensor(1.0), alpha=1.0)
 
 
-def _grouped(values: Iterable[Any], key: Callable[[Any], Hashable]) -> Sequence[tuple[Any, list[Any]]]:
-    """Values with the same key together, in their order."""
-    groups: dict[Hashable, list[Any]] = {}
-    for value in values:
-        groups.setdefault(key(value), []).append(value)
-    return list(groups.items())
+def _grouped(rows: Iterable[Row]) -> dict[Any, list[list[Any]]]:
+    """The columns of all rows with the same key, in their order."""
+    groups: dict[Any, list[tuple[Any, ...]]] = {}
+    for key, row in rows:
+        groups.setdefault(key, []).append(row)
+    return {key: [list(column) for column in zip(*same, strict=True)] for key, same in groups.items()}

@@ -74,7 +74,7 @@ class ArrayView {
       borrow_capsule(array, stream);
   }
 
-  const std::string& name() const { return name_; }
+  std::string name() const { return name_; }
   DType dtype() const { return dtype_; }
   std::int32_t device() const { return device_.type; }
   std::int32_t device_index() const { return device_.id; }
@@ -97,34 +97,35 @@ class ArrayView {
 
   const ArrayView& on_device(std::int32_t device) const {
     if (device_.type != device)
-      throw py::value_error(name_ + " lives on DLPack device type " + std::to_string(device_.type) + ", expected " +
+      throw py::value_error(name() + " lives on DLPack device type " + std::to_string(device_.type) + ", expected " +
                             std::to_string(device));
     return *this;
   }
   const ArrayView& of_type(DType expected) const {
-    if (dtype_ != expected) throw py::type_error(name_ + " has another dtype than expected");
+    if (dtype_ != expected) throw py::type_error(name() + " has another dtype than expected");
     return *this;
   }
   const ArrayView& of_size(std::size_t expected) const {
     if (size() != expected)
-      throw py::value_error(name_ + " has " + std::to_string(size()) + " values, expected " + std::to_string(expected));
+      throw py::value_error(name() + " has " + std::to_string(size()) + " values, expected " +
+                            std::to_string(expected));
     return *this;
   }
   const ArrayView& of_shape(const ArrayView& other) const {
-    if (shape_ != other.shape_) throw py::value_error(name_ + " has another shape than " + other.name_);
+    if (shape_ != other.shape_) throw py::value_error(name() + " has another shape than " + other.name());
     return *this;
   }
   const ArrayView& writable() const {
-    if (!writable_) throw py::value_error(name_ + " is read-only");
+    if (!writable_) throw py::value_error(name() + " is read-only");
     return *this;
   }
   const ArrayView& contiguous() const {
-    if (!contiguous_from(0)) throw py::value_error(name_ + " is not C-contiguous");
+    if (!contiguous_from(0)) throw py::value_error(name() + " is not C-contiguous");
     return *this;
   }
   // Each row contiguous; rows any distance apart.
   const ArrayView& contiguous_rows() const {
-    if (shape_.empty() || !contiguous_from(1)) throw py::value_error(name_ + " is not contiguous inside its rows");
+    if (shape_.empty() || !contiguous_from(1)) throw py::value_error(name() + " is not contiguous inside its rows");
     return *this;
   }
 
@@ -142,7 +143,7 @@ class ArrayView {
   void borrow_numpy(const py::array& array) {
     const py::dtype type = array.dtype();
     const char order = type.byteorder();
-    if (order != '=' && order != '|') throw py::type_error(name_ + " is not in native byte order");
+    if (order != '=' && order != '|') throw py::type_error(name() + " is not in native byte order");
     const bool bfloat16 = type.itemsize() == 2 && std::string(py::str(type.attr("name"))) == "bfloat16";  // ml_dtypes
     const char kind = type.kind();
     set_dtype(bfloat16 ? 4 : kind == 'f' ? 2 : kind == 'i' ? 0 : kind == 'u' ? 1 : 255, 8 * type.itemsize());
@@ -152,13 +153,15 @@ class ArrayView {
     for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
       shape_.push_back(array.shape(axis));
       if (array.size() > 0 && array.shape(axis) > 1 && array.strides(axis) % array.itemsize() != 0)
-        throw py::value_error(name_ + " has strides that are no multiple of its item size");
+        throw py::value_error(name() + " has strides that are no multiple of its item size");
       strides_.push_back(array.strides(axis) / array.itemsize());
     }
   }
 
   bool borrow_exchange(const py::object& array) {
-    const py::object capsule = py::getattr(py::type::of(array), "__dlpack_c_exchange_api__", py::none());
+    // An interned name: Python keeps what it finds by one, and a model has hundreds of arrays.
+    static PyObject* const attribute = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
+    const py::object capsule = py::getattr(py::type::of(array), py::handle(attribute), py::none());
     if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return false;
     auto* api = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
     while (api != nullptr && api->version.major != 1) api = api->previous;
@@ -175,7 +178,7 @@ class ArrayView {
 
   void borrow_capsule(const py::object& array, const py::object& stream) {
     if (!py::hasattr(array, "__dlpack__"))
-      throw py::type_error(name_ + " is a " + std::string(py::str(py::type::of(array).attr("__name__"))) +
+      throw py::type_error(name() + " is a " + std::string(py::str(py::type::of(array).attr("__name__"))) +
                            ", expected an array");
     py::object capsule;
     try {
@@ -187,19 +190,19 @@ class ArrayView {
     if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
       auto* managed = static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
       if (managed->version.major != 1)
-        throw py::buffer_error(name_ + " speaks DLPack " + std::to_string(managed->version.major) + ", expected 1");
+        throw py::buffer_error(name() + " speaks DLPack " + std::to_string(managed->version.major) + ", expected 1");
       borrow_tensor(managed->tensor);
       writable_ = (managed->flags & dlpack::read_only) == 0;
     } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
       borrow_tensor(static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor);
     } else {
-      throw py::type_error(name_ + ".__dlpack__() returned no DLPack capsule");
+      throw py::type_error(name() + ".__dlpack__() returned no DLPack capsule");
     }
     owner_ = std::move(capsule);  // not consumed: it frees the export when the view goes
   }
 
   void borrow_tensor(const dlpack::Tensor& tensor) {
-    if (tensor.dtype.lanes != 1) throw py::type_error(name_ + " has a vector dtype");
+    if (tensor.dtype.lanes != 1) throw py::type_error(name() + " has a vector dtype");
     set_dtype(tensor.dtype.code, tensor.dtype.bits);
     data_ = static_cast<char*>(tensor.data) + tensor.byte_offset;
     device_ = tensor.device;
@@ -209,7 +212,7 @@ class ArrayView {
     for (std::size_t axis = shape_.size(); axis-- > 0; compact *= shape_[axis])
       strides_[axis] = tensor.strides != nullptr ? tensor.strides[axis] : compact;
     if (tensor.data == nullptr && size() > 0)
-      throw py::value_error(name_ + " has no memory");  // zeros that torch knows of
+      throw py::value_error(name() + " has no memory");  // zeros that torch knows of
   }
 
   void set_dtype(int code, py::ssize_t bits) {
@@ -228,10 +231,10 @@ class ArrayView {
     else if (code == 1 && bits == 32)
       dtype_ = DType::uint32;
     else
-      throw py::type_error(name_ + " has a dtype that no kernel takes");
+      throw py::type_error(name() + " has a dtype that no kernel takes");
   }
 
-  std::string name_;
+  const char* name_;
   py::object owner_;
   void* data_ = nullptr;
   DType dtype_ = DType::float32;
