@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aisec_fast import _core
+from aisec_fast import _backends, _core, _update, noise
 from tests.conftest import bits
 from tests.cuda_on_host import build
-from tests.cuda_on_host.arrays import Exchanging, Plain
+from tests.cuda_on_host.arrays import Exchanging, Plain, exchange_api_on_gpu
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=f"no C++ compiler: {build.COMPILER} is not on the path")
 
@@ -160,6 +160,65 @@ def test_producers_of_both_kinds(
     assert plain.stream_named == (stream or LEGACY_STREAM)  # DLPack has no 0
     assert (noted.last_stream() or 0) == stream
     assert noted.waits() == waits + 1
+
+
+@pytest.fixture
+def tensors_on_gpu(cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Module torch, whose tensors say that they are on a GPU: fused steps go to the stand-in."""
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this torch has no C exchange API")
+    api, kept = exchange_api_on_gpu(torch.Tensor)
+    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", api)
+    stand_in = _backends.Backend("cuda", *[cuda] * len(_backends._FAMILIES))
+    monkeypatch.setattr(_update, "compiled", lambda _name: stand_in)
+    yield torch
+    del kept
+
+
+@pytest.mark.parametrize("stream", [0x1230, 0])
+def test_a_fused_step_of_tensors(tensors_on_gpu: Any, noted: Any, stream: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters as they are, more than one launch takes, on their current stream and without waiting for it."""
+    torch = tensors_on_gpu
+    monkeypatch.setattr(Exchanging, "stream", stream)
+    shapes = [(k % 5 + 1, 7) for k in range(40)] + [(), (0, 3)]
+    host = [[np.asarray(np.abs(values(*shape)) + k) for shape in shapes] for k in range(4)]
+    lists = [[torch.tensor(array) for array in arrays] for arrays in host]
+    lists[0] = [torch.nn.Parameter(param) for param in lists[0]]
+    losses = sum((param * param).sum() for param in lists[0])
+    for form, more in (("sgd", {"momentum": 0.9}), ("adam", {"step": 3})):
+        waits = noted.waits()
+        for (params, sums, first, second), source in ((host, noise.SeededSource(3)), (lists, noise.SeededSource(3))):
+            state = {"buffers": first} if form == "sgd" else {"exp_avg": first, "exp_avg_sq": second}
+            getattr(_update, form)(params, sums, _update.Noise(1.5, source=source), 8.0, lr=0.1, **state, **more)
+        for arrays, tensors in zip(host, lists, strict=True):
+            assert [bits(array) for array in arrays] == [bits(t.detach().numpy()) for t in tensors]
+        assert (noted.last_stream() or 0) == stream
+        assert noted.waits() == waits
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.backward()
+
+
+def test_a_fused_step_refuses_tensors_by_name(tensors_on_gpu: Any) -> None:
+    torch = tensors_on_gpu
+    memory, cut = torch.ones(100), torch.ones(5)
+    cut.untyped_storage().resize_(8)
+    for params, sums, error, message in (
+        ([torch.ones(4)], [torch.ones(5)], ValueError, r"params\[0\] has shape \(4,\), expected \(5,\)"),
+        ([torch.ones(5).double()], [torch.ones(5)], TypeError, r"params\[0\] has dtype float64"),
+        ([torch.ones(5)], [torch.ones(5).half()], TypeError, r"sums\[0\] has dtype float16"),
+        ([torch.ones(10)[::2]], [torch.ones(5)], ValueError, r"params\[0\] is not C-contiguous"),
+        ([memory[:50]], [memory[49:99]], ValueError, r"sums\[0\] overlaps params\[0\]"),
+        ([torch.ones(5)], [torch.nn.Parameter(torch.ones(5))], ValueError, r"sums\[0\] requires grad"),
+        ([torch.ones(5)], [torch.ones(5, requires_grad=True)], ValueError, r"sums\[0\] requires grad"),
+        ([cut], [torch.ones(5)], ValueError, r"params\[0\] has no memory"),
+        ([torch._neg_view(torch.ones(5))], [torch.ones(5)], ValueError, r"params\[0\] is a lazily negated"),
+        ([torch.ones(5)], [torch.ones(5), torch.ones(2)], ValueError, "params has 1 arrays, expected 2"),
+    ):
+        before = [tensor.clone() for tensor in sums]
+        with pytest.raises(error, match=f"^{message}"):
+            _update.sgd(params, sums, _update.Noise(1.0), 2.0, lr=0.1)
+        assert all(torch.equal(*pair) for pair in zip(before, sums, strict=True))
 
 
 def test_bad_arguments(cuda: ModuleType) -> None:

@@ -98,3 +98,24 @@ _api = ExchangeApi(
     ctypes.cast(_current_stream, ctypes.c_void_p),
 )
 Exchanging.__dlpack_c_exchange_api__ = capsule(ctypes.pointer(_api), API_NAME)
+
+
+def exchange_api_on_gpu(tensor_type: Any) -> Any:
+    """The C exchange API of torch's tensors, but that all are said to be on GPU 0, on the stream of ``Exchanging``.
+
+    The capsule and what it needs: the caller keeps it.
+    """
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    own = ExchangeApi.from_address(pointer(tensor_type.__dlpack_c_exchange_api__, API_NAME))
+    export = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(Tensor))(own.tensor_from_object)
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(Tensor))
+    def tensor_from_object(tensor: Any, out: Any) -> int:
+        result = int(export(tensor, out))
+        out[0].device[0] = CUDA
+        return result
+
+    functions = (ctypes.cast(tensor_from_object, ctypes.c_void_p), ctypes.cast(_current_stream, ctypes.c_void_p))
+    api = ExchangeApi((ctypes.c_uint32 * 2)(1, 3), None, (ctypes.c_void_p * 3)(), *functions)
+    return capsule(ctypes.pointer(api), API_NAME), (api, tensor_from_object)
