@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import aisec_fast
-from aisec_fast import _core
+from aisec_fast import _core, _update
+from aisec_fast.noise import SeededSource
 from tests.conftest import bits
 
 _cuda = pytest.importorskip("aisec_fast._cuda", reason="this build has no CUDA module (no nvcc)")
@@ -295,3 +296,86 @@ def test_blake3(library: Any, size: int) -> None:
             _cuda.blake3_update(state, on_device[shift : shift + first], 0)
             _cuda.blake3_update(state, on_device[shift + first : shift + size], 0)
             assert bits(state) == bits(expected)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["sgd", "adam"])
+def test_fused_steps_of_parameters(form: str, dtype: str) -> None:
+    """Parameters as they are, more than one launch takes, on a side stream where the sums are still being made."""
+    torch = Torch().module
+    rng = np.random.default_rng(2)
+    shapes = [(k % 5 + 1, 7 * k + 1) for k in range(70)] + [(), (0, 3), (300, 1000)]
+    host = [[np.asarray(np.abs(rng.standard_normal(shape)), dtype) for shape in shapes] for _ in range(4)]
+    lists = [[torch.from_numpy(array.copy()).cuda() for array in arrays] for arrays in host]
+    lists[0] = [torch.nn.Parameter(param) for param in lists[0]]
+    loss = sum((param * param).sum() for param in lists[0])
+
+    def step(params: Any, sums: Any, first: Any, second: Any) -> None:
+        more: dict[str, Any] = {"buffers": first, "momentum": 0.9}
+        if form == "adam":
+            more = {"exp_avg": first, "exp_avg_sq": second, "step": 3}
+        getattr(_update, form)(params, sums, _update.Noise(1.5, source=SeededSource(3)), 8.0, lr=0.1, **more)
+
+    torch.cuda.synchronize()
+    for turn in range(3):
+        step(*host)
+        for total in host[1]:
+            total += turn
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(10_000_000)
+            step(*lists)
+            torch._foreach_add_(lists[1], turn)
+        torch.cuda.synchronize()
+        for arrays, tensors in zip(host, lists, strict=True):
+            assert [bits(array) for array in arrays] == [bits(t.detach().cpu().numpy()) for t in tensors]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@on_gpu
+def test_fused_steps_refuse_tensors_by_name() -> None:
+    torch = Torch().module
+
+    def ones(*shape: int, **options: Any) -> Any:
+        return torch.ones(*shape, device="cuda", **options)
+
+    memory, cut, part = ones(100), ones(5), ones(10)[5:]
+    cut.untyped_storage().resize_(8)
+    part.untyped_storage().resize_(36)
+    cases: list[tuple[list[Any], list[Any], type[Exception], str]] = [
+        ([torch.ones(5)], [ones(5)], ValueError, r"params\[0\] lives on cpu, sums\[0\] on cuda:0; expected one device"),
+        ([ones(5)], [torch.ones(5)], ValueError, r"params\[0\] lives on cuda:0, sums\[0\] on cpu; expected one device"),
+        ([ones(5), torch.ones(5)], [ones(5), ones(5)], ValueError, r"params\[1\] lives on cpu"),
+        ([np.ones(5, np.float32)], [ones(5)], ValueError, r"params\[0\] lives on cpu"),
+        ([ones(4)], [ones(5)], ValueError, r"params\[0\] has shape \(4,\), expected \(5,\)"),
+        ([ones(5).double()], [ones(5)], TypeError, r"params\[0\] has dtype float64"),
+        ([ones(5)], [ones(5).half()], TypeError, r"sums\[0\] has dtype float16"),
+        ([ones(5)], [ones(5, dtype=torch.complex64)], TypeError, r"sums\[0\] has dtype complex64"),
+        ([ones(10)[::2]], [ones(5)], ValueError, r"params\[0\] is not C-contiguous"),
+        ([memory[:50]], [memory[49:99]], ValueError, r"sums\[0\] overlaps params\[0\]"),
+        ([memory[:50], memory[:50]], [ones(50), ones(50)], ValueError, r"params\[1\] overlaps params\[0\]"),
+        ([ones(5)], [ones(5, requires_grad=True)], ValueError, r"sums\[0\] requires grad; pass sums\[0\].detach"),
+        ([ones(5, requires_grad=True) * 1.0], [ones(5)], ValueError, r"params\[0\] requires grad"),
+        ([cut], [ones(5)], ValueError, r"params\[0\] has no memory"),
+        ([part], [ones(5)], ValueError, r"params\[0\] has no memory"),
+        ([torch._neg_view(ones(5))], [ones(5)], ValueError, r"params\[0\] is a lazily negated"),
+        ([ones(5).to_sparse()], [ones(5)], TypeError, r"params\[0\] has layout torch.sparse_coo"),
+        ([ones(5)], [ones(5), ones(2)], ValueError, "params has 1 arrays, expected 2"),
+    ]
+    if _cuda.device_count() > 1:
+        cases.append(
+            ([ones(5).to("cuda:1")], [ones(5)], ValueError, r"params\[0\] lives on cuda:1, sums\[0\] on cuda:0")
+        )
+    for params, sums, error, message in cases:
+        with pytest.raises(error, match=f"^{message}"):
+            _update.sgd(params, sums, _update.Noise(1.0), 2.0, lr=0.1)
+        assert all((total == 1).all() for total in sums)
+    for name in ("native", "numba"):
+        with (
+            aisec_fast.use_backend(name),
+            pytest.raises(aisec_fast.BackendError, match=rf"backend is '{name}', but sums\[0\] lives on cuda:0"),
+        ):
+            _update.sgd([ones(5)], [ones(5)], _update.Noise(1.0), 2.0, lr=0.1)
+    with aisec_fast.use_backend("cuda"):
+        _update.sgd([ones(5)], [ones(5)], _update.Noise(1.0), 2.0, lr=0.1)
