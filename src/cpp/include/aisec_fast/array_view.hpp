@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -62,6 +63,29 @@ struct ExchangeApi {
 constexpr std::int32_t on_cpu = 1, on_cuda = 2;
 constexpr std::uint64_t read_only = 1;
 }  // namespace dlpack
+
+// A number for each axis. Few arrays have more axes than fit here without memory of their own, and a call may have
+// hundreds of arrays.
+class Axes {
+ public:
+  void resize(std::size_t count) {
+    count_ = count;
+    if (count > near_.size()) far_.resize(count);
+  }
+  std::size_t size() const { return count_; }
+  bool empty() const { return count_ == 0; }
+  std::int64_t* begin() { return count_ > near_.size() ? far_.data() : near_.data(); }
+  const std::int64_t* begin() const { return count_ > near_.size() ? far_.data() : near_.data(); }
+  const std::int64_t* end() const { return begin() + count_; }
+  std::int64_t& operator[](std::size_t axis) { return begin()[axis]; }
+  std::int64_t operator[](std::size_t axis) const { return begin()[axis]; }
+  bool operator==(const Axes& other) const { return std::equal(begin(), end(), other.begin(), other.end()); }
+
+ private:
+  std::array<std::int64_t, 5> near_{};
+  std::vector<std::int64_t> far_;
+  std::size_t count_ = 0;
+};
 
 class ArrayView {
  public:
@@ -150,11 +174,13 @@ class ArrayView {
     data_ = const_cast<void*>(array.data());
     writable_ = array.writeable();
     device_ = {dlpack::on_cpu, 0};
+    shape_.resize(static_cast<std::size_t>(array.ndim()));
+    strides_.resize(shape_.size());
     for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
-      shape_.push_back(array.shape(axis));
+      shape_[static_cast<std::size_t>(axis)] = array.shape(axis);
       if (array.size() > 0 && array.shape(axis) > 1 && array.strides(axis) % array.itemsize() != 0)
         throw py::value_error(name() + " has strides that are no multiple of its item size");
-      strides_.push_back(array.strides(axis) / array.itemsize());
+      strides_[static_cast<std::size_t>(axis)] = array.strides(axis) / array.itemsize();
     }
   }
 
@@ -206,7 +232,8 @@ class ArrayView {
     set_dtype(tensor.dtype.code, tensor.dtype.bits);
     data_ = static_cast<char*>(tensor.data) + tensor.byte_offset;
     device_ = tensor.device;
-    shape_.assign(tensor.shape, tensor.shape + tensor.ndim);
+    shape_.resize(static_cast<std::size_t>(tensor.ndim));
+    std::copy_n(tensor.shape, shape_.size(), shape_.begin());
     strides_.resize(shape_.size());
     std::int64_t compact = 1;  // DLPack's null strides mean C order
     for (std::size_t axis = shape_.size(); axis-- > 0; compact *= shape_[axis])
@@ -241,7 +268,7 @@ class ArrayView {
   dlpack::Device device_{};
   std::optional<std::uintptr_t> stream_;
   bool writable_ = true;
-  std::vector<std::int64_t> shape_, strides_;
+  Axes shape_, strides_;
 };
 
 }  // namespace aisec_fast
