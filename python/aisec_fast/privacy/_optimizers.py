@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from .. import _update
 from .._update import Noise
 
-Pair = tuple[nn.Parameter, Tensor]  # a parameter and its sum
+Sums = dict[nn.Parameter, Tensor]
 Row = tuple[Hashable, tuple[Any, ...]]  # what may not be mixed in one call, and arrays that go together
 
 
@@ -37,17 +37,15 @@ def why_not_fused(optimizer: Optimizer, own_hook: object) -> str | None:
     return None
 
 
-def step(optimizer: Optimizer, sums: dict[nn.Parameter, Tensor], noise: Noise, divisor: float) -> None:
+def step(optimizer: Optimizer, sums: Sums, noise: Noise, divisor: float) -> None:
     """Turn ``sums`` into noisy means, in place, and take the optimizer's step with them as gradients."""
     for group in optimizer.param_groups:
-        # A model has hundreds of parameters: each is looked up once.
-        pairs = [(p, total) for p in group["params"] if (total := sums.get(p)) is not None]
         if type(optimizer) is SGD:
-            _sgd(optimizer.state, group, pairs, noise, divisor)
+            _sgd(optimizer.state, group, sums, noise, divisor)
         else:
             # Before torch 2.6 AdamW is a class of its own, and its groups do not tell.
             decoupled = bool(group.get("decoupled_weight_decay", isinstance(optimizer, AdamW)))
-            _adam(optimizer.state, group, decoupled, pairs, noise, divisor)
+            _adam(optimizer.state, group, decoupled, sums, noise, divisor)
 
 
 def noisy_means(sums: Iterable[Tensor], noise: Noise, divisor: float) -> None:
@@ -56,11 +54,14 @@ def noisy_means(sums: Iterable[Tensor], noise: Noise, divisor: float) -> None:
         _update.noisy_mean(same, noise, divisor)
 
 
-def _sgd(state: Any, group: dict[str, Any], pairs: list[Pair], noise: Noise, divisor: float) -> None:
+def _sgd(state: Any, group: dict[str, Any], sums: Sums, noise: Noise, divisor: float) -> None:
     momentum = float(group["momentum"])
 
     def rows() -> Iterator[Row]:
-        for parameter, total in pairs:
+        for parameter in group["params"]:  # hundreds: each is looked up once
+            total = sums.get(parameter)
+            if total is None:
+                continue
             buffer = state[parameter].get("momentum_buffer") if momentum else None
             yield (parameter.dtype, momentum != 0 and buffer is None), (parameter, total, buffer)
 
@@ -85,12 +86,15 @@ def _sgd(state: Any, group: dict[str, Any], pairs: list[Pair], noise: Noise, div
         )
 
 
-def _adam(state: Any, group: dict[str, Any], decoupled: bool, pairs: list[Pair], noise: Noise, divisor: float) -> None:
+def _adam(state: Any, group: dict[str, Any], decoupled: bool, sums: Sums, noise: Noise, divisor: float) -> None:
     amsgrad = bool(group["amsgrad"])
     names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
 
     def rows() -> Iterator[Row]:
-        for parameter, total in pairs:
+        for parameter in group["params"]:
+            total = sums.get(parameter)
+            if total is None:
+                continue
             own = state[parameter]
             if not own:
                 own["step"] = torch.tensor(0.0)
@@ -116,8 +120,8 @@ def _adam(state: Any, group: dict[str, Any], decoupled: bool, pairs: list[Pair],
             max_exp_avg_sq=largest[0] if amsgrad else None,
             step=done + 1,
         )
-        # By a tensor and a factor: the one form that torch does not wrap anew for each.
-        torch._foreach_add_(counts, torch.tensor(1.0), alpha=1.0)
+        # With a tensor and a factor: the one form in which torch makes no tensor of the number for each.
+        torch._foreach_add_(counts, counts[0].new_ones(()), alpha=1)
 
 
 def _grouped(rows: Iterable[Row]) -> dict[Any, list[list[Any]]]:
