@@ -66,6 +66,28 @@ def test_core_views_take_any_producer() -> None:
         _core.norms([type("Lost", (), {})()], np.empty(5))
 
 
+@pytest.mark.parametrize("axes", [1, 4, 5, 6, 7, 20])
+def test_core_views_have_any_number_of_axes(axes: int) -> None:
+    """Few are kept in the view itself, many beside it."""
+    from aisec_fast import _core
+
+    shape = (3, *[1] * (axes - 2), 4)[-axes:]
+    x = np.arange(float(np.prod(shape)), dtype=np.float32).reshape(shape)
+    for make in (np.copy, torch.tensor, Foreign):
+        norms = np.empty(shape[0])
+        _core.norms([make(x)], norms)
+        np.testing.assert_allclose(norms, np.linalg.norm(x.reshape(shape[0], -1), axis=1), rtol=1e-6)
+    release = (2.0, 0.0, 1.0, [], "chacha", 0.5, 0.0, 0.0, 0.0, False, False, False)
+    for make in (np.copy, torch.tensor):
+        total, param, other = make(x), make(x), make(x.reshape(*shape[:-1], 2, 2))
+        _core.sgd_step([total], [param], [], *release)
+        assert bits(np.asarray(param)) == bits(x * np.float32(0.75))
+        with pytest.raises(ValueError, match="params has another shape than sums"):
+            _core.sgd_step([total], [other], [], *release)
+        with pytest.raises(ValueError, match="params is not C-contiguous"):
+            _core.sgd_step([total], [make(np.repeat(x, 2, -1))[..., ::2]], [], *release)
+
+
 def test_bfloat16_of_torch_is_read_in_place(backend: str) -> None:
     grads = torch.randn(6, 40).to(torch.bfloat16)
     total, norms = clipping.clip_and_sum(grads, 1.0)
