@@ -3,8 +3,8 @@
 ``sums`` is a list with one array for each parameter: the sum of the clipped gradients on entry, the noisy mean gradient
 on return. Parameters and state are updated in place. All arrays of a call are float32 or all float64, C-contiguous, on
 one device, and share no memory; numpy, torch (parameters may be leaves of autograd, nothing else may require grad), cupy
-or any DLPack producer. Nothing is copied, and nothing is written before all checks have passed. The same bits on every backend, instruction set
-and thread count; docs/update.md has every operation.
+or any DLPack producer. Nothing is copied, and nothing is written before all checks have passed. The same bits on every
+backend, instruction set and thread count; docs/update.md has every operation.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def _backend_of_tensors(values: dict[str, Sequence[Any] | None]) -> Backend | No
     torch, sums = sys.modules.get("torch"), values["sums"]
     if torch is None or not isinstance(sums, (list, tuple)) or not sums:
         return None
-    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # before torch 2.10
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # an older torch
         return None
     for name, arrays in values.items():
         if not isinstance(arrays, (list, tuple, type(None))):
