@@ -32,6 +32,7 @@ def cuda() -> ModuleType:
 def noted(cuda: ModuleType) -> Any:
     library = ctypes.CDLL(cuda.__file__)
     library.last_stream.restype = ctypes.c_void_p
+    library.record.argtypes = [ctypes.c_void_p, ctypes.c_bool]
     return library
 
 
@@ -145,6 +146,60 @@ def test_a_producers_current_stream_is_used(cuda: ModuleType, noted: Any) -> Non
     cuda.add_gaussian(x, x, 1.0, 2.0**-20, KEY)
     assert noted.last_stream() == Exchanging.stream
     assert noted.waits() == waits
+
+
+NOISY: dict[str, tuple[int, Any]] = {  # how many arrays, and a call with them and a sigma
+    "add_gaussian": (2, lambda cuda, a, sigma: cuda.add_gaussian(*a, sigma, 2.0**-20, KEY)),
+    "add_laplace": (2, lambda cuda, a, sigma: cuda.add_laplace(*a, sigma, 2.0**-20, KEY)),
+    "add_float_gaussian": (2, lambda cuda, a, sigma: cuda.add_float_gaussian(*a, sigma, KEY)),
+    "add_float_laplace": (2, lambda cuda, a, sigma: cuda.add_float_laplace(*a, sigma, KEY)),
+    "noisy_mean": (1, lambda cuda, a, sigma: cuda.noisy_mean([a[0]], 8.0, sigma, 2.0**-20, [KEY][: sigma > 0], "chacha")),
+    "sgd_step": (
+        2,
+        lambda cuda, a, sigma: cuda.sgd_step(
+            [a[0]], [a[1]], [], 8.0, sigma, 2.0**-20, [KEY][: sigma > 0], "chacha", 0.1, 0.0, 0.0, 0.0, False, False, False
+        ),
+    ),
+    "adam_step": (
+        4,
+        lambda cuda, a, sigma: cuda.adam_step(
+            *([one] for one in a), [], 8.0, sigma, 2.0**-20, [KEY][: sigma > 0], "chacha", 0.9, 0.99, 0.1, 0.5, 1e-8, 0.0,
+            0.99, False,
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOISY)
+@pytest.mark.parametrize("array", [Plain, Exchanging])
+def test_noise_is_not_recorded(name: str, array: Any, cuda: ModuleType, noted: Any) -> None:
+    """A graph would add the same at every replay. Steps without noise may be recorded, and other streams go on."""
+    count, call = NOISY[name]
+    given = [values(300) for _ in range(count)]
+    before = [one.copy() for one in given]
+    stream = LEGACY_STREAM if array is Plain else Exchanging.stream
+    try:
+        noted.record(stream, True)
+        with pytest.raises(RuntimeError, match="each replay would add the same noise"):
+            call(cuda, [array(one) for one in given], 1.0)
+        assert [bits(one) for one in given] == [bits(one) for one in before]
+        if not name.startswith("add_"):
+            call(cuda, [array(one) for one in given], 0.0)
+        noted.record(0x77, True)
+        call(cuda, [array(one) for one in given], 1.0)
+    finally:
+        noted.record(None, False)
+
+
+def test_words_are_not_recorded(cuda: ModuleType, noted: Any) -> None:
+    words = np.zeros(300, np.uint64)
+    try:
+        noted.record(LEGACY_STREAM, True)
+        with pytest.raises(RuntimeError, match="a CUDA graph is being recorded"):
+            cuda.random_words(Plain(words), KEY, 0)
+    finally:
+        noted.record(None, False)
+    assert not words.any()
 
 
 @pytest.mark.parametrize("stream", [0x1230, 0])

@@ -922,6 +922,30 @@ def test_replayed_steps_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @on_cuda
+def test_noise_is_not_recorded() -> None:
+    """A CUDA graph of the user's would add the same noise at every replay: private steps, and noise alone, are refused."""
+    run = Run(DEVICE, dtype=torch.float32, check_rows=False, options={"momentum": 0.9})
+    x, y = torch.randn(6, 1, 6, 6, device=DEVICE), torch.zeros(6, dtype=torch.long, device=DEVICE)
+    stream = torch.cuda.Stream()
+
+    def step() -> None:
+        run.optimizer.zero_grad()
+        nn.functional.cross_entropy(run.model(x), y).backward()
+        run.optimizer.step()
+
+    with warnings.catch_warnings(), torch.cuda.stream(stream):
+        warnings.simplefilter("ignore")  # a batch of our own
+        for _ in range(4):
+            step()
+    torch.cuda.synchronize()
+    for work in (step, lambda: noise.add_gaussian(x, 1.0), lambda: noise.add_laplace(x, 1.0, exact=False)):
+        graph = torch.cuda.CUDAGraph()
+        with pytest.raises(RuntimeError, match="recorded"), torch.cuda.graph(graph, stream=stream):
+            work()
+        torch.cuda.synchronize()
+
+
+@on_cuda
 def test_forward_on_another_stream_than_the_step() -> None:
     """A layer's backward runs on the stream of its forward; the step waits for what was measured there."""
     model, x, y, loss_of = model_case("mlp", torch.float64)

@@ -17,7 +17,7 @@ void add_gaussian(const py::object& x_, const py::object& out_, double sigma, do
   require_float(out);
   if (x.dtype() != DType::int64) out.of_type(x.dtype());
   const NoiseCall call = noise_call(sigma, granularity, key, generator, Generator::chacha);
-  arrays.run([&](cudaStream_t stream) {
+  arrays.run_once([&](cudaStream_t stream) {
     return cuda::add_gaussian(x.dtype(), x.data<void>(), out.dtype(), out.data<void>(), x.size(), call, stream);
   });
 }
@@ -29,7 +29,7 @@ void add_laplace(const py::object& x_, const py::object& out_, double scale, dou
   require_float(x);
   out.of_type(x.dtype());
   const NoiseCall call = noise_call(scale, granularity, key, generator, Generator::chacha);
-  arrays.run([&](cudaStream_t stream) {
+  arrays.run_once([&](cudaStream_t stream) {
     return cuda::add_laplace(x.dtype(), x.data<void>(), out.data<void>(), x.size(), call, stream);
   });
 }
@@ -43,7 +43,7 @@ void add_float(const py::object& x_, const py::object& out_, double scale, const
   require_float(x);
   out.of_type(x.dtype());
   const NoiseCall call = float_noise_call(scale, key, generator, Generator::chacha);
-  arrays.run([&](cudaStream_t stream) {
+  arrays.run_once([&](cudaStream_t stream) {
     return cuda::add_float(law, x.dtype(), x.data<void>(), out.data<void>(), x.size(), call, stream);
   });
 }
@@ -52,7 +52,7 @@ void random_words(const py::object& out_, const py::bytes& key, std::uint32_t do
   const Arrays arrays({{out_, "out"}});
   const ArrayView& out = arrays[0].of_type(DType::uint64).contiguous().writable();
   const NoiseCall call = words_call(key, generator, Generator::chacha);
-  arrays.run([&](cudaStream_t stream) {
+  arrays.run_once([&](cudaStream_t stream) {
     return cuda::random_words(out.data<std::uint64_t>(), out.size(), call, domain, stream);
   });
 }

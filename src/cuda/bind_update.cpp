@@ -23,7 +23,11 @@ void run(const std::vector<UpdateList>& lists, const UpdateNoise& noise, const W
   const Arrays arrays(named(lists));
   const std::vector<UpdateItem> items = update_items(arrays, lists, noise, Generator::chacha);
   const DType dtype = arrays[0].dtype();
-  arrays.run([&](cudaStream_t stream) { return work(dtype, items, stream); });
+  const auto queued = [&](cudaStream_t stream) { return work(dtype, items, stream); };
+  if (noise.sigma > 0.0)
+    arrays.run_once(queued);
+  else
+    arrays.run(queued);
 }
 
 void noisy_mean(const Objects& sums, double divisor, double sigma, double granularity,

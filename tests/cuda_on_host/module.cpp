@@ -19,5 +19,9 @@ extern "C" {
 __attribute__((visibility("default"))) int current_device() { return host_cuda::device; }
 __attribute__((visibility("default"))) int last_device() { return host_cuda::last_device; }
 __attribute__((visibility("default"))) void* last_stream() { return host_cuda::last_stream; }
+__attribute__((visibility("default"))) void record(void* stream, bool on) {
+  host_cuda::recorded = stream;
+  host_cuda::recording = on;
+}
 __attribute__((visibility("default"))) unsigned waits() { return host_cuda::waits; }
 }

@@ -88,6 +88,8 @@ class Replays:
         records = _tensors(found)
         if records is None:  # after a refusal layers measure as they come
             return None, self.outcome
+        if records[0].device != self._device:
+            return None, f"off: the module has moved to {records[0].device}"
         key = _key(found, records)
         if key in self._refused:
             return None, self._refused[key]

@@ -71,6 +71,7 @@ class PrivateStep:
         self.tally, self.book = tally, book
         self.trainable = trainable(module)
         self.size = sum(p.numel() for p in self.trainable.values())
+        self.on_cuda = any(p.is_cuda for p in self.trainable.values())
         self.float_charge = 0.0  # the largest so far, as a part of max_grad_norm
         self.sums: Sums | None = None  # of a logical batch whose last part has not come
         self.sigma: float = 0.0
@@ -108,6 +109,11 @@ class PrivateStep:
             raise PrivacyError(
                 "optimizer.step(closure) evaluates the loss inside the step, which is not private; "
                 "call loss.backward() and then optimizer.step() without arguments"
+            )
+        if self.on_cuda and torch.cuda.is_current_stream_capturing():
+            raise PrivacyError(
+                "a private step cannot be recorded in a CUDA graph: each replay would add the same noise, and nobody would "
+                "account for it. What norms and sums cost is recorded by the engine itself (its argument cuda_graph)"
             )
         self._check_same(optimizer)
         ran, uses = self.recorder.ran, self.recorder.take()

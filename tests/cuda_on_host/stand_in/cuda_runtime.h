@@ -21,7 +21,9 @@ inline std::size_t allocations = 0;  // not yet freed
 inline int device = 0;               // the current one
 inline int last_device = -1;         // of the last kernel, and its stream
 inline cudaStream_t last_stream = nullptr;
-inline unsigned waits = 0;  // calls that waited for a stream
+inline unsigned waits = 0;      // calls that waited for a stream
+inline bool recording = false;  // a graph, on this stream
+inline cudaStream_t recorded = nullptr;
 }  // namespace host_cuda
 
 inline cudaError_t cudaGetDeviceCount(int* count) {
@@ -118,6 +120,14 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
 
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
   ++host_cuda::waits;
+  return cudaSuccess;
+}
+
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const bool is = host_cuda::recording && stream == host_cuda::recorded;
+  *status = is ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 
