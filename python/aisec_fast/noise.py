@@ -117,6 +117,7 @@ def add_gaussian(
         TypeError: ``x`` or ``out`` is no array, or its dtype is none of the two; another argument of a wrong type.
         ValueError: sigma, granularity or check out of range or not of float mode; shape, device, contiguity or a read-only or overlapping ``out``; NaN or Inf.
         OverflowError: a value beyond ``2^62 granularity``.
+        RuntimeError: a CUDA graph is being recorded on the current stream: each replay would add the same noise.
         BackendError: the forced backend is missing or cannot reach ``x``.
     """
     return _add("gaussian", x, sigma, "sigma", granularity, exact, source, out, check)
