@@ -261,11 +261,11 @@ def halve_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 def do_not_clip_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     original = _step.Sums._add_clipped
 
-    def add(self: Any, uses: dict[int, Any], batch: int, max_norm: float, scale: float) -> None:
+    def add(self: Any, uses: dict[int, Any], batch: Any, max_norm: float) -> None:
         free = id(self.parameters["4.weight"])
-        original(self, {key: of for key, of in uses.items() if key != free}, batch, max_norm, scale)
+        original(self, {key: of for key, of in uses.items() if key != free}, batch, max_norm)
         if uses[free]:
-            original(self, {free: uses[free]}, batch, 1e30, scale)
+            original(self, {free: uses[free]}, batch, 1e30)
 
     monkeypatch.setattr(_step.Sums, "_add_clipped", add)
 

@@ -317,7 +317,7 @@ def test_models_that_are_not_recorded(fake: Fake) -> None:
 
 
 def test_there_are_no_graphs_on_the_cpu() -> None:
-    with pytest.raises(ValueError, match="cuda_graph is True, but x lives on cpu"):
+    with pytest.raises(ValueError, match="cuda_graph is True, but the work is on cpu"):
         adversarial.pgd(*batch(), eps=0.1, cuda_graph=True)
 
 
@@ -548,7 +548,7 @@ def test_auto_pgd_with_graphs_that_must_be(fake: Fake) -> None:
 
 def test_auto_pgd_has_no_graphs_on_the_cpu() -> None:
     model, x, y = batch()
-    with pytest.raises(ValueError, match=r"^cuda_graph is True, but x lives on cpu"):
+    with pytest.raises(ValueError, match=r"^cuda_graph is True, but the work is on cpu"):
         adversarial.apgd(model, x, y, eps=0.1, cuda_graph=True)
     assert torch.equal(
         adversarial.apgd(model, x, y, eps=0.1, steps=8, seed=0),
