@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aisec_fast import clipping
-from aisec_fast.adversarial._graphs import GraphError, recordable
+from aisec_fast._cuda_graphs import GraphError, recordable
 from aisec_fast.cli.bench import _models, _training
 from aisec_fast.privacy import _layers, _native, _rules, _together
 from aisec_fast.privacy._clip import KAPPA, LEAST_WEIGHT, Batch, Norms, clip, weights_of
