@@ -29,6 +29,7 @@ from ._recording import Record, Recorder, Use, is_alone
 _PAYS_FROM = 2  # a step of the same shapes that comes this often is recorded
 _MOST_GRAPHS = 4  # alive at once: sequences of other lengths are other shapes
 _MOST_RECORDINGS = 16
+_MOST_SIZES = 256  # of batches, for which views are kept
 _PART_OF_MEMORY = 64  # records are kept where they take no more than this part of the GPU's memory
 _SPREAD = 4.0  # standard deviations of a Poisson batch's size that have room
 
@@ -158,7 +159,9 @@ class _Graph:
         self._rows = [[one.new_zeros((size, *one.shape[1:])) for one in _tensors([use]) or ()] for use in found]
         flat = [one for rows in self._rows for one in rows]
         self.bytes = sum(one.numel() * one.element_size() for one in flat)
-        self._parts: dict[int, list[Tensor]] = {size: flat}  # their first rows, by number
+        kinds = dict.fromkeys(one.dtype for one in flat)
+        self._places = [[i for i, one in enumerate(flat) if one.dtype == kind] for kind in kinds]
+        self._parts: dict[int, list[list[Tensor]]] = {}  # their first rows, by their number, of each dtype
         device = flat[0].device
         self._numbers = torch.arange(size, dtype=torch.float64, device=device)
         self._told: list[Any] = [None, None]
@@ -166,18 +169,16 @@ class _Graph:
 
     def fill(self, records: list[Tensor], batch: Batch) -> None:
         """Copy the records, and tell size and norm."""
-        targets = self._parts.get(batch.size)
-        if targets is None:
-            targets = self._parts[batch.size] = [one[: batch.size] for one in self._parts[self.size]]
-        if not all(one.is_contiguous() for one in records):  # those would keep the others from being copied together
-            for target, source in zip(targets, records, strict=True):
-                if not source.is_contiguous():
-                    target.copy_(source)
-            pairs = [pair for pair in zip(targets, records, strict=True) if pair[1].is_contiguous()]
-            targets, records = [target for target, _ in pairs], [source for _, source in pairs]
-        for dtype in {one.dtype for one in records}:
-            same = [i for i, one in enumerate(records) if one.dtype == dtype]
-            torch._foreach_copy_([targets[i] for i in same], [records[i] for i in same])
+        if (parts := self._parts.get(batch.size)) is None:
+            if len(self._parts) == _MOST_SIZES:
+                self._parts.clear()
+            flat = [one[: batch.size] for rows in self._rows for one in rows]
+            parts = self._parts[batch.size] = [[flat[i] for i in places] for places in self._places]
+        for places, targets in zip(self._places, parts, strict=True):
+            sources = [records[i] for i in places]
+            if not all(one.is_contiguous() for one in sources):  # one would keep all from being copied together
+                sources = [one.contiguous() for one in sources]
+            torch._foreach_copy_(targets, sources)
         for i, (place, number) in enumerate(((self._count, batch.size), (self._max_norm, batch.max_norm))):
             if self._told[i] != number:
                 place.fill_(number)
@@ -229,7 +230,8 @@ def _tensors(found: list[Use]) -> list[Tensor] | None:
     for use in found:
         if use.record is None:
             return None
-        tensors += use.record.tensors()
+        activation, gradient, statistics = use.record
+        tensors += (activation, gradient, *statistics) if statistics else (activation, gradient)
     return tensors
 
 
