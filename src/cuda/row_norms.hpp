@@ -74,8 +74,8 @@ void queue_norms(Queue& queue, const std::vector<Values>& arrays, const Keep& ke
   std::uint64_t most_blocks = 0;
   for (const Values& values : arrays)
     most_blocks = norm_blocks(values) > most_blocks ? norm_blocks(values) : most_blocks;
-  auto* sums = queue.scratch<double>(rows * most_blocks);
-  auto* totals = queue.scratch<double>(rows * (Values::squares_leave_range ? 2 : 1));
+  auto* sums = queue.scratch<double>(rows * (most_blocks + (Values::squares_leave_range ? 2 : 1)));
+  double* const totals = sums + rows * most_blocks;
   if (!Values::squares_leave_range)
     return queue_totals(queue, arrays, nullptr, true, sums, totals, KeepRoot<Keep>{keep});
   double* const multipliers = totals + rows;
