@@ -375,7 +375,12 @@ def test_every_barrier_of_the_ghost_sums_is_needed(tmp_path: Path, monkeypatch: 
         ("noise", "noise_body.hpp", "= load(first, rest - lane);", "= load(first, 128);"),
         ("hashing", "hashing_body.hpp", "chunk < count;", "chunk <= count;"),
         ("clipping", "row_norms_body.hpp", "left < norm_block ? left : norm_block", "left == 0 ? left : norm_block"),
-        ("clipping", "row_norms.hpp", "queue.scratch<double>(rows * (most_blocks +", "queue.scratch<double>(rows * (1 +"),
+        (
+            "clipping",
+            "row_norms.hpp",
+            "queue.scratch<double>(rows * (most_blocks +",
+            "queue.scratch<double>(rows * (1 +",
+        ),
         ("update", "update_body.hpp", "i < item.size;", "i <= item.size;"),
         ("adversarial", "adversarial_body.hpp", "i < count;", "i <= count;"),
         ("adversarial", "adversarial_body.hpp", "c < width;", "c <= width;"),

@@ -6,10 +6,10 @@
 namespace aisec_fast::cuda {
 namespace {
 
-template <class T, class Out>
+template <unsigned ahead, class T, class Out>
 __global__ void __launch_bounds__(block_threads)
     weighted_sum_kernel(Matrix<T> matrix, const double* weights, Out* out) {
-  weighted_sum(matrix, weights, out);
+  weighted_sum<ahead>(matrix, weights, out);
 }
 
 template <class T>
@@ -52,8 +52,13 @@ void with_type(const Batch& batch, const Use& use) {
 template <class T, class Out>
 void queue_sums(Queue& queue, const std::vector<Matrix<T>>& matrices, const double* weights,
                 const std::vector<void*>& outs, Out) {
-  for (std::size_t a = 0; a < matrices.size(); ++a)
-    queue.run_apart(matrices[a].columns, weighted_sum_kernel<T, Out>, matrices[a], weights, static_cast<Out*>(outs[a]));
+  for (std::size_t a = 0; a < matrices.size(); ++a) {
+    // Of few columns there are few threads: each has more rows on their way.
+    constexpr unsigned usual = usual_ahead<T>;
+    const bool few = queue.is_few(matrices[a].columns);
+    const auto kernel = few ? weighted_sum_kernel<2 * usual, T, Out> : weighted_sum_kernel<usual, T, Out>;
+    queue.run_apart(matrices[a].columns, kernel, matrices[a], weights, static_cast<Out*>(outs[a]));
+  }
 }
 
 template <class T>

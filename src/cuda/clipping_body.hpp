@@ -30,11 +30,10 @@ struct LatticeFactor {
 
 // store(c, sum) with sum = add(...add(0, factors[0], value)..., factors[rows - 1], value) over column c, rows in order,
 // where add with a factor of 0 changes nothing. Neighbouring threads, neighbouring columns. While some rows are added,
-// as many are on their way as it takes to fill the memory's bandwidth from one thread a column. Blocks have at least
-// `ahead` threads.
-template <class Sum, class T, class Add, class Store>
+// `ahead` are on their way, so that one thread a column fills the memory's bandwidth. Blocks have at least `ahead`
+// threads.
+template <class Sum, unsigned ahead, class T, class Add, class Store>
 __device__ void column_sums(const Matrix<T>& matrix, const double* factors, const Add& add, const Store& store) {
-  constexpr unsigned ahead = sizeof(T) == sizeof(double) ? 16 : 32;
   __shared__ double tiles[2][ahead];  // take turns: none is written before all have passed the barrier behind its reads
   for (std::uint64_t base = std::uint64_t{blockIdx.x} * blockDim.x; base < matrix.columns; base += index_step()) {
     const std::uint64_t column = base + threadIdx.x;
@@ -64,15 +63,19 @@ __device__ void column_sums(const Matrix<T>& matrix, const double* factors, cons
   }
 }
 
+// Rows on their way where there are columns enough for all processors.
+template <class T>
+constexpr unsigned usual_ahead = sizeof(T) == sizeof(double) ? 16 : 32;
+
 // out[c] = sum of weights[row] * value, rows in order; a weight of 0 selects a row away.
-template <class T, class Out>
+template <unsigned ahead, class T, class Out>
 __device__ void weighted_sum(const Matrix<T>& matrix, const double* weights, Out* out) {
   const auto add = [](double total, double weight, T value) {
     const double sum = total + weight * widen(value);
     return weight != 0.0 ? sum : total;
   };
-  column_sums<double>(matrix, weights, add,
-                      [&](std::uint64_t column, double total) { out[column] = static_cast<Out>(total); });
+  column_sums<double, ahead>(matrix, weights, add,
+                             [&](std::uint64_t column, double total) { out[column] = static_cast<Out>(total); });
 }
 
 template <class T>
@@ -169,8 +172,8 @@ template <class T>
 __device__ void take_away(const Matrix<T>& matrix, const double* factors, const unsigned* any, std::int64_t* out) {
   if (*any == 0) return;
   const auto add = [](std::int64_t total, double factor, T value) { return total + lattice_integer(value, factor); };
-  column_sums<std::int64_t>(matrix, factors, add,
-                            [&](std::uint64_t column, std::int64_t total) { out[column] -= total; });
+  column_sums<std::int64_t, usual_ahead<T>>(matrix, factors, add,
+                                            [&](std::uint64_t column, std::int64_t total) { out[column] -= total; });
 }
 
 }  // namespace

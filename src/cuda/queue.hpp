@@ -71,6 +71,9 @@ class Queue {
     launch(block, blocks_of(block, threads), kernel, std::forward<Arguments>(arguments)...);
   }
 
+  // Whether so many threads are less than a block for each processor.
+  bool is_few(std::uint64_t threads) const { return threads < processors_ * block_threads; }
+
   // How many blocks `run` takes for so many threads.
   unsigned blocks(std::uint64_t threads) const { return blocks_of(block_threads, threads); }
 
