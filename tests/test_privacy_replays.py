@@ -345,6 +345,28 @@ def test_what_sums_are_made_of_may_not_change(fakes: Fakes) -> None:
         training.step(*data((9, 6)))
 
 
+def test_a_step_that_is_interrupted_leaves_no_samples_behind(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the numbers and records it had told: the next batch is told all that is its own."""
+    training, plain = both(layers)
+    x, y = data((9, 6))
+    sizes_of_batches(training, plain, x, y, [6, 6, 5])
+    fill, copy_all = Tensor.fill_, torch._foreach_copy_
+
+    def interrupted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> None:
+            work(*args)
+            raise KeyboardInterrupt
+
+        return wrapped
+
+    for place, name, work in ((Tensor, "fill_", fill), (torch, "_foreach_copy_", copy_all)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, interrupted(work))
+            with pytest.raises(KeyboardInterrupt):
+                training.step(x[:6], y[:6])
+        assert sizes_of_batches(training, plain, x, y, [5]) == ["replayed"]
+
+
 def test_memory_is_given_back(fakes: Fakes) -> None:
     training, _ = both(layers)
     for _ in range(3):

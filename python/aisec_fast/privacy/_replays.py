@@ -181,6 +181,7 @@ class _Graph:
             torch._foreach_copy_(targets, sources)
         for i, (place, number) in enumerate(((self._count, batch.size), (self._max_norm, batch.max_norm))):
             if self._told[i] != number:
+                self._told[i] = None  # until it is done: an interrupt may come in between
                 place.fill_(number)
                 self._told[i] = number
 
