@@ -4,7 +4,9 @@ padded, tried, dropped and freed. Real graphs are tested in test_gpu_attacks.py.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -554,3 +556,53 @@ def test_auto_pgd_has_no_graphs_on_the_cpu() -> None:
         adversarial.apgd(model, x, y, eps=0.1, steps=8, seed=0),
         adversarial.apgd(model, x, y, eps=0.1, steps=8, seed=0, cuda_graph=False),
     )
+
+
+class Idle:
+    """A stream with nothing to do."""
+
+    def wait_stream(self, _other: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+@pytest.fixture
+def idle_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    for name, made in {
+        "Stream": lambda _device: Idle(), "current_stream": lambda _device: Idle(),
+        "stream": lambda _stream: nullcontext(), "device": lambda _device: nullcontext(),
+        "is_current_stream_capturing": lambda: False,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, made)
+    monkeypatch.setattr(Tensor, "record_stream", lambda _self, _stream: None)
+    monkeypatch.setattr(_cuda_graphs, "_streams", {})
+    return torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("users", [False, True])
+def test_garbage_in_the_middle_of_a_recording(
+    users: bool, idle_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recorder that is closed there neither waits for the recording, nor for the device; also in a recording of the
+    user's."""
+    first, second = (_cuda_graphs.CudaRecorder(idle_device) for _ in range(2))
+    first._pool = object()
+    open_during: list[bool] = []
+
+    def work() -> list[Tensor]:
+        closing = threading.Thread(target=first.close, daemon=True)  # what would wait does so there
+        closing.start()
+        closing.join(10.0)
+        assert not closing.is_alive()
+        open_during.append(first._pool is not None)
+        return []
+
+    if users:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            work()
+        second.warmed(list)
+    else:
+        second.warmed(work)
+    assert open_during == [True]
+    assert first._pool is None

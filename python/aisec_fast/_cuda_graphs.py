@@ -37,6 +37,7 @@ class Recorder(Protocol):
 
 
 _lock = threading.Lock()  # torch records one graph at a time in a process
+_to_close: list[CudaRecorder] = []  # Python may find one to be garbage in the middle of another's recording
 _streams: dict[int, torch.cuda.Stream] = {}  # one a device for good: cuBLAS keeps memory for each stream it has seen
 _failed: list[Any] = []  # graphs whose recording CUDA refused: torch's allocators may hold pointers to them
 # Whose threads leave the device alone, or (those of torch's loaders) draw no numbers on it.
@@ -89,7 +90,7 @@ class CudaRecorder:
 
     def warmed(self, work: Callable[[], Result]) -> Result:
         """The result of ``work`` on the stream that records: cuBLAS and cuDNN prepare themselves for each stream."""
-        with _lock:
+        with _recording():
             side, current = self._stream(), torch.cuda.current_stream(self._device)
             side.wait_stream(current)
             try:
@@ -104,7 +105,7 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Result]) -> tuple[Replay, Result]:
         """A replay of ``work``, and its results, in memory that is the graphs' own."""
-        with _lock, torch.cuda.device(self._device), torch.cuda.stream(self._stream()):
+        with _recording(), torch.cuda.device(self._device), torch.cuda.stream(self._stream()):
             if self._pool is None:
                 self._pool = torch.cuda.MemPool()
             graph = torch.cuda.CUDAGraph()
@@ -150,15 +151,39 @@ class CudaRecorder:
         generator.graphsafe_set_state(generator.clone_state())
 
     def close(self) -> None:
-        """Give the memory back, once the device is done with it."""
-        if self._pool is None:
-            return
+        """Give the memory back, once the device is done with it: now, or when the recording that goes on is through."""
+        if self._pool is not None:
+            _to_close.append(self)
+            _close_all()
+
+    def _give_back(self) -> None:
         torch.cuda.current_stream(self._device).synchronize()
-        with _lock, torch.cuda.device(self._device):
+        with torch.cuda.device(self._device):
             for graph in self._graphs:
                 graph.reset()
             self._graphs.clear()
             self._pool = None  # frees its memory, if nobody holds a result any more
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """A block that is the only one of its kind in the process."""
+    try:
+        with _lock:
+            yield
+    finally:
+        with contextlib.suppress(RuntimeError):  # nothing that this block has done
+            _close_all()
+
+
+def _close_all() -> None:
+    """Close recorders that wait for it, unless something is recorded: that would wait for the device, and for itself."""
+    while _to_close and not torch.cuda.is_current_stream_capturing() and _lock.acquire(blocking=False):
+        try:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                _to_close.pop()._give_back()
+        finally:
+            _lock.release()
 
 
 def recorder(device: torch.device) -> CudaRecorder:
