@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from aisec_fast import PrivacyError, _cuda_graphs, noise
 from aisec_fast.privacy import PrivacyEngine, _native, _replays, schedulers
+from aisec_fast.privacy._sampling import Part
 from tests.test_privacy_layers import LAYERS, MODELS, LossOf, data, model_case, square_loss
 
 CLIP, MOST = 0.7, 64
@@ -270,6 +271,23 @@ def test_batches_in_parts(fakes: Fakes) -> None:
         assert engine.info()[0]["cuda_graph"] == ("replayed" if cuda_graph is None else "off")
     close(*found)
     assert fakes.replays > 0
+
+
+def test_parts_are_charged_alike_however_many_there_are(fakes: Fakes) -> None:
+    """By how many there may be: the noise must not tell whether a batch came in one. Also after steps in which there were
+    no parts, whose charge is known."""
+    training, plain = both(layers, multiplier=1.0)
+    x, y = data((9, 6))
+    sigmas = []
+    for one in (training, plain):
+        for _ in range(3):
+            one.step(x, y)
+        step = one.engine._steps[0]
+        step.tally.handed_out(Part(first=True, last=True, largest=16, records=9), new_pass=True)
+        one.step(x, y)
+        sigmas.append((step.sigma, step.float_charge))
+    assert training.outcome == "replayed"
+    assert sigmas[0] == sigmas[1]
 
 
 def test_what_is_replayed_must_be_the_same(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,8 @@ class PrivateStep:
     def _release(self, optimizer: Optimizer, sums: Sums, from_loader: bool) -> None:
         """Book the step, add the noise and take the mean; take the optimizer's step too where a kernel does it all."""
         mechanism = replace(sums.mechanism, noise_multiplier=self.mechanism.noise_multiplier)
-        if sums.roundings is not self._charged:  # of replayed steps they are the same
+        # Of replayed steps the roundings are the same; what may be added up is not, where batches come in parts.
+        if sums.most_parts > 1 or sums.roundings is not self._charged:
             self.float_charge = max(self.float_charge, sums.float_charge())
             self._charged = sums.roundings if sums.most_parts == 1 else None
         self.book(from_loader)  # before anything of this step can be seen
