@@ -12,7 +12,7 @@ import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -272,6 +272,20 @@ def is_alone(tensor: Tensor) -> bool:
     return bool(tensor._use_count() == 1 and count(tensor.untyped_storage()._cdata) == 2)  # its own, the one just made
 
 
+def are_ours(tensors: list[Tensor]) -> list[bool]:
+    """Of each whether it is in this list alone, and so is its memory.
+
+    How many references Python itself has to what it counts depends on its version: so an object of ours is counted the
+    same way.
+    """
+    alone = _references([object()])[0]
+    return [count == alone and is_alone(one) for count, one in zip(_references(tensors), tensors, strict=True)]
+
+
+def _references(objects: Sequence[object]) -> list[int]:
+    return [sys.getrefcount(one) for one in objects]
+
+
 class _Memory:
     """Memory for kept gradients, used again in the next pass: fresh pages cost more than what is written to them."""
 
@@ -292,10 +306,9 @@ class _Memory:
 
     def let_go(self, layer: CoveredLayer) -> None:
         """Forget memory that somebody else (a hook of the user's) still holds."""
-        block = self.blocks.pop(id(layer), None)
-        ours = 2  # references to the object: the name here and the argument of getrefcount
-        if block is not None and sys.getrefcount(block) == ours and is_alone(block):
-            self.blocks[id(layer)] = block
+        held = [self.blocks.pop(id(layer))] if id(layer) in self.blocks else []
+        if held and are_ours(held)[0]:
+            self.blocks[id(layer)] = held[0]
 
 
 class _Watch:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -24,7 +23,7 @@ from .. import _cuda_graphs
 from .._cuda_graphs import GraphError
 from ._charges import Rounding
 from ._clip import Batch
-from ._recording import Record, Recorder, Use, is_alone
+from ._recording import Record, Recorder, Use, are_ours, is_alone
 
 _PAYS_FROM = 2  # a step of the same shapes that comes this often is recorded
 _MOST_GRAPHS = 4  # alive at once: sequences of other lengths are other shapes
@@ -221,8 +220,7 @@ class _Graph:
 
     def is_free(self) -> bool:
         """Whether nobody holds the totals, which became gradients."""
-        totals, ours = self.done.totals, 3  # references: the list's, the name here, the argument of getrefcount
-        return all(sys.getrefcount(one) <= ours and is_alone(one) for one in totals)
+        return all(are_ours(self.done.totals))
 
 
 def _tensors(found: list[Use]) -> list[Tensor] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from ._layers import (
 )
 from ._precision import full_precision
 from ._probe import RowProbe
-from ._recording import Recorder, Use, changed, is_alone
+from ._recording import Recorder, Use, are_ours, changed
 from ._replays import Replays
 from ._sampling import Part, Tally
 
@@ -189,15 +188,11 @@ class PrivateStep:
 
     def _spare(self) -> dict[nn.Parameter, Tensor]:
         """Memory of the last step's means that nobody else holds any more."""
-        spare: dict[nn.Parameter, Tensor] = {}
         if not self.recorder.lasting:
-            return spare
-        for parameter in list(self._means):
-            mean = self._means.pop(parameter)
-            ours = 2  # references to the object: the name here and the argument of getrefcount
-            if sys.getrefcount(mean) == ours and is_alone(mean):
-                spare[parameter] = mean
-        return spare
+            return {}
+        parameters, means = list(self._means), list(self._means.values())
+        self._means = {}
+        return {p: mean for p, mean, ours in zip(parameters, means, are_ours(means), strict=True) if ours}
 
 
 class Sums:
