@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from aisec_fast import PrivacyError, _cuda_graphs, noise
+from aisec_fast._cuda_graphs import GraphError
 from aisec_fast.privacy import PrivacyEngine, _native, _replays, schedulers
 from aisec_fast.privacy._recording import are_ours
 from aisec_fast.privacy._sampling import Part
@@ -364,6 +365,60 @@ def test_sequences_of_many_lengths(fakes: Fakes) -> None:
         outcomes += sizes_of_batches(training, plain, *data((9, length, 6)), [5, 5])[1:]
     assert outcomes == ["replayed"] * 4 + ["off: batches have too many shapes"] * 3
     assert sizes_of_batches(training, plain, *data((9, 2, 6)), [5]) == ["replayed"]
+
+
+def test_shapes_beyond_those_are_not_remembered(fakes: Fakes) -> None:
+    """There may be any number of them."""
+    training = Training(layers(), square_loss)
+    replays = training.engine._steps[0].replays
+    assert replays is not None
+    for length in range(1, 40):
+        for _ in range(2):
+            training.step(*data((2, length, 6)))
+    assert training.outcome == "off: batches have too many shapes"
+    assert len(replays._seen) + len(replays._refused) <= 4
+
+
+def test_a_layer_that_does_something_else_is_recorded_anew(fakes: Fakes) -> None:
+    """Of CUDA's recording the numbers are a part, unlike of the one here."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.InstanceNorm1d(4, affine=True), nn.Flatten()).double()
+
+    training, plain = both(make)
+    x, y = data((9, 4, 5))
+    changes: list[tuple[int, str, Any]] = [(1, "eps", 0.5), (0, "padding_mode", "circular"), (0, "dilation", (1,))]
+    for number, (place, name, value) in enumerate(changes):
+        assert sizes_of_batches(training, plain, x, y, [5, 5])[-1] == "replayed"
+        for one in (training, plain):
+            setattr(one.model[place], name, value)
+            one.model[0]._reversed_padding_repeated_twice = [1, 1]
+        sizes_of_batches(training, plain, x, y, [5])
+        assert len(fakes) == min(number + 2, 3)  # the dilation is what it was
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, AssertionError, GraphError])
+def test_an_error_while_recording_gives_the_memory_back(
+    error: type[BaseException], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, plain = both(layers)
+    x, y = data((9, 6))
+    sizes_of_batches(training, plain, x, y, [5])
+
+    def failing(self: Fake, work: Callable[[], Any]) -> Any:
+        self.open = True
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fake, "record", failing)
+        if error is GraphError:
+            assert sizes_of_batches(training, plain, x, y, [5]) == ["off: "]
+        else:
+            with pytest.raises(error):
+                training.step(x, y)
+    assert not fakes[0].open
+    assert sizes_of_batches(training, plain, x, y, [5, 5])[-1] == ("off: " if error is GraphError else "replayed")
 
 
 def test_what_sums_are_made_of_may_not_change(fakes: Fakes) -> None:

@@ -30,6 +30,8 @@ _MOST_GRAPHS = 4  # alive at once: sequences of other lengths are other shapes
 _MOST_RECORDINGS = 16
 _MOST_SIZES = 256  # of batches, for which views are kept
 _PART_OF_MEMORY = 64  # records are kept where they take no more than this part of the GPU's memory
+_TOO_MANY = "batches have too many shapes"
+_MUST = "cuda_graph is True, but the step cannot be replayed"
 _SPREAD = 4.0  # standard deviations of a Poisson batch's size that have room
 
 
@@ -94,18 +96,23 @@ class Replays:
         if key in self._refused:
             return None, self._refused[key]
         graph = self._graphs.get(key)
-        if graph is not None and batch.size <= graph.size:
+        if graph is not None and graph.fits(found, records, batch):
             if not graph.is_free():
                 return None, "off: somebody holds the last step's gradients"
             graph.fill(records, batch)
             graph.replay()
             return graph.done, "replayed"
+        is_full = self._recordings >= _MOST_RECORDINGS or (graph is None and len(self._graphs) >= _MOST_GRAPHS)
+        if is_full and not self._must:
+            return None, f"off: {_TOO_MANY}"  # not noted for each of them, of which there may be many
         self._seen[key] += 1
         if self._seen[key] < _PAYS_FROM:
             self._seen = self._seen if len(self._seen) < 1000 else Counter()
             return None, "not yet"
         if not self._must and _cuda_graphs.other_threads():
             return None, "off: other threads may use the device"
+        if is_full:
+            raise RuntimeError(f"{_MUST}: {_TOO_MANY}")
         return self._record(key, found, records, batch, measure)
 
     def _record(
@@ -117,8 +124,6 @@ class Replays:
         if smaller is not None:
             self._close(smaller)
         try:
-            if self._recordings >= _MOST_RECORDINGS or len(self._graphs) >= _MOST_GRAPHS:
-                raise GraphError("batches have too many shapes")
             self._recordings += 1
             room = batch.size + math.ceil(_SPREAD * math.sqrt(batch.size))
             graph = _Graph(found, min(room, self._most), self._mean, _cuda_graphs.recorder(self._device))
@@ -128,12 +133,14 @@ class Replays:
             graph.fill(records, batch)
             done = graph.warm(measure)
             graph.record(measure, done)
-        except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:  # torch raises all of these
+        except BaseException as error:
             if graph is not None:
                 self._close(graph)
+            if not isinstance(error, (ValueError, TypeError, NotImplementedError, RuntimeError)):  # torch raises these
+                raise
             why = str(error).partition("\n")[0]
             if self._must:
-                raise RuntimeError(f"cuda_graph is True, but the step cannot be replayed: {why}") from error
+                raise RuntimeError(f"{_MUST}: {why}") from error
             self._refused[key] = f"off: {why}"
             self._recorder.late = bool(self._graphs)
             return done, self._refused[key]
@@ -141,7 +148,8 @@ class Replays:
         return graph.done, "replayed"
 
     def _close(self, graph: _Graph) -> None:
-        self._open.remove(graph.recorder)
+        if graph.recorder in self._open:
+            self._open.remove(graph.recorder)
         graph.recorder.close()
 
 
@@ -154,7 +162,7 @@ class _Graph:
     def __init__(self, found: list[Use], size: int, mean_loss: bool, recorder: _cuda_graphs.Recorder) -> None:
         _check(found)
         self.size, self.recorder, self._mean = size, recorder, mean_loss
-        self._layers = [use.layer for use in found]
+        self._layers, self._settings = [use.layer for use in found], _settings(found)
         self._rows = [[one.new_zeros((size, *one.shape[1:])) for one in _tensors([use]) or ()] for use in found]
         flat = [one for rows in self._rows for one in rows]
         self.bytes = sum(one.numel() * one.element_size() for one in flat)
@@ -165,6 +173,12 @@ class _Graph:
         self._numbers = torch.arange(size, dtype=torch.float64, device=device)
         self._told: list[Any] = [None, None]
         self._count, self._max_norm = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+
+    def fits(self, found: list[Use], records: list[Tensor], batch: Batch) -> bool:
+        """Whether this batch of records of the right shapes is one for it: samples all, not too many, of layers that do
+        what they did."""
+        are_samples = all(len(one) == batch.size for one in records)
+        return batch.size <= self.size and are_samples and _settings(found) == self._settings
 
     def fill(self, records: list[Tensor], batch: Batch) -> None:
         """Copy the records, and tell size and norm."""
@@ -236,7 +250,14 @@ def _tensors(found: list[Use]) -> list[Tensor] | None:
 
 def _key(found: list[Use], records: list[Tensor]) -> Hashable:
     """What a recorded step fits: layers, and their records' shapes but for the number of samples."""
-    return (*[id(use.layer) for use in found], *[(one.shape[1:], one.dtype) for one in records])
+    layers = [(id(use.layer), use.record is not None and use.record.statistics is not None) for use in found]
+    return (*layers, *[(one.shape[1:], one.dtype) for one in records])
+
+
+def _settings(found: list[Use]) -> list[Any]:
+    """What rules read of the layers beside their parameters, which somebody may change: a recording has it built in."""
+    modules = [(use.layer.module, getattr(use.layer.rule, "layer_type", None)) for use in found]
+    return [getattr(module, name, None) for module, kind in modules for name in getattr(kind, "__constants__", ())]
 
 
 def _check(found: list[Use]) -> None:
