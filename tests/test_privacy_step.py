@@ -359,6 +359,32 @@ def test_products_are_made_in_full_precision(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.backends.cudnn.enabled
 
 
+@pytest.mark.parametrize("memory", ["fast", "low"])
+def test_autocast_reaches_neither_norms_nor_sums(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around the backward pass and the step: in half precision norms would be no upper bounds."""
+    monkeypatch.setattr(_native, "on_gpu", lambda _values: True)
+    longest, bound = 0.0, 2.0**-10
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model = nn.Linear(40, 40, bias=False)
+        engine, optimizer = PrivacyEngine(memory=memory, cuda_graph=False), torch.optim.SGD(model.parameters(), lr=0.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no noise, a batch of our own
+            engine.make_private(
+                module=model, optimizer=optimizer, data_loader=DataLoader(TensorDataset(torch.zeros(4)), 4),
+                noise_multiplier=0.0, max_grad_norm=bound, poisson_sampling=False, check_rows=False, loss_reduction="sum",
+            )  # fmt: skip
+            x, y = torch.randn(1, 4, 40) + 1.0, torch.randn(1, 4, 40)
+            loss = (model(x) - y).square().sum()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss.backward()
+                optimizer.step()
+        assert model.weight.grad is not None
+        assert model.weight.grad.dtype == torch.float32
+        longest = max(longest, float(model.weight.grad.double().norm()))
+    assert 0.999 * bound < longest <= bound
+
+
 def test_info_says_what_is_released() -> None:
     engine, model, optimizer, loader = private(noise_multiplier=1.5, max_grad_norm=0.5)
     assert engine.info()[0]["sigma"] == 0.0

@@ -6,7 +6,7 @@ cuDNN is left out as a whole: it may choose Winograd's algorithm, whose rounding
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,12 +14,17 @@ import torch
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Inside, no product or convolution of float32 is made in TF32 or bfloat16, whatever the user has allowed."""
+    """Inside, no product or convolution of float32 is made in TF32 or bfloat16, whatever the user has allowed; nor in half
+    precision, where an autocast goes on around the backward pass or the step."""
     before = [(place, name, getattr(place, name)) for place, name, _ in _SWITCHES]
     try:
         for place, name, exact in _SWITCHES:
             setattr(place, name, exact)
-        yield
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
     finally:
         for place, name, value in before:
             setattr(place, name, value)
