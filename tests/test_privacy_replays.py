@@ -367,6 +367,23 @@ def test_sequences_of_many_lengths(fakes: Fakes) -> None:
     assert sizes_of_batches(training, plain, *data((9, 2, 6)), [5]) == ["replayed"]
 
 
+def test_nothing_is_replayed_once_memory_of_libraries_may_be_gone(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, plain = both(layers)
+    must = Training(layers(), square_loss, cuda_graph=True)
+    x, y = data((9, 6))
+    assert sizes_of_batches(training, plain, x, y, [5, 5, 5])[-1] == "replayed"
+    for _ in range(2):
+        must.step(x, y)
+    monkeypatch.setitem(sys.modules, "torch._inductor.cudagraph_trees", sys)
+    outcomes = sizes_of_batches(training, plain, x, y, [5, 5, 5])
+    assert all(outcome.startswith("off: torch.compile makes CUDA graphs") for outcome in outcomes)
+    assert not fakes[0].open
+    with pytest.raises(RuntimeError, match=r"cuda_graph is True, .* torch\.compile makes CUDA graphs"):
+        must.step(x, y)
+
+
 def test_shapes_beyond_those_are_not_remembered(fakes: Fakes) -> None:
     """There may be any number of them."""
     training = Training(layers(), square_loss)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,13 @@ def unavailable(device: torch.device) -> str:
     if torch.is_anomaly_enabled():
         return "torch's anomaly detection is on"
     return ""
+
+
+def workspaces_may_go() -> bool:
+    """Whether somebody may free the memory of cuBLAS's that recorded products go on using: it is one of each stream's for
+    all. torch does when it makes graphs itself, for torch.compile(mode="reduce-overhead"), with a module that it imports
+    no earlier."""
+    return "torch._inductor.cudagraph_trees" in sys.modules
 
 
 def other_threads() -> bool:

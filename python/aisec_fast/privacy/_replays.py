@@ -87,6 +87,8 @@ class Replays:
 
     def _sums(self, found: list[Use], batch: Batch, measure: Measure) -> tuple[Done | None, str]:
         """The sums, and what there is to say."""
+        if _cuda_graphs.workspaces_may_go():
+            return None, self._stop("torch.compile makes CUDA graphs, and frees memory that others use")
         records = _tensors(found)
         if records is None:  # after a refusal layers measure as they come
             return None, self.outcome
@@ -146,6 +148,15 @@ class Replays:
             return done, self._refused[key]
         self._graphs[key] = graph
         return graph.done, "replayed"
+
+    def _stop(self, why: str) -> str:
+        """Replay nothing any more; what there is to say."""
+        while self._graphs:
+            self._close(self._graphs.popitem()[1])
+        self._recorder.late = False
+        if self._must:
+            raise RuntimeError(f"{_MUST}: {why}")
+        return f"off: {why}"
 
     def _close(self, graph: _Graph) -> None:
         if graph.recorder in self._open:
