@@ -209,12 +209,18 @@ def test_gradients_that_somebody_holds_stay_as_they_are(fakes: Fakes) -> None:
     for _ in range(2):
         training.step(x, y)
     parameter = training.model[0].weight
-    for hold in (lambda one: one, lambda one: one[0], lambda one: one.detach(), lambda one: one.numpy()):
-        held = hold(parameter.grad)
-        before = held.copy() if not isinstance(held, Tensor) else held.clone()
+    holds: list[Callable[[Tensor], Any]] = [
+        lambda one: one, lambda one: one[0], lambda one: one.detach(), lambda one: one.numpy(),
+        lambda one: one.untyped_storage(), torch.utils.dlpack.to_dlpack, lambda one: one.norm,
+    ]  # fmt: skip
+    for hold in holds:
+        held, before = hold(parameter.grad), parameter.grad.clone()
+        address = parameter.grad.data_ptr()
         training.step(x, y)
         assert training.outcome == "off: somebody holds the last step's gradients"
-        assert (held == before).all()
+        if isinstance(held, Tensor):
+            assert (held == before.view(-1)[: held.numel()].view(held.shape)).all()
+        assert parameter.grad.data_ptr() != address
         del held
         training.step(x, y)
         assert training.outcome == "replayed"
@@ -225,12 +231,12 @@ def test_what_python_itself_counts_does_not_matter(counted: int, monkeypatch: py
     """Python 3.14 counts one reference less than those before: an argument's."""
     real = sys.getrefcount
     monkeypatch.setattr(sys, "getrefcount", lambda one: real(one) - 1 + counted)  # the lambda's own
-    free, held, seen = torch.zeros(3), torch.zeros(3), torch.zeros(3)
-    tensors, view = [free, held, seen], seen[1:]
-    del free, seen
-    assert are_ours(tensors) == [True, False, False]
-    del held, view
-    assert are_ours(tensors) == [True, True, True]
+    free, held, seen, stored = (torch.zeros(3) for _ in range(4))
+    tensors, view, storage = [free, held, seen, stored], seen[1:], stored.untyped_storage()
+    del free, seen, stored
+    assert are_ours(tensors) == [True, False, False, False]
+    del held, view, storage
+    assert are_ours(tensors) == [True] * 4
 
 
 def test_each_release_has_noise_of_its_own(fakes: Fakes) -> None:

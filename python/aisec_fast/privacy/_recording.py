@@ -275,11 +275,16 @@ def is_alone(tensor: Tensor) -> bool:
 def are_ours(tensors: list[Tensor]) -> list[bool]:
     """Of each whether it is in this list alone, and so is its memory.
 
-    How many references Python itself has to what it counts depends on its version: so an object of ours is counted the
-    same way.
+    How many references Python and torch themselves have to what is counted depends on their versions: so one that nobody
+    holds is counted the same way.
     """
+    free = torch.empty(0)
+    *in_storages, of_free = _references(
+        [one.untyped_storage() for one in (*tensors, free)]
+    )  # one object for all who ask
     alone = _references([object()])[0]
-    return [count == alone and is_alone(one) for count, one in zip(_references(tensors), tensors, strict=True)]
+    counts = zip(tensors, _references(tensors), in_storages, strict=True)
+    return [count == alone and of_storage == of_free and is_alone(one) for one, count, of_storage in counts]
 
 
 def _references(objects: Sequence[object]) -> list[int]:
