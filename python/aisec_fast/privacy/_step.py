@@ -70,7 +70,6 @@ class PrivateStep:
         self.tally, self.book = tally, book
         self.trainable = trainable(module)
         self.size = sum(p.numel() for p in self.trainable.values())
-        self.on_cuda = any(p.is_cuda for p in self.trainable.values())
         self.float_charge = 0.0  # the largest so far, as a part of max_grad_norm
         self.sums: Sums | None = None  # of a logical batch whose last part has not come
         self.sigma: float = 0.0
@@ -109,7 +108,8 @@ class PrivateStep:
                 "optimizer.step(closure) evaluates the loss inside the step, which is not private; "
                 "call loss.backward() and then optimizer.step() without arguments"
             )
-        if self.on_cuda and torch.cuda.is_current_stream_capturing():
+        on_cuda = any(p.is_cuda for p in self.trainable.values())  # now: the module may have moved
+        if on_cuda and torch.cuda.is_current_stream_capturing():
             raise PrivacyError(
                 "a private step cannot be recorded in a CUDA graph: each replay would add the same noise, and nobody would "
                 "account for it. What norms and sums cost is recorded by the engine itself (its argument cuda_graph)"
