@@ -363,6 +363,19 @@ def test_where_nothing_is_recorded(kind: str, fakes: Fakes, monkeypatch: pytest.
         must.step(*data((9, 6)))
 
 
+def test_threads_that_stay(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while layers measure as they come again, which takes less memory."""
+    monkeypatch.setattr(_cuda_graphs, "other_threads", lambda: True)
+    training, plain = both(layers)
+    recorder = training.engine._steps[0].recorder
+    for steps in (_replays._MOST_TRIES, 2):
+        assert recorder.late
+        outcomes = sizes_of_batches(training, plain, *data((9, 6)), [5] * steps)
+    assert not recorder.late
+    assert set(outcomes) == {"off: other threads may use the device"}
+    assert not fakes
+
+
 def test_sequences_of_many_lengths(fakes: Fakes) -> None:
     """Of a few, steps are recorded; of others they are made as always."""
     training, plain = both(layers)

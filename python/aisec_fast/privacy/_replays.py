@@ -28,6 +28,7 @@ from ._recording import Record, Recorder, Use, are_ours, is_alone
 _PAYS_FROM = 2  # a step of the same shapes that comes this often is recorded
 _MOST_GRAPHS = 4  # alive at once: sequences of other lengths are other shapes
 _MOST_RECORDINGS = 16
+_MOST_TRIES = 10  # steps that other threads kept from being recorded, after which none is tried any more
 _MOST_SIZES = 256  # of batches, for which views are kept
 _PART_OF_MEMORY = 64  # records are kept where they take no more than this part of the GPU's memory
 _TOO_MANY = "batches have too many shapes"
@@ -73,7 +74,7 @@ class Replays:
         self._seen: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, _Graph] = {}
         self._refused: dict[Hashable, str] = {}
-        self._recordings = 0
+        self._recordings = self._kept_off = 0
         self._open: list[_cuda_graphs.Recorder] = []
         weakref.finalize(self, _close, self._open)
         recorder.late = True
@@ -112,6 +113,9 @@ class Replays:
             self._seen = self._seen if len(self._seen) < 1000 else Counter()
             return None, "not yet"
         if not self._must and _cuda_graphs.other_threads():
+            self._kept_off += 1
+            if self._kept_off >= _MOST_TRIES and not self._graphs:
+                self._recorder.late = False  # which takes less memory
             return None, "off: other threads may use the device"
         if is_full:
             raise RuntimeError(f"{_MUST}: {_TOO_MANY}")
