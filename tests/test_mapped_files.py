@@ -82,7 +82,10 @@ def test_what_is_in_the_page_cache_is_mapped(tmp_path: Path, algorithm: str, max
     def progress(done: int, total: int) -> None:
         seen.append(is_mapped(tmp_path))
 
-    hash_directory(tmp_path, algorithm, max_threads=max_threads, progress=progress)
+    for _ in range(20):  # on a busy machine the thread that looks may get no turn while the others hash
+        hash_directory(tmp_path, algorithm, max_threads=max_threads, progress=progress)
+        if any(seen) or max_threads != 2:
+            break
     assert any(seen) == (max_threads == 2)
     assert not is_mapped(tmp_path)
 
