@@ -197,10 +197,11 @@ class Norms {
     const double* sum = sums(block, 0) + first;
     double totals[count] = {};
     for (const Gradients& array : rows_.batch().arrays) {
-      double array_totals[count] = {};  // of squares, so that 0.0 + the first is the first
-      for (std::size_t begin = 0; begin < array.columns; begin += norm_block, sum += pitch)
-        for (std::size_t r = 0; r < count; ++r) array_totals[r] += sum[r];
-      for (std::size_t r = 0; r < count; ++r) totals[r] += array_totals[r];
+      const std::size_t blocks = array.columns / norm_block + (array.columns % norm_block != 0);
+      double partial[count][partial_sums] = {};
+      for (std::size_t b = 0; b < blocks; ++b, sum += pitch)
+        for (std::size_t r = 0; r < count; ++r) partial[r][b % partial_sums] += sum[r];
+      for (std::size_t r = 0; r < count; ++r) totals[r] += blocks > 1 ? fold(partial[r]) : partial[r][0];
     }
     std::copy_n(totals, count, &totals_[first]);
   }

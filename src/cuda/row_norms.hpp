@@ -56,7 +56,7 @@ void queue_totals(Queue& queue, const std::vector<Values>& arrays, const double*
   for (std::size_t a = 0; a < arrays.size(); ++a) {
     const Values& values = arrays[a];
     const auto add = [&](const auto& what) {
-      queue.run(values.rows * block_threads, add_block_sums_kernel<std::decay_t<decltype(what)>>, sums, values.rows,
+      queue.run(values.rows * partial_sums, add_block_sums_kernel<std::decay_t<decltype(what)>>, sums, values.rows,
                 norm_blocks(values), multipliers, anew && a == 0, totals, what);
     };
     queue.run(team_threads(values), block_sums_kernel<Values>, values, multipliers, sums);

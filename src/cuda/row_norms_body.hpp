@@ -80,25 +80,19 @@ __device__ void block_sums(const Values& values, const double* multipliers, doub
   });
 }
 
-// totals[row] += the row's block sums, added from left to right; `first` starts from 0. One CUDA block a row: all its
-// threads fetch, one adds, and then calls done(row, total).
+// totals[row] += the row's block sums; `first` starts from 0. A team for each row, which then calls done(row, total).
 template <class Done>
 __device__ void add_block_sums(const double* sums, std::uint64_t rows, std::uint64_t blocks, const double* multipliers,
                                bool first, double* totals, const Done& done) {
-  __shared__ double tile[block_threads];
-  for (std::uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+  const Team team;
+  const std::uint64_t step = index_step() / partial_sums;
+  for (std::uint64_t row = first_index() / partial_sums; row < rows; row += step) {
     if (multipliers != nullptr && multipliers[row] == 1.0) continue;
+    const double* const own = sums + row * blocks;
     double total = 0.0;
-    for (std::uint64_t begin = 0; begin < blocks; begin += block_threads) {
-      const std::uint64_t left = blocks - begin;
-      const unsigned width = left < block_threads ? static_cast<unsigned>(left) : block_threads;
-      if (threadIdx.x < width) tile[threadIdx.x] = sums[row * blocks + begin + threadIdx.x];
-      __syncthreads();  // the tile is complete
-      if (threadIdx.x == 0)
-        for (unsigned i = 0; i < width; ++i) total += tile[i];
-      __syncthreads();  // the tile has been read
-    }
-    if (threadIdx.x != 0) continue;
+    for_lane_values(team.lane, blocks, [=](std::uint64_t i) { return own[i]; }, 0.0, [&](double v) { total += v; });
+    total = team.fold(total);
+    if (team.lane != 0) continue;
     total += first ? 0.0 : totals[row];
     totals[row] = total;
     done(row, total);

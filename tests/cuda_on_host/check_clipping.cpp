@@ -56,16 +56,16 @@ struct Example {
   double total(std::size_t row, double multiplier) {
     double total = 0.0;
     for (std::size_t a = 0; a < 2; ++a) {
-      double array_total = 0.0;
+      double sums[16] = {};
       for (std::size_t begin = 0; begin < columns[a]; begin += 1024) {
         double partial[16] = {};
         for (std::size_t c = begin; c < begin + 1024 && c < columns[a]; ++c) {
           const double scaled = value(a, row, c) * multiplier;
           partial[c % 16] += scaled * scaled;
         }
-        array_total += fold(partial);
+        sums[begin / 1024 % 16] += fold(partial);
       }
-      total += array_total;
+      total += fold(sums);
     }
     return total;
   }
@@ -160,6 +160,6 @@ int main() {
       }
   }
   check<float, float>(37, 127, 1.0);        // more rows than blocks
-  check<Bfloat16, float>(3, 263'000, 1.0);  // more block sums than a CUDA block has threads; grid-stride everywhere
+  check<Bfloat16, float>(3, 263'000, 1.0);  // more block sums than a team fetches at once; grid-stride everywhere
   std::puts("clipping: every result as expected");
 }

@@ -26,3 +26,14 @@ def sum_of_block(x: NDArray[np.float64]) -> np.float64:
     even = ((p0 + q0) + (p4 + q4)) + ((p2 + q2) + (p6 + q6))
     odd = ((p1 + q1) + (p5 + q5)) + ((p3 + q3) + (p7 + q7))
     return np.float64(even + odd)
+
+
+@inlined
+def fold(partials: NDArray[np.float64]) -> np.float64:
+    """The sum of [16] partial sums, by halves. They are not needed any more."""
+    half = PARTIALS // 2
+    while half > 0:
+        for k in range(half):
+            partials[k] += partials[k + half]
+        half //= 2
+    return np.float64(partials[0])

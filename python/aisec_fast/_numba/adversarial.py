@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from aisec_fast._numba._block_sum import BLOCK, sum_of_block
+from aisec_fast._numba._block_sum import BLOCK, PARTIALS, fold, sum_of_block
 from aisec_fast._numba._kernel import inlined, kernel
 from aisec_fast._numba._parallel import parallel_for, thread_count
 from aisec_fast._reference.adversarial import radius, toward_zero
@@ -109,31 +109,39 @@ def _multiplier(total: F64) -> F64:
 
 
 @inlined
-def _gradient_total(gradient: Array, scale: F64, squares: NDArray[F64]) -> F64:
+def _gradient_total(gradient: Array, scale: F64, squares: NDArray[F64], partials: NDArray[F64]) -> F64:
     """Sum of squares of scale * gradient in the contract's order; NaN counts as 0."""
-    total = F64(0.0)
+    partials[:] = F64(0.0)
     for begin in range(0, gradient.size, BLOCK):
         part = gradient[begin : begin + BLOCK]
         for i in range(part.size):
             value = F64(part[i]) * scale
             squares[i] = F64(0.0) if np.isnan(value) else value * value
         squares[part.size :] = F64(0.0)
-        total += sum_of_block(squares)
-    return total
+        partials[begin // BLOCK % PARTIALS] += sum_of_block(squares)
+    return fold(partials)
 
 
 @inlined
-def _change_total(adv: Array, x: Array, gradient: Array, quotient: F64, scale: F64, squares: NDArray[F64]) -> F64:
+def _change_total(
+    adv: Array,
+    x: Array,
+    gradient: Array,
+    quotient: F64,
+    scale: F64,
+    squares: NDArray[F64],
+    partials: NDArray[F64],
+) -> F64:
     """Sum of squares of scale * change in the contract's order."""
-    total = F64(0.0)
+    partials[:] = F64(0.0)
     for begin in range(0, x.size, BLOCK):
         a, b, c = adv[begin : begin + BLOCK], x[begin : begin + BLOCK], gradient[begin : begin + BLOCK]
         for i in range(b.size):
             value = _change(a[i], b[i], c[i], quotient) * scale
             squares[i] = value * value
         squares[b.size :] = F64(0.0)
-        total += sum_of_block(squares)
-    return total
+        partials[begin // BLOCK % PARTIALS] += sum_of_block(squares)
+    return fold(partials)
 
 
 # --- Kernels ----------------------------------------------------------------------------------------------------------
@@ -176,21 +184,21 @@ def _l2_rows(
     out: Array,
 ) -> None:
     """Rows begin, ..., end - 1 of arrays [B, D]; `bound` is the radius of the ball less its margin."""
-    buffer, squares = np.empty(BLOCK, x.dtype), np.empty(BLOCK, F64)
+    buffer, squares, partials = np.empty(BLOCK, x.dtype), np.empty(BLOCK, F64), np.empty(PARTIALS, F64)
     columns = x.shape[1]
     for row in range(begin, end):
-        total = _gradient_total(gradient[row], F64(1.0), squares)
+        total = _gradient_total(gradient[row], F64(1.0), squares, partials)
         scale = _multiplier(total)
         if scale != 1:
-            total = _gradient_total(gradient[row], scale, squares)
+            total = _gradient_total(gradient[row], scale, squares, partials)
         norm = F64(math.sqrt(total)) / scale
         quotient = step_size / norm if norm > 0 else F64(0.0)
         quotient = quotient if abs(quotient) <= LARGEST else F64(0.0)
 
-        total = _change_total(adv[row], x[row], gradient[row], quotient, F64(1.0), squares)
+        total = _change_total(adv[row], x[row], gradient[row], quotient, F64(1.0), squares, partials)
         scale = _multiplier(total)
         if scale != 1:
-            total = _change_total(adv[row], x[row], gradient[row], quotient, scale, squares)
+            total = _change_total(adv[row], x[row], gradient[row], quotient, scale, squares, partials)
         norm = F64(math.sqrt(total)) / scale
         factor = F64(1.0) if norm <= bound else bound / norm
         factor = factor if factor >= LEAST_FACTOR else F64(0.0)

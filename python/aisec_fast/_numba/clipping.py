@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from aisec_fast._numba._block_sum import BLOCK, sum_of_block
+from aisec_fast._numba._block_sum import BLOCK, PARTIALS, fold, sum_of_block
 from aisec_fast._numba._kernel import inlined, kernel
 from aisec_fast._numba._parallel import parallel_for, quiet, thread_count
 from aisec_fast._reference.clipping import factors, lattice_factors
@@ -89,12 +89,13 @@ def _block_sums(
 
 @kernel
 def _add_block_sums(sums: Floats, totals: Floats) -> None:
-    """totals = sums of each row, from left to right."""
+    """totals = sums of each row, in the order of a block's values."""
+    partials = np.empty(PARTIALS, F64)
     for row in range(sums.shape[0]):
-        total = F64(0.0)
+        partials[:] = F64(0.0)
         for block in range(sums.shape[1]):
-            total += sums[row, block]
-        totals[row] = total
+            partials[block % PARTIALS] += sums[row, block]
+        totals[row] = fold(partials)
 
 
 @kernel

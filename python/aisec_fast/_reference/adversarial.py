@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aisec_fast._reference.clipping import BLOCK, factors, row_norms, row_sums
+from aisec_fast._reference.clipping import BLOCK, block_sums, factors, row_norms
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -86,8 +86,8 @@ def l2_step(
 
 
 def _row_sum(values: Floats) -> float:
-    """Return the sum of one row in the order of docs/clipping.md."""
-    return float(row_sums(values[None])[0])
+    """Return the sum of one row: block sums of docs/clipping.md, added from left to right."""
+    return sum(block_sums(values[None])[0].tolist(), 0.0)
 
 
 def _toward_x(x: Array, reach: Floats, low: float, high: float) -> Array:

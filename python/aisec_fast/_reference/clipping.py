@@ -34,29 +34,35 @@ def _matrix(grad: NDArray[Any]) -> Floats:
     return values.reshape(grad.shape[0], math.prod(grad.shape[1:])).astype(np.float64)
 
 
-def row_sums(matrix: Floats) -> Floats:
-    """Return the sum of every row, [B], in the order of the contract."""
+def _sums(values: Floats) -> Floats:
+    """Return the sums along the last axis, in the order of the contract."""
+    count = values.shape[-1]
+    turns = -(-count // PARTIALS)
+    padded = np.zeros((*values.shape[:-1], turns * PARTIALS))
+    padded[..., :count] = values
+    terms = padded.reshape(*values.shape[:-1], turns, PARTIALS)
+    partial = np.zeros((*values.shape[:-1], PARTIALS))
+    for j in range(turns):
+        partial += terms[..., j, :]
+    for half in (8, 4, 2, 1):
+        partial = partial[..., :half] + partial[..., half:]
+    return partial[..., 0]
+
+
+def block_sums(matrix: Floats) -> Floats:
+    """Return the sums of blocks of 1024 values of each row, [B, blocks]."""
     rows, columns = matrix.shape
     blocks = -(-columns // BLOCK)
     padded = np.zeros((rows, blocks * BLOCK))
     padded[:, :columns] = matrix
-    terms = padded.reshape(rows, blocks, BLOCK // PARTIALS, PARTIALS)
-    partial = np.zeros((rows, blocks, PARTIALS))
-    for j in range(BLOCK // PARTIALS):
-        partial += terms[:, :, j]
-    for half in (8, 4, 2, 1):
-        partial = partial[:, :, :half] + partial[:, :, half:]
-    total = np.zeros(rows)
-    for block in range(blocks):
-        total += partial[:, block, 0]
-    return total
+    return _sums(padded.reshape(rows, blocks, BLOCK))
 
 
 def _row_totals(matrices: Sequence[Floats], scale: float) -> Floats:
     total = np.zeros(matrices[0].shape[0])
     for matrix in matrices:
         scaled = matrix * scale
-        total += row_sums(scaled * scaled)
+        total += _sums(block_sums(scaled * scaled))
     return total
 
 

@@ -33,12 +33,13 @@ template <class Value>
 AISEC_HD double row_norm(std::size_t columns, const Value& value) {
   double multiplier = 1.0;
   for (;;) {
-    double total = 0.0;
+    double partial[partial_sums] = {};
     for (std::size_t begin = 0; begin < columns; begin += norm_block) {
       const std::size_t width = columns - begin < norm_block ? columns - begin : norm_block;
-      total += block_sum(width, [&](std::size_t i) { return value(begin + i) * multiplier; });
+      partial[begin / norm_block % partial_sums] +=
+          block_sum(width, [&](std::size_t i) { return value(begin + i) * multiplier; });
     }
-    const double again = multiplier == 1.0 ? norm_multiplier(total) : 1.0;
+    const double total = fold(partial), again = multiplier == 1.0 ? norm_multiplier(total) : 1.0;
     if (again == 1.0) return __builtin_sqrt(total) / multiplier;
     multiplier = again;
   }
