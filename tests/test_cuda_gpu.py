@@ -191,6 +191,43 @@ def test_clipping(library: Any, shape: tuple[int, int], dtype: str) -> None:
 
 
 @on_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("own", [1, 2, 3, 5, 9, 12])
+def test_wide_rows_are_read_once(own: int, dtype: str) -> None:
+    """By blocks of the GPU that wait for one another, each with `own` blocks of columns: the CPU's bits."""
+    import torch
+
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs a GPU of compute capability 9")
+    columns = 1024 * own * (processors - processors // 32 - 1) - 512
+    grads = [torch.randn(33, columns).to(getattr(torch, dtype))]
+    if own == 3:  # several arrays, some of whose rows do not begin at multiples of 16 bytes
+        grads = [
+            g.contiguous()
+            for g in grads[0].split([columns // 2 // 8 * 8, 1025, 3, columns - columns // 2 // 8 * 8 - 1028 - 4, 4], 1)
+        ]
+    grads[0][3, 7], grads[-1][9, 1] = float("nan"), float("inf")
+    grads[0][11] *= 1e-3
+    expected, norms = aisec_fast.clipping.clip_and_sum(grads, 0.7 * columns**0.5)
+    there = [g.cuda() for g in grads]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        got, measured = aisec_fast.clipping.clip_and_sum(there, 0.7 * columns**0.5)
+        torch.cuda.synchronize()
+    assert [bits(one.cpu().numpy()) for one in got] == [bits(one.numpy()) for one in expected]
+    np.testing.assert_array_equal(measured.cpu().numpy(), norms.numpy())  # NaN has many bits
+    assert any("once" in event.name for event in profile.events())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = aisec_fast.clipping.clip_and_sum(there, 0.7 * columns**0.5)[0]
+    for one in recorded:
+        one.zero_()
+    for _ in range(3):
+        graph.replay()
+    assert [bits(one.cpu().numpy()) for one in recorded] == [bits(one.numpy()) for one in expected]
+
+
+@on_gpu
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("step", ["linf_step", "l2_step", "l1_step", "l0_step"])

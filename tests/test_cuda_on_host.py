@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from aisec_fast import _core
+from aisec_fast._reference import clipping as reference
 from tests.conftest import bits
 from tests.cuda_on_host import adversarial, build, clipping, ghost, hashing, noise, update
 
@@ -72,6 +73,52 @@ def test_words_and_first_unfit_of_long_arrays(order: int) -> None:
     assert noise.first_unfit(x, 1.0, order=order) == -1
     x[[40_000, 9_000, 300]] = np.nan, np.inf, 2.0**63
     assert noise.first_unfit(x, 1.0, order=order) == 300
+
+
+@pytest.mark.parametrize("order", [*ORDERS, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("rows", "widths"),
+    [(70, [5_400]), (33, [12_288]), (16, [30_000, 3, 1025, 7_168, 0]), (17, [72_000])],  # 1, 2, 7 and 12 blocks each
+    ids=["1", "2", "7", "12"],
+)
+def test_wide_rows_are_read_once(rows: int, widths: list[int], dtype: str, order: int) -> None:
+    grads = [gradients(rows, width) for width in widths]
+    grads[0][3, 5], grads[0][9, 700] = np.nan, np.inf
+    grads[0][1] = 0
+    grads[0][2] *= 1e-41  # subnormal floats
+    if dtype == "bfloat16":
+        grads = [(g.view(np.uint32) >> 16).astype(np.uint16) for g in grads]
+    outs, norms = [np.empty(width, np.float32) for width in widths], np.empty(rows)
+    with clipping.processors(7) as launches:
+        clipping.clip_and_sum(grads, 90.0, outs, norms, order=order)
+        assert launches() == 1
+    expected, lengths = reference.clip_and_sum(grads, 90.0)
+    np.testing.assert_array_equal(norms, lengths)  # NaN has many bits
+    assert [bits(out) for out in outs] == [bits(e) for e in expected]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "dtype", "processors", "most_blocks"),
+    [
+        (15, 6_000, "float32", 7, 99),  # too few rows to pay
+        (16, 4_000, "float32", 7, 99),  # too few columns to keep processors busy
+        (16, 80_000, "float32", 7, 99),  # no room
+        (16, 6_002, "float32", 7, 99),  # rows that do not begin at multiples of 16 bytes
+        (16, 6_000, "float64", 7, 99),
+        (16, 6_000, "float32", 1, 99),
+        (16, 6_000, "float32", 7, 6),  # a GPU that does not hold all blocks
+    ],
+)
+def test_other_rows_are_read_twice(rows: int, columns: int, dtype: str, processors: int, most_blocks: int) -> None:
+    grads = [gradients(rows, columns, dtype)]
+    outs, norms = [np.empty(columns, dtype)], np.empty(rows)
+    with clipping.processors(processors, most_blocks) as launches:
+        clipping.clip_and_sum(grads, 50.0, outs, norms)
+        assert launches() == 0
+    expected, lengths = reference.clip_and_sum(grads, 50.0)
+    assert bits(norms) == bits(lengths)
+    assert bits(outs[0]) == bits(expected[0])
 
 
 # More rows than blocks; more block sums of a row than a team fetches at once; more columns than threads.
@@ -254,6 +301,11 @@ def test_exact_buffers_under_the_sanitizers(family: str) -> None:
         ),
         ("lone_shuffle", "deadlock in block 0:\n  16 threads: waits in a shuffle at .*\n  48 threads: returned"),
         ("shuffle_from_outside", "a shuffle reads from a thread outside its mask"),
+        ("nobody_publishes", "deadlock in block .:\n(.*\n)?.*64 threads: looks again at .*"),
+        ("nothing_announced", "deadlock in block 0:\n  64 threads: looks again at .*"),
+        ("other_bytes", "other bytes have come than were announced in block 0:.*"),
+        ("not_in_sixteens", "a copy that is not in sixteens in block 0:.*"),
+        ("none_together", None),
         ("none", None),
     ],
 )
@@ -277,6 +329,19 @@ def mutant(folder: Path, file: str, text: str, replacement: str, occurrence: int
     before, after = text.join(parts[: occurrence + 1]), text.join(parts[occurrence + 1 :])
     (copy / file).write_text(before + replacement + after)
     return copy
+
+
+def once_calls(order: int) -> bytes:
+    """Rows that are read once, of blocks of columns that are not full; or what a kernel that hangs is told."""
+    grads, norms = [gradients(70, 5_400), gradients(70, 3)], np.empty(70)
+    outs = [np.empty(g.shape[1], np.float32) for g in grads]
+    with clipping.processors(7) as launches:
+        try:
+            clipping.clip_and_sum(grads, 50.0, outs, norms, order=order)
+        except RuntimeError as error:
+            return str(error).encode()
+        assert launches() == 1
+    return bits(norms) + b"".join(map(bits, outs))
 
 
 def noise_calls(order: int) -> bytes:
@@ -307,9 +372,10 @@ def hashing_calls(order: int) -> bytes:
     [
         (noise, "noise_body.hpp", noise_calls),
         (clipping, "clipping_body.hpp", clipping_calls),
+        (clipping, "clipping_once_body.hpp", once_calls),
         (hashing, "hashing_body.hpp", hashing_calls),
     ],
-    ids=["noise", "clipping", "hashing"],
+    ids=["noise", "clipping", "clipping_once", "hashing"],
 )
 def test_every_barrier_around_shared_memory_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, file: str, results: Callable[[int], bytes]
@@ -362,6 +428,12 @@ def test_every_barrier_of_the_ghost_sums_is_needed(tmp_path: Path, monkeypatch: 
             "row_norms.hpp",
             "queue.scratch<double>(rows * (most_blocks +",
             "queue.scratch<double>(rows * (1 +",
+        ),
+        (
+            "clipping",
+            "clipping_once_body.hpp",
+            "left < norm_block ? left : norm_block",
+            "left == 0 ? left : norm_block",
         ),
         ("update", "update_body.hpp", "i < item.size;", "i <= item.size;"),
         ("adversarial", "adversarial_body.hpp", "i < count;", "i <= count;"),

@@ -1,6 +1,10 @@
 #include "clipping.cuh"
 
+#include <algorithm>
+#include <type_traits>
+
 #include "clipping_body.hpp"
+#include "clipping_once_body.hpp"
 #include "row_norms.hpp"
 
 namespace aisec_fast::cuda {
@@ -28,6 +32,12 @@ template <class T>
 __global__ void __launch_bounds__(block_threads)
     take_away_kernel(Matrix<T> matrix, const double* factors, const unsigned* any, std::int64_t* out) {
   take_away(matrix, factors, any, out);
+}
+
+template <unsigned own, class T, class Out>
+__global__ void __launch_bounds__(once_threads, 1)
+    clip_and_sum_once_kernel(const __grid_constant__ OnceCall<T, Out> call) {
+  clip_and_sum_once<own>(call);
 }
 
 template <class T>
@@ -59,6 +69,82 @@ void queue_sums(Queue& queue, const std::vector<Matrix<T>>& matrices, const doub
     const auto kernel = few ? weighted_sum_kernel<2 * usual, T, Out> : weighted_sum_kernel<usual, T, Out>;
     queue.run_apart(matrices[a].columns, kernel, matrices[a], weights, static_cast<Out*>(outs[a]));
   }
+}
+
+// Calls use(std::integral_constant<unsigned, own>) with the smallest of these sizes that is at least `least`, and
+// returns what it does; else false.
+template <unsigned own, unsigned... larger, class Use>
+bool with_own(std::uint64_t least, const Use& use) {
+  if (least <= own) return use(std::integral_constant<unsigned, own>());
+  if constexpr (sizeof...(larger) > 0) return with_own<larger...>(least, use);
+  return false;
+}
+
+// How rows are shared out that are read once, for adders of `own` blocks; `slots` steps fit into shared memory, or it
+// is not done.
+template <unsigned own, class T, class Out>
+bool fit_once(OnceShares& shares, std::size_t shared_bytes) {
+  constexpr unsigned fewest_slots = 4;
+  shares.own = own;
+  shares.adders = (shares.blocks + own - 1) / own;
+  shares.steps = static_cast<unsigned>((shares.rows + rows_together<own> - 1) / rows_together<own>);
+  for (unsigned slots = most_once_slots; slots >= fewest_slots; --slots) {
+    shares.ahead = slots > 5 ? 2 : 1;
+    shares.waiting = slots - 1 - shares.ahead;
+    if (once_shared_bytes<own, T, Out>(shares) <= shared_bytes) return true;
+  }
+  return false;
+}
+
+// Clips and adds rows in one reading, if their columns keep most processors busy and there is room.
+template <class T, class Out>
+bool queue_once(Queue& queue, const std::vector<Matrix<T>>& matrices, double max_norm, const std::vector<void*>& outs,
+                double* norms, Out) {
+  constexpr unsigned processors_of_teller = 32;
+  constexpr std::uint64_t fewest_rows = 16, most_rows = std::uint64_t{1} << 31, most_blocks = std::uint64_t{1} << 16,
+                          most_crooked = 2;  // blocks of an array that a warp copies value by value
+  const unsigned processors = queue.processors_together();
+  OnceCall<T, Out> call{{}, max_norm, nullptr, nullptr, norms, {}};
+  OnceShares& shares = call.shares;
+  shares.rows = matrices[0].rows;
+  shares.tellers = processors / processors_of_teller + 1;
+  if (processors <= shares.tellers || matrices.size() > most_once_arrays) return false;
+  if (shares.rows < fewest_rows || shares.rows > most_rows) return false;
+  std::uint64_t blocks = 0;
+  for (std::size_t a = 0; a < matrices.size(); ++a) {
+    const Matrix<T>& matrix = matrices[a];
+    const auto places = reinterpret_cast<std::uintptr_t>(matrix.data) | matrix.columns * sizeof(T) |
+                        static_cast<std::uintptr_t>(matrix.stride * static_cast<std::int64_t>(sizeof(T)));
+    if (blocks + norm_blocks(matrix) > most_blocks) return false;
+    if (places % 16 != 0 && norm_blocks(matrix) > most_crooked) return false;
+    OnceArray<T, Out>& array = call.arrays[a];
+    array = {matrix.data,
+             matrix.stride,
+             matrix.columns,
+             static_cast<unsigned>(blocks),
+             0,
+             places % 16 == 0,
+             static_cast<Out*>(outs[a])};
+    array.blocks = static_cast<unsigned>(norm_blocks(matrix));
+    blocks += array.blocks;
+  }
+  shares.arrays = static_cast<unsigned>(matrices.size());
+  shares.blocks = static_cast<unsigned>(blocks);
+  const unsigned adders = processors - shares.tellers;
+  if (blocks < adders - adders / 4) return false;
+  return with_own<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12>((blocks + adders - 1) / adders, [&](auto own) {
+    if (!fit_once<own, T, Out>(shares, queue.most_shared_bytes())) return false;
+    const std::uint64_t values = shares.rows * (std::uint64_t{shares.blocks} + 1);
+    call.sums = queue.scratch<double>(values);
+    call.factors = call.sums + shares.rows * shares.blocks;
+    queue.fill_bytes(call.sums, 0xff, values);
+    return queue.run_together(once_threads, shares.adders + shares.tellers, once_shared_bytes<own, T, Out>(shares),
+                              clip_and_sum_once_kernel<own, T, Out>, call);
+  });
+}
+// Squares of doubles may leave the range: then all rows are measured again.
+inline bool queue_once(Queue&, const std::vector<Matrix<double>>&, double, const std::vector<void*>&, double*, double) {
+  return false;
 }
 
 template <class T>
@@ -93,8 +179,9 @@ cudaError_t weighted_sum(const Batch& batch, const double* weights, const std::v
 cudaError_t clip_and_sum(const Batch& batch, double max_norm, const std::vector<void*>& outs, double* norms,
                          cudaStream_t stream) {
   Queue queue(stream);
-  auto* factors = queue.scratch<double>(batch.rows);
   with_type(batch, [&](const auto& matrices, auto zero) {
+    if (queue_once(queue, matrices, max_norm, outs, norms, zero)) return;
+    auto* factors = queue.scratch<double>(batch.rows);
     queue_norms(queue, matrices, ClipFactor{norms, max_norm, factors});
     queue_sums(queue, matrices, factors, outs, zero);
   });

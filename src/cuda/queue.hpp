@@ -11,6 +11,7 @@
 
 #include "grid.hpp"
 #include "scratch_pool.hpp"
+#include "together.hpp"
 
 namespace aisec_fast::cuda {
 namespace {
@@ -98,6 +99,42 @@ class Queue {
     launch(block, static_cast<unsigned>(pieces < most ? pieces : most), kernel, std::forward<Arguments>(arguments)...);
   }
 
+  // Runs a kernel whose blocks wait for one another, with so many bytes of shared memory each. False, and nothing is
+  // queued, if there is no code of it for an architecture that has what it takes, or the GPU does not hold all blocks.
+  template <class... Parameters, class... Arguments>
+  bool run_together(unsigned block, unsigned blocks, std::size_t shared_bytes, void (*kernel)(Parameters...),
+                    Arguments&&... arguments) {
+    const void* const function = reinterpret_cast<const void*>(kernel);
+    cudaFuncAttributes attributes{};
+    if (ok()) check(cudaFuncGetAttributes(&attributes, function));
+    if (!ok()) return true;
+    if (attributes.ptxVersion < together_from) return false;
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    cudaLaunchAttribute together{};
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    cudaLaunchConfig_t config = launch_config(block, blocks);
+    config.dynamicSmemBytes = shared_bytes;
+    config.attrs = &together;
+    config.numAttrs = 1;
+    if (!ok()) return true;
+    const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+    if (status == cudaErrorCooperativeLaunchTooLarge) {
+      cudaGetLastError();  // the runtime's own record of it
+      return false;
+    }
+    check(status);
+    return true;
+  }
+
+  // Processors of a GPU that runs blocks together; else 0.
+  unsigned processors_together() {
+    return attribute(cudaDevAttrCooperativeLaunch) != 0 ? static_cast<unsigned>(processors_) : 0;
+  }
+  std::size_t most_shared_bytes() {
+    return static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  }
+
   // Waits for all of it and copies one value back.
   template <class T>
   T read(const T* value) {
@@ -136,11 +173,22 @@ class Queue {
   template <class... Parameters, class... Arguments>
   void launch(unsigned block, unsigned blocks, void (*kernel)(Parameters...), Arguments&&... arguments) {
     if (!ok() || blocks == 0) return;
+    const cudaLaunchConfig_t config = launch_config(block, blocks);
+    check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+  }
+
+  cudaLaunchConfig_t launch_config(unsigned block, unsigned blocks) const {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(block);
     config.stream = stream_;
-    check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+    return config;
+  }
+
+  int attribute(cudaDeviceAttr which) {
+    int value = 0;
+    if (ok()) check(cudaDeviceGetAttribute(&value, which, device_));
+    return value;
   }
 
   bool check(cudaError_t status) {

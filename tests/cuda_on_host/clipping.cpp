@@ -23,6 +23,13 @@ extern "C" {
 
 void set_order(unsigned order) { host_cuda::order = order; }
 
+// Of the GPU; how many launches of blocks together there have been.
+unsigned set_processors(unsigned processors, unsigned most_blocks) {
+  host_cuda::processors = processors;
+  host_cuda::most_blocks = most_blocks;
+  return host_cuda::together;
+}
+
 const char* norms(const CBatch* call, double* norms) {
   return report([&] { return cuda::row_norms(batch(*call), norms, nullptr); });
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ class Batch(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    return build.library("clipping")
+    loaded = build.library("clipping")
+    loaded.set_processors.argtypes = (ctypes.c_uint, ctypes.c_uint)
+    loaded.set_processors.restype = ctypes.c_uint
+    return loaded
 
 
 def norms(grads: Sequence[Array], norms: Array, order: int = 0) -> None:
@@ -43,6 +47,19 @@ def weighted_sum(grads: Sequence[Array], weights: Array, outs: Sequence[Array], 
 def clip_and_sum(grads: Sequence[Array], max_norm: float, outs: Sequence[Array], norms: Array, order: int = 0) -> None:
     arguments = [_batch(grads), ctypes.c_double(max_norm), _sums(grads, outs), _per_row(grads, norms)]
     call(library(), "clip_and_sum", *arguments, order=order)
+
+
+@contextmanager
+def processors(count: int, most_blocks: int = 2**32 - 1) -> Iterator[Callable[[], int]]:
+    """A GPU of so many processors, which holds no more than `most_blocks` blocks that wait for one another.
+
+    Gives a function that counts launches of such blocks.
+    """
+    launches = library().set_processors(count, most_blocks)
+    try:
+        yield lambda: int(library().set_processors(count, most_blocks)) - launches
+    finally:
+        library().set_processors(1, 2**32 - 1)
 
 
 def lattice_sum(

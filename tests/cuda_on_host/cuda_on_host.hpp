@@ -6,8 +6,10 @@
 // Stricter than a GPU, where these go unnoticed until they hang or do harm. Each throws Failure and says where:
 //   - threads of a block wait at different barriers, or some have returned while others wait
 //   - a shuffle whose mask names threads that do not come, or that reads from a thread outside the mask
-// Only what our kernels use: one-dimensional grids, __syncthreads, __shfl_down_sync, __shfl_xor_sync, max,
-// __float2int_rn, atomicAdd and atomicMin.
+//   - blocks that wait for what nobody does
+// Only what our kernels use: one-dimensional grids, __syncthreads, __syncwarp, __shfl_down_sync, __shfl_xor_sync, max,
+// __float2int_rn, atomicAdd, atomicMin, and together.hpp: blocks are run one after the other, or, where they wait for
+// one another, all in turns.
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -18,6 +20,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <source_location>
@@ -36,7 +39,7 @@
 #define __global__
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__ static  // one block runs at a time
+#define __shared__ static  // one block runs at a time; blocks that run together have dynamic_shared() alone
 
 struct dim3 {
   unsigned x, y = 1, z = 1;
@@ -55,7 +58,13 @@ inline unsigned order = 0;
 
 constexpr unsigned warp_threads = 32;
 
-enum class State { ready, at_barrier, in_shuffle, returned };
+enum class State { ready, at_barrier, in_shuffle, looking_again, returned };
+
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned bytes;
+};
 
 struct Fiber {
   ucontext_t context;
@@ -74,27 +83,55 @@ class Machine {
     return machine;
   }
 
-  void launch(unsigned blocks, unsigned threads, const std::function<void()>& body) {
+  // `together`: all blocks take turns; else each runs to its end before the next begins.
+  void launch(unsigned blocks, unsigned threads, std::size_t shared_bytes, bool together,
+              const std::function<void()>& body) {
     const std::lock_guard lock(mutex_);  // blockIdx and shared memory are global
-    make_stacks(threads);
-    fibers_.assign(threads, {});
+    const unsigned at_once = together ? blocks : 1;
+    make_stacks(at_once * threads);
     body_ = &body;
     gridDim = dim3(blocks);
     blockDim = dim3(threads);
-    for (unsigned block = 0; block < blocks; ++block) {
-      blockIdx = dim3(block);
-      for (unsigned t = 0; t < threads; ++t) start(t);
+    for (first_block_ = 0; first_block_ < blocks; first_block_ += at_once) {
+      shared_.assign(at_once, std::vector<std::max_align_t>(shared_bytes / sizeof(std::max_align_t) + 1));
+      for (std::vector<std::max_align_t>& memory : shared_)  // as cudaMallocFromPoolAsync
+        std::memset(memory.data(), order % 2 == 0 ? 0xff : 0, memory.size() * sizeof(std::max_align_t));
+      copies_.clear();
+      fibers_.assign(at_once * threads, {});
+      for (unsigned t = 0; t < fibers_.size(); ++t) start(t);
+      idle_rounds_ = 0;
       while (!std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.state == State::returned; }))
         run_round();
     }
   }
+
+  void launch(unsigned blocks, unsigned threads, const std::function<void()>& body) {
+    launch(blocks, threads, 0, false, body);
+  }
+
+  // A fault of the thread that calls it: nothing can be thrown from its stack.
+  void fault(const char* what) {
+    fault_ = what;
+    wait(State::returned);
+  }
+
+  unsigned char* shared() { return reinterpret_cast<unsigned char*>(shared_[current_ / blockDim.x].data()); }
+  // Not yet done, by what waits for them.
+  std::map<const void*, std::vector<Copy>>& copies() { return copies_; }
+  void look_again(const std::source_location& where) {
+    fibers_[current_].where = where;
+    wait(State::looking_again);
+  }
+  void published() { idle_rounds_ = 0; }
 
   void barrier(const std::source_location& where) {
     fibers_[current_].where = where;
     wait(State::at_barrier);
   }
 
+  // `source` is a thread of the block.
   std::uint64_t shuffle(unsigned mask, std::uint64_t value, unsigned source, const std::source_location& where) {
+    source += current_ - threadIdx.x;
     Fiber& fiber = fibers_[current_];
     fiber.mask = mask;
     fiber.value = value;
@@ -151,8 +188,10 @@ class Machine {
 
   // From the scheduler into a fiber, and back.
   void resume(unsigned thread) {
+    fault_ = nullptr;
     current_ = thread;
-    threadIdx = dim3(thread);
+    blockIdx = dim3(first_block_ + thread / blockDim.x);
+    threadIdx = dim3(thread % blockDim.x);
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, stack(thread), stack_bytes);
@@ -186,9 +225,20 @@ class Machine {
     if (order > 1)
       for (unsigned i = static_cast<unsigned>(turn.size()); i > 1; --i) std::swap(turn[i - 1], turn[random() % i]);
     for (const unsigned t : turn)
-      if (fibers_[t].state == State::ready) resume(t);
-    const bool shuffled = finish_shuffles();
-    if (!shuffled) finish_barrier();
+      if (fibers_[t].state == State::ready) {
+        resume(t);
+        if (fault_ != nullptr) fail(fault_);
+      }
+    bool any = finish_shuffles();
+    if (!any)
+      for (unsigned first = 0; first < fibers_.size(); first += blockDim.x) any |= finish_barrier(first);
+    constexpr unsigned patience = 4;  // rounds in which nobody does anything but look again
+    idle_rounds_ = any ? 0 : idle_rounds_ + 1;
+    for (Fiber& fiber : fibers_) {
+      if (fiber.state != State::looking_again) continue;
+      if (idle_rounds_ > patience) fail("deadlock");
+      fiber.state = State::ready;
+    }
   }
 
   // Whether any shuffle had all its threads.
@@ -226,13 +276,21 @@ class Machine {
     return true;
   }
 
-  void finish_barrier() {
-    if (std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.state == State::returned; })) return;
-    for (const Fiber& fiber : fibers_) {
-      if (fiber.state != State::at_barrier) fail("deadlock");
-      if (!same(fiber.where, fibers_[0].where)) fail("divergent barrier");
-    }
-    for (Fiber& fiber : fibers_) fiber.state = State::ready;
+  // Whether a block's threads, from `first` on, have all arrived at a barrier.
+  bool finish_barrier(unsigned first) {
+    const auto begin = fibers_.begin() + first, end = begin + blockDim.x;
+    const auto all = [&](State state) {
+      return std::all_of(begin, end, [=](const Fiber& fiber) { return fiber.state == state; });
+    };
+    const bool some_wait =
+        std::any_of(begin, end, [](const Fiber& fiber) { return fiber.state == State::looking_again; });
+    if (some_wait || all(State::returned)) return false;
+    blockIdx = dim3(first_block_ + first / blockDim.x);
+    if (!all(State::at_barrier)) fail("deadlock");
+    if (!std::all_of(begin, end, [&](const Fiber& fiber) { return same(fiber.where, begin->where); }))
+      fail("divergent barrier");
+    for (auto fiber = begin; fiber != end; ++fiber) fiber->state = State::ready;
+    return true;
   }
 
   static bool same(const std::source_location& a, const std::source_location& b) {
@@ -258,8 +316,10 @@ class Machine {
   }
   static std::string describe(const Fiber& fiber) {
     if (fiber.state == State::returned) return "returned";
+    if (fiber.state == State::ready) return "ready";
     const std::string at = std::string(fiber.where.file_name()) + ":" + std::to_string(fiber.where.line());
     if (fiber.state == State::at_barrier) return "waits in __syncthreads at " + at;
+    if (fiber.state == State::looking_again) return "looks again at " + at;
     return "waits in a shuffle at " + at;
   }
 
@@ -272,6 +332,10 @@ class Machine {
   std::vector<Fiber> fibers_;
   const std::function<void()>* body_ = nullptr;
   ucontext_t scheduler_{};
+  std::vector<std::vector<std::max_align_t>> shared_;  // of each block that runs
+  std::map<const void*, std::vector<Copy>> copies_;
+  const char* fault_ = nullptr;  // of the last thread that ran
+  unsigned first_block_ = 0, idle_rounds_ = 0;
   unsigned current_ = 0, stacks_ = 0;
   char* stack_memory_ = nullptr;
   std::uint64_t random_ = 1;
@@ -309,7 +373,13 @@ T __shfl_xor_sync(unsigned mask, T value, unsigned bits_,
   return value;
 }
 
+// Threads of a warp, all of them.
+inline void __syncwarp(const std::source_location& where = std::source_location::current()) {
+  host_cuda::Machine::get().shuffle(~0u, 0, threadIdx.x, where);
+}
+
 inline int max(int a, int b) { return a > b ? a : b; }
+inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 
 // Ties to even; NaN is 0, and what does not fit the nearest that does.
 inline int __float2int_rn(float value) {
@@ -330,3 +400,61 @@ T atomicMin(T* target, T value) {
   *target = std::min(old, value);
   return old;
 }
+
+namespace aisec_fast::cuda {
+namespace {
+
+// What src/cuda/together.hpp has for GPUs. Copies are done by whoever waits for them, no earlier: what is missing is
+// missed.
+inline unsigned char* dynamic_shared() { return host_cuda::Machine::get().shared(); }
+
+constexpr int together_from = 90;
+
+struct Arrivals {
+  std::uint32_t phase, bytes;  // announced in it, plus 1; or 0
+};
+
+inline void prepare(Arrivals& arrivals) { arrivals = {0, 0}; }
+
+inline void announce(Arrivals& arrivals, unsigned bytes) {
+  if (arrivals.bytes != 0) host_cuda::Machine::get().fault("arrivals are announced twice in a phase");
+  arrivals.bytes = bytes + 1;
+}
+
+inline void bring(void* to, const void* from, unsigned bytes, Arrivals& arrivals) {
+  if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from) | bytes) % 16 != 0)
+    host_cuda::Machine::get().fault("a copy that is not in sixteens");
+  host_cuda::Machine::get().copies()[&arrivals].push_back({to, from, bytes});
+}
+
+inline void wait_for_arrivals(Arrivals& arrivals, unsigned phase,
+                              const std::source_location& where = std::source_location::current()) {
+  if (arrivals.phase > phase + 1) host_cuda::Machine::get().fault("a wait for a phase that is long over");
+  while (arrivals.phase == phase && arrivals.bytes == 0) host_cuda::Machine::get().look_again(where);
+  if (arrivals.phase != phase) return;
+  std::uint32_t bytes = 1;
+  for (const host_cuda::Copy& copy : host_cuda::Machine::get().copies()[&arrivals]) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    bytes += copy.bytes;
+  }
+  if (bytes != arrivals.bytes) host_cuda::Machine::get().fault("other bytes have come than were announced");
+  host_cuda::Machine::get().copies()[&arrivals].clear();
+  arrivals = {phase + 1, 0};
+}
+
+inline void publish(double* place, double value) {
+  *place = value;
+  host_cuda::Machine::get().published();
+}
+inline double published(const double* place) { return *place; }
+inline bool is_unpublished(double value) {
+  std::uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits == ~std::uint64_t{0};
+}
+inline void look_again(const std::source_location& where = std::source_location::current()) {
+  host_cuda::Machine::get().look_again(where);
+}
+
+}  // namespace
+}  // namespace aisec_fast::cuda

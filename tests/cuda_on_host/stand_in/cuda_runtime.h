@@ -1,18 +1,35 @@
 #pragma once
-// Stands in for the CUDA runtime when g++ compiles our .cu files: two GPUs with one processor each, memory from malloc,
-// and every stream runs its work at once. It notes where the work went.
+// Stands in for the CUDA runtime when g++ compiles our .cu files: two GPUs of a few processors, memory from malloc, and
+// every stream runs its work at once. It notes where the work went.
 #include <cstdlib>
 
 #include "cuda_on_host.hpp"
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation, cudaErrorCooperativeLaunchTooLarge };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrCooperativeLaunch,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin
+};
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int cooperative;
+  } val;
+};
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
 };
 
 namespace host_cuda {
@@ -21,8 +38,12 @@ inline std::size_t allocations = 0;  // not yet freed
 inline int device = 0;               // the current one
 inline int last_device = -1;         // of the last kernel, and its stream
 inline cudaStream_t last_stream = nullptr;
-inline unsigned waits = 0;      // calls that waited for a stream
-inline bool recording = false;  // a graph, on this stream
+constexpr std::size_t shared_bytes = 227 << 10;  // that a block may have
+inline unsigned processors = 1;                  // of each device
+inline unsigned most_blocks = ~0u;               // that a device holds at once
+inline unsigned together = 0;                    // launches of blocks that wait for one another
+inline unsigned waits = 0;                       // calls that waited for a stream
+inline bool recording = false;                   // a graph, on this stream
 inline cudaStream_t recorded = nullptr;
 }  // namespace host_cuda
 
@@ -62,9 +83,32 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 inline const char* cudaGetErrorString(cudaError_t) { return "an error of the stand-in"; }
 
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 1;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = static_cast<int>(host_cuda::processors);
+      break;
+    case cudaDevAttrCooperativeLaunch:
+      *value = 1;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(host_cuda::shared_bytes);
+      break;
+  }
   return cudaSuccess;
+}
+
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = 90;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
+  return static_cast<std::size_t>(bytes) <= host_cuda::shared_bytes ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 using cudaMemPool_t = int*;  // which device's it is
@@ -137,6 +181,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* launch, void (*kernel)(
   if (launch->gridDim.x == 0 || launch->blockDim.x == 0 || launch->blockDim.x > 1024) return cudaErrorInvalidValue;
   host_cuda::last_device = host_cuda::device;
   host_cuda::last_stream = launch->stream;
-  host_cuda::Machine::get().launch(launch->gridDim.x, launch->blockDim.x, [&] { kernel(arguments...); });
+  const bool together = launch->numAttrs > 0 && launch->attrs[0].val.cooperative != 0;
+  if (together && launch->gridDim.x > host_cuda::most_blocks) return cudaErrorCooperativeLaunchTooLarge;
+  host_cuda::together += together ? 1 : 0;
+  host_cuda::Machine::get().launch(launch->gridDim.x, launch->blockDim.x, launch->dynamicSmemBytes, together,
+                                   [&] { kernel(arguments...); });
   return cudaSuccess;
 }

@@ -15,7 +15,7 @@ from aisec_fast._reference import noise as noise_reference
 from ._kernels import Array, DifferenceError, Operation, Peers, close, contenders, has, same_bits
 from ._measure import Case, Contender, FloorPart
 
-_ROWS = 64
+_ROWS, _MANY_ROWS = 64, 256  # of a batch of less than 2^26 values, and of others
 _BOUND = _MULTIPLIER = 1.0
 _SEED = 7
 _CHECKED = 192  # noisy values compared with the big-integer reference, about a millisecond each
@@ -26,7 +26,8 @@ def cases(sizes: list[int], threads: list[int]) -> Iterator[Case]:
     """``per_sample_norms``, ``clip_and_sum`` and ``private_sum``."""
     for operation in ("per_sample_norms", "clip_and_sum", "private_sum"):
         for size in sizes:
-            shape = (_ROWS, size // _ROWS)
+            rows = _ROWS if size < 2**26 else _MANY_ROWS
+            shape = (rows, size // rows)
             for count in threads:
                 yield Case("clipping", operation, shape, "float32", count, size, 4, partial(_prepare, operation, shape))
 
