@@ -156,10 +156,11 @@ def test_non_reentrant_checkpointing() -> None:
 
 
 def test_noise_variance_of_each_parameter() -> None:
-    """A step without a backward releases noise alone: chi-square of each parameter, two-sided at FALSE_ALARM."""
+    """A step on no samples releases noise alone: chi-square of each parameter, two-sided at FALSE_ALARM."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(100, 80), nn.LayerNorm(80), nn.Linear(80, 60, bias=False))
     _, _, optimizer, _ = private(model, noise_multiplier=1.3, max_grad_norm=0.5, poisson_sampling=False)
+    model(torch.zeros(0, 100))
     with pytest.warns(UserWarning, match="did not come from the loader"):
         optimizer.step()
     step = next(iter(optimizer._optimizer_step_pre_hooks.values()))
@@ -199,6 +200,7 @@ def test_fresh_noise_every_step() -> None:
     _, model, optimizer, _ = private()
     grads = []
     for _ in range(2):
+        model(torch.zeros(0, 1, 6, 6))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optimizer.step()

@@ -121,7 +121,7 @@ class GradientCanaries:
 
     def _after(self, _optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         """Post-hook of the optimizer: score the release, if this was the last part of a batch."""
-        if any(group.place.parameter.grad is None for group in self._groups):
+        if self._step.going_on or any(group.place.parameter.grad is None for group in self._groups):
             return
         self.steps += 1
         for group in self._groups:

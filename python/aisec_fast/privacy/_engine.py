@@ -183,7 +183,7 @@ class PrivacyEngine:
         samples.watch(module)
         optimizer.register_step_pre_hook(step)
         optimizer.register_step_post_hook(step.after)
-        _drop_on_zero_grad(optimizer, recorder)
+        _drop_on_zero_grad(optimizer, step)
         self.noise_multiplier = multiplier
         self._steps.append(step)
         return module, optimizer, loader
@@ -323,14 +323,15 @@ class _Account:
             self.budget.spend(self.mechanism.noise_multiplier, rate, times)
 
 
-def _drop_on_zero_grad(optimizer: Optimizer, recorder: _recording.Recorder) -> None:
+def _drop_on_zero_grad(optimizer: Optimizer, step: PrivateStep) -> None:
     """zero_grad also forgets a backward pass that no step used, as it would forget its gradients."""
     original = optimizer.zero_grad
 
     @functools.wraps(original)
     def zero_grad(*args: Any, **kwargs: Any) -> None:
-        recorder.drop()
+        step.recorder.drop()
         original(*args, **kwargs)
+        step.written.accept()
 
     optimizer.zero_grad = zero_grad  # type: ignore[method-assign]
 

@@ -8,6 +8,7 @@ backward of its own. The sums over the batch that a plain backward would leave i
 
 from __future__ import annotations
 
+import enum
 import math
 import sys
 import threading
@@ -126,6 +127,14 @@ class Trial:
         self.without_samples: set[int] = set()  # identities of embeddings that were not called with a row for each
 
 
+class Seen(enum.Enum):
+    """What layers have been called with in training since the last ``drop``."""
+
+    NOTHING = enum.auto()  # they have not
+    NO_SAMPLES = enum.auto()
+    SAMPLES = enum.auto()
+
+
 class Recorder:
     """The uses in one backward pass. A second pass before they are taken is an error that stays until ``drop``.
 
@@ -144,7 +153,7 @@ class Recorder:
         self.samples: int | None = None  # of the model's forward that runs
         self.expanded: set[int] = set()  # identities of layers that get a row for each sample
         self.trial: Trial | None = None
-        self.ran = False  # whether a layer has been called with samples since the last ``drop``
+        self.seen = Seen.NOTHING
         self.trained: dict[int, nn.Parameter] = {}  # all parameters whose gradients are recorded, by identity
         self.frozen: set[int] = set()  # identities of parameters of layers whose forward runs
         # An input of the tap that requires grad: a layer whose own input requires none is recorded too.
@@ -164,7 +173,9 @@ class Recorder:
     def called(self, layer: CoveredLayer, output: Tensor) -> None:
         """A training forward of ``layer`` happened."""
         self._forwards[id(layer)] += 1
-        self.ran = self.ran or output.numel() > 0
+        if self.seen is not Seen.SAMPLES:
+            self.seen = Seen.SAMPLES if output.numel() else Seen.NO_SAMPLES
+        self._check_not_captured(output)
 
     def taken(self, gradient: Tensor) -> Tensor:
         """``gradient`` as it came back to a layer, with values in memory as they are; one that has several is refused."""
@@ -185,6 +196,7 @@ class Recorder:
                 "(reentrant checkpointing also makes several passes: use_reentrant=False)"
             )
         self._pass = number
+        self._check_not_captured(gradient)
         if gradient.is_cuda:  # autograd runs a layer's backward on the stream of its forward
             self._streams.add(torch._C._cuda_getCurrentStream(gradient.get_device()))
         memory = partial(self._memory.take, layer) if self.lasting else None
@@ -235,6 +247,15 @@ class Recorder:
             activation, statistics = activation.to(dtype), None
         return Record(activation, gradient if gradient.dtype == dtype else gradient.to(dtype), statistics)
 
+    def _check_not_captured(self, values: Tensor) -> None:
+        """A recording of the user's is replayed without the engine: what it records here would be all it ever sees."""
+        if _is_captured(values):
+            self.fail(
+                "a private model cannot train inside a CUDA graph (torch.cuda.graph, torch.cuda.make_graphed_callables): its "
+                "replays would go past the engine, and steps would be noise alone. What norms and sums cost is recorded by "
+                "the engine itself (its argument cuda_graph)"
+            )
+
     def fail(self, message: str) -> NoReturn:
         """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""
         self._uses.clear()
@@ -257,11 +278,15 @@ class Recorder:
 
     def drop(self) -> None:
         """Forget everything, also a failure."""
-        self._uses, self._pass, self._failure, self.ran = [], None, None, False
+        self._uses, self._pass, self._failure, self.seen = [], None, None, Seen.NOTHING
         self._forwards.clear()
         self._streams.clear()
         self._memory.busy.clear()
         self._layouts.busy.clear()
+
+
+def _is_captured(values: Tensor) -> bool:
+    return values.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def is_alone(tensor: Tensor) -> bool:
@@ -487,6 +512,11 @@ class Freeze:
         for name, parameter in self.layer.parameters.items():
             thawed = parameter.requires_grad or id(parameter) in self.recorder.frozen
             if module._parameters.get(name) is not parameter or not thawed:
+                if module is not self.layer.module:
+                    raise PrivacyError(
+                        f"a copy of module {self.layer.name!r} with parameters of its own (a replica of DataParallel's) ran in "
+                        "training, past the engine: train the module that make_private has returned, on one device"
+                    )
                 raise changed(f"{self.layer.name}.{name}".lstrip("."))
         if type(module) is not self.type:
             raise PrivacyError(f"module {self.layer.name!r} has another type since make_private")

@@ -100,13 +100,21 @@ class Tally:
             )
         self._waiting.append(part)
 
+    def has_empty(self) -> bool:
+        """Whether a batch or part without records waits for its step."""
+        return any(part.records == 0 for part in self._waiting)
+
     def next(self, samples: int) -> Part:
         """A step on ``samples`` happens: what it works on. Without a waiting batch of the loader it is one from elsewhere.
 
-        A batch of fewer records than that was left out by the loop: the next one is meant.
+        A batch of fewer records than that was left out by the loop: the next one is meant. No samples: an empty one, if there is.
         """
         if not self._waiting:
             return Part(first=True, last=True, from_loader=False)
+        if not samples and self.has_empty():
+            part = next(part for part in self._waiting if part.records == 0)
+            self._waiting.remove(part)
+            return part
         part = self._waiting.popleft()
         while self._waiting and part.records is not None and part.records < samples:
             part = self._waiting.popleft()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,9 +34,10 @@ from ._layers import (
 )
 from ._precision import full_precision
 from ._probe import RowProbe
-from ._recording import Recorder, Use, are_ours, changed
+from ._recording import Recorder, Seen, Use, are_ours, changed
 from ._replays import Replays
 from ._sampling import Part, Tally
+from ._written import Written
 
 
 @dataclass
@@ -70,6 +73,7 @@ class PrivateStep:
         self.tally, self.book = tally, book
         self.trainable = trainable(module)
         self.size = sum(p.numel() for p in self.trainable.values())
+        self.written = Written(self.trainable)
         self.float_charge = 0.0  # the largest so far, as a part of max_grad_norm
         self.sums: Sums | None = None  # of a logical batch whose last part has not come
         self.sigma: float = 0.0
@@ -80,6 +84,9 @@ class PrivateStep:
         self.forms: dict[str, str] = {}
         # Each gives uses of layers by samples that no data set holds, for every logical batch: canaries of an audit.
         self.guests: list[Callable[[], list[Use]]] = []
+        # The call of the optimizer's step that goes on. Its class may call the step of the one it is made from, and torch calls
+        # the hooks for that one, too.
+        self.going_on: FrameType | None = None
         self._means: dict[nn.Parameter, Tensor] = {}
         self._charged: dict[int, list[Rounding]] | None = None  # the latest roundings, of one part, that are paid for
         # What of the module and of the optimizer was trainable when they were last looked at by name. The objects, not
@@ -115,12 +122,13 @@ class PrivateStep:
                 "account for it. What norms and sums cost is recorded by the engine itself (its argument cuda_graph)"
             )
         self._check_same(optimizer)
-        ran, uses = self.recorder.ran, self.recorder.take()
-        if ran and not uses:
-            raise PrivacyError(
-                "the model has run, but no gradient has come back to a layer of it: call backward() of a loss of its output, "
-                "without inputs= (those of a private model are not in the graph)"
-            )
+        if self.going_on is not None and _is_called_from(self.going_on):
+            return  # the noisy mean is in .grad already
+        self.going_on = None
+        self.written.check()
+        seen, uses = self.recorder.seen, self.recorder.take()
+        if not uses:
+            self._check_nothing(seen)
         part = self.tally.next(uses[0].batch if uses else 0)
         with torch.no_grad():
             for parameter in self.trainable.values():
@@ -145,6 +153,7 @@ class PrivateStep:
                 self._release(optimizer, sums, part.from_loader)
             else:
                 self.sums = sums
+        self.going_on = sys._getframe(1)
 
     def _check_same(self, optimizer: Optimizer) -> None:
         """Raise PrivacyError if parameters were frozen, added or exchanged since make_private."""
@@ -153,6 +162,22 @@ class PrivateStep:
         if self._same is None or len(now) != len(self._same) or not all(map(operator.is_, now, self._same)):
             check_same(trainable(self.module), self.trainable, optimizer)
             self._same = now
+
+    def _check_nothing(self, seen: Seen) -> None:
+        """Raise PrivacyError unless a step without gradients is one on no records: it would release noise alone."""
+        if seen is Seen.SAMPLES:
+            raise PrivacyError(
+                "the model has run, but no gradient has come back to a layer of it: call backward() of a loss of its output, "
+                "without inputs= (those of a private model are not in the graph)"
+            )
+        if seen is Seen.NOTHING and not self.tally.has_empty():
+            raise PrivacyError(
+                "since the last step no layer of the model has run in training, and the loader has handed out no empty batch: "
+                "this step would be noise alone. Either there was no forward and backward pass, or zero_grad() came after it, "
+                "or it went past the engine's hooks (a CUDA graph of your own, torch.cuda.make_graphed_callables, "
+                "torch.func with another copy of the model). Call the model that make_private has returned, and leave "
+                "recording to the engine (its argument cuda_graph); run the model on batches without samples, too"
+            )
 
     def _release(self, optimizer: Optimizer, sums: Sums, from_loader: bool) -> None:
         """Book the step, add the noise and take the mean; take the optimizer's step too where a kernel does it all."""
@@ -178,11 +203,15 @@ class PrivateStep:
             _optimizers.noisy_means(totals.values(), noise, mechanism.divisor)
             for parameter, mean in totals.items():
                 parameter.grad = mean
+            self.written.accept()
 
     def after(self, _optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         """Post-hook: show the noisy means that a fused step has used."""
+        if self.going_on is sys._getframe(1):
+            self.going_on = None
         for parameter, mean in self._means.items():
             parameter.grad = mean
+        self.written.accept()
         if not self.recorder.lasting:
             self._means = {}
 
@@ -397,6 +426,14 @@ def measured(uses: list[tuple[str, Use]], batch: int, parameter: Tensor) -> Norm
         error += _charges.gamma(use.rule.terms(name) + len(uses), parameter.dtype) * length
     upper = (squares.sqrt() + error).square()
     return Norms(upper, torch.maximum(lengths.square(), upper))
+
+
+def _is_called_from(call: FrameType) -> bool:
+    """Whether ``call`` is one of those that lead here."""
+    frame = sys._getframe(1).f_back
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is call
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
