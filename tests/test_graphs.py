@@ -3,10 +3,11 @@ padded, tried, dropped and freed. Real graphs are tested in test_gpu_attacks.py.
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -332,6 +333,35 @@ def test_an_error_on_the_way_gives_the_memory_back(fake: Fake) -> None:
         adversarial.pgd(*batch(), eps=0.1, steps=20, progress=stop)
     assert fake.replays == 6
     assert not fake.open
+
+
+def test_an_error_on_the_way_leaves_no_tensor_in_a_cycle(fake: Fake) -> None:
+    """Memory of a GPU would be held until Python looks for garbage, which it may not do for long."""
+
+    def stop(step: int, _total: int, _fooled: int | None) -> None:
+        if step == 7:
+            raise KeyboardInterrupt
+
+    def attack(**options: Any) -> None:
+        adversarial.pgd(model, x, y, eps=0.1, steps=20, seed=0, **options)
+
+    def tensors() -> int:
+        return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
+
+    model, x, y = batch()
+    attack()
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        attack()
+        assert tensors() == before
+        with suppress(KeyboardInterrupt):
+            attack(progress=stop)
+        assert tensors() == before
+    finally:
+        gc.enable()
+    assert len(fake.rows) == 3
 
 
 def test_nan_is_found_in_replays(fake: Fake) -> None:
