@@ -141,3 +141,93 @@ def test_frozen_parameters_stay_untouched_by_a_fused_step() -> None:
     train(model, optimizer, loader)
     assert torch.equal(model[0].weight, before)
     assert model[0].weight.grad is None
+
+
+def _without(*keys: Any) -> Callable[[Any], None]:
+    def alter(state: Any) -> None:
+        *way, last = keys
+        for key in way:
+            state = state[key]
+        del state[last]
+
+    return alter
+
+
+def _with(value: Any, *keys: Any) -> Callable[[Any], None]:
+    def alter(state: Any) -> None:
+        *way, last = keys
+        for key in way:
+            state = state[key]
+        state[last] = value
+
+    return alter
+
+
+ALTERED: list[tuple[str, Callable[[Any], None], str]] = [
+    ("adam", _without("param_groups"), r"^state_dict has no 'param_groups'$"),
+    ("adam", _without("state"), r"^state_dict has no 'state'$"),
+    ("adam", _with("no", "state"), r"^state_dict\['state'\] is a str, expected a Mapping$"),
+    ("adam", _with(3, "state", 1), r"^state_dict\['state'\]\[1\] is a int, expected a dict$"),
+    ("adam", _without("state", 0, "exp_avg_sq"), r"^state_dict\['state'\]\[0\] has no 'exp_avg_sq'$"),
+    ("adamw, amsgrad", _without("state", 1, "max_exp_avg_sq"), r"\[1\] has no 'max_exp_avg_sq'$"),
+    ("adam", _with(None, "state", 0, "exp_avg"), r"\['exp_avg'\] is a NoneType, expected a Tensor$"),
+    ("adam", _with(torch.zeros(5), "state", 1, "exp_avg"), r"\['exp_avg'\] has shape \(5,\), expected \(3,\) as its"),
+    ("adam", _without("state", 0, "step"), r"\[0\] has no 'step'$"),
+    ("adam", _with(torch.zeros(3), "state", 0, "step"), r"\['step'\] is a tensor of shape \(3,\), expected a number$"),
+    ("adam", _with(torch.tensor(float("nan")), "state", 0, "step"), r"\['step'\] is nan, expected 0 or above$"),
+    ("adam", _with(-2, "state", 0, "step"), r"\['step'\] is -2\.0, expected 0 or above$"),
+    ("adam", _with("no", "param_groups", 0, "lr"), r"\['lr'\] is a str, expected a number$"),
+    ("adam", _without("param_groups", 0, "eps"), r"^state_dict\['param_groups'\]\[0\] has no 'eps'$"),
+    ("adam", _with("no", "param_groups", 0, "betas"), r"\['betas'\] is a str, expected a Sequence$"),
+    ("adam", _with((0.9,), "param_groups", 0, "betas"), r"\['betas'\] has 1 entries, expected 2$"),
+    ("adam", _with((0.9, "x"), "param_groups", 0, "betas"), r"\['betas'\] is a str, expected a number$"),
+    ("momentum", _without("param_groups", 0, "momentum"), r"\[0\] has no 'momentum'$"),
+    ("momentum", _with(torch.zeros(7), "state", 0, "momentum_buffer"), r"\['momentum_buffer'\] has shape \(7,\), expected"),
+    ("momentum", _with("no", "state", 0, "momentum_buffer"), r"\['momentum_buffer'\] is a str, expected a Tensor$"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "alter", "match"), ALTERED)
+def test_altered_states_are_refused_when_they_are_loaded(name: str, alter: Callable[[Any], None], match: str) -> None:
+    model = small_model()
+    optimizer = FUSED[name](model.parameters())
+    engine, _, _, loader = private(model, optimizer=optimizer)
+    train(model, optimizer, loader)
+    state = copy.deepcopy(optimizer.state_dict())
+    alter(state)
+    with pytest.raises((TypeError, ValueError), match=match):
+        optimizer.load_state_dict(state)
+    train(model, optimizer, loader)  # nothing was loaded
+    assert engine._ledger.spent.total() == 10
+
+
+def test_altered_states_from_before_make_private() -> None:
+    """Nothing is booked for them."""
+    model = small_model()
+    optimizer = FUSED["adam"](model.parameters())
+    model(torch.ones(2, 1, 6, 6)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    del optimizer.state[model[0].bias]["exp_avg"]
+    with pytest.raises(ValueError, match=r"^optimizer\.state_dict\(\)\['state'\]\[1\] has no 'exp_avg'$"):
+        private(model, optimizer=optimizer)
+
+
+def test_states_that_are_whole_enough() -> None:
+    """Parameters without a state, buffers that are not there yet, numbers as tensors or the other way round."""
+    for name, alter in (
+        ("adam", _without("state", 0)),
+        ("adam", _with(7, "state", 0, "step")),
+        ("adam", _with(torch.tensor(0.1), "param_groups", 0, "lr")),
+        ("momentum", _without("state", 0, "momentum_buffer")),
+        ("momentum", _with(None, "state", 0, "momentum_buffer")),
+        ("momentum", _without("param_groups", 0, "nesterov")),
+    ):
+        model = small_model()
+        optimizer = FUSED[name](model.parameters())
+        _, _, _, loader = private(model, optimizer=optimizer)
+        train(model, optimizer, loader)
+        state = copy.deepcopy(optimizer.state_dict())
+        alter(state)
+        optimizer.load_state_dict(state)
+        train(model, optimizer, loader)

@@ -593,6 +593,27 @@ def test_clip_schedules() -> None:
                 schedule.step()
 
 
+@pytest.mark.parametrize(
+    ("state", "match"),
+    [
+        ([], "^state_dict is a list, expected a dict$"),
+        ({"base": 1.0}, "^state_dict has no 'last_epoch'$"),
+        ({"last_epoch": 1}, "^state_dict has no 'base'$"),
+        ({"base": "1", "last_epoch": 1}, r"^state_dict\['base'\] is a str, expected a real number$"),
+        ({"base": 1.0, "last_epoch": 1.5}, r"^state_dict\['last_epoch'\] is a float, expected an integer$"),
+        ({"base": -1.0, "last_epoch": 3}, "^noise_multiplier is -0.5, expected 0 or above$"),
+    ],
+)
+def test_altered_states_of_schedules(state: Any, match: str) -> None:
+    """Nothing is taken over."""
+    schedule = schedulers.StepNoise(private(noise_multiplier=2.0)[2], step_size=2, gamma=0.5)
+    with pytest.raises((TypeError, ValueError), match=match):
+        schedule.load_state_dict(state)
+    schedule.step()
+    assert schedule.mechanism.noise_multiplier == 2.0
+    assert schedule.state_dict() == {"base": 2.0, "last_epoch": 1}
+
+
 def test_schedules_refuse_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="optimizer is not private"):
         schedulers.ExponentialNoise(torch.optim.SGD(small_model().parameters(), lr=0.1), gamma=0.9)

@@ -120,10 +120,16 @@ class Checkpoint:
                 f"checkpoint {str(self.path)!r} belongs to another evaluation (the model, x, y or a setting differs); "
                 "give another path, or remove the file"
             )
+        try:
+            stages = [Stage(**stage) for stage in about["stages"]]
+            notes = {name: _apgd.Notes(**note) for name, note in about["notes"].items()}
+        except (TypeError, AttributeError) as error:
+            raise self._not_whole(error) from error
+        for name, like in (("fooled_at", state.fooled_at), ("fooled_by", state.fooled_by)):
+            if arrays[name].shape != like.shape:
+                raise self._not_whole(f"{name} has shape {arrays[name].shape}, expected {like.shape}")
         state.fooled_at, state.fooled_by, state.open_ = arrays["fooled_at"], arrays["fooled_by"], arrays["open"]
-        state.stages = [Stage(**stage) for stage in about["stages"]]
-        state.parts_done = about["parts_done"]
-        state.notes = {name: _apgd.Notes(**note) for name, note in about["notes"].items()}
+        state.stages, state.notes, state.parts_done = stages, notes, about["parts_done"]
         _rows.put(state.x_adv, arrays["fooled"], _rows.from_host(arrays["adv"], state.x_adv))
 
     def _read(self) -> dict[str, npt.NDArray[Any]]:
@@ -131,12 +137,20 @@ class Checkpoint:
             with self.path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in ("about", "fooled_at", "fooled_by", "open", "fooled", "adv")}
         except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"checkpoint {str(self.path)!r} is not a whole checkpoint of an evaluation: {error}"
-            ) from error
+            raise self._not_whole(error) from error
 
     def _about(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
-        about: dict[str, Any] = json.loads(arrays["about"].tobytes())
+        try:
+            about: dict[str, Any] = dict(json.loads(arrays["about"].tobytes()))
+        except (ValueError, TypeError) as error:
+            raise self._not_whole(error) from error
         if about.get("format") != _FORMAT:
             raise ValueError(f"checkpoint {str(self.path)!r} has format {about.get('format')!r}, expected {_FORMAT!r}")
+        kinds = {"bound_to": str, "seed": str, "stages": list, "parts_done": int, "notes": dict}
+        for name, kind in kinds.items():
+            if not isinstance(about.get(name), kind):
+                raise self._not_whole(f"{name} is a {type(about.get(name)).__name__}, expected a {kind.__name__}")
         return about
+
+    def _not_whole(self, reason: object) -> ValueError:
+        return ValueError(f"checkpoint {str(self.path)!r} is not a whole checkpoint of an evaluation: {reason}")

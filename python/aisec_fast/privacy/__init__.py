@@ -20,6 +20,7 @@ _expanding     embeddings of positions and parameters beside samples get a row f
 _probe         do samples mix
 _sampling      Poisson sampling of batches, their parts, and the count of what the loader handed out
 _batch_memory  ``BatchMemoryManager``
+_checkpoints   what is loaded into an optimizer
 _written       gradients in ``.grad`` that the engine did not make
 _step          clip, sum, book, add noise, hand ``.grad`` to the user's optimizer
 _engine        the public class that puts them together

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from .. import _backends, _checks, accounting, noise
 from .._errors import PrivacyError, UnsupportedModuleError
 from .._sources import Source, chosen
-from . import _attaching, _charges, _native, _recording, _sampling
+from . import _attaching, _charges, _checkpoints, _native, _recording, _sampling
 from ._clip import CLIPPINGS, checked_norm
 from ._coverage import CoveredLayer, examine
 from ._expanding import Samples
@@ -183,6 +183,7 @@ class PrivacyEngine:
         samples.watch(module)
         optimizer.register_step_pre_hook(step)
         optimizer.register_step_post_hook(step.after)
+        optimizer.register_load_state_dict_pre_hook(_checkpoints.check_state)
         _drop_on_zero_grad(optimizer, step)
         self.noise_multiplier = multiplier
         self._steps.append(step)
@@ -415,3 +416,4 @@ def _check_optimizer(module: nn.Module, parameters: dict[str, nn.Parameter], opt
         raise ValueError(f"optimizer has a parameter of shape {shape} that is not the module's")
     if any(isinstance(hook, PrivateStep) for hook in optimizer._optimizer_step_pre_hooks.values()):
         raise ValueError("optimizer is already private; make a new one")
+    _checkpoints.check_state(optimizer, optimizer.state_dict(), "optimizer.state_dict()")

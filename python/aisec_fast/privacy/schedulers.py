@@ -9,7 +9,7 @@ mechanism, so change the noise between passes only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -45,9 +45,21 @@ class _Scheduler:
         return {"base": self.base, "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
-        self.base, self.last_epoch = float(state_dict["base"]), int(state_dict["last_epoch"]) - 1
-        self.step()
+        """Go on where ``state_dict`` was taken; TypeError or ValueError with the field's name, and nothing is changed then."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict is a {type(state_dict).__name__}, expected a dict")
+        for name in ("base", "last_epoch"):
+            if name not in state_dict:
+                raise ValueError(f"state_dict has no {name!r}")
+        base = _checks.real(state_dict["base"], "state_dict['base']")
+        last_epoch = _checks.whole(state_dict["last_epoch"], "state_dict['last_epoch']")
+        before = self.base, self.last_epoch
+        self.base, self.last_epoch = base, last_epoch - 1
+        try:
+            self.step()
+        except Exception:
+            self.base, self.last_epoch = before
+            raise
 
 
 class _Noise(_Scheduler):
