@@ -600,6 +600,35 @@ def test_nan_logits_are_named() -> None:
         evaluate(model, X, Y, eps=0.1, attacks="apgd-ce")
 
 
+ALTERED: list[tuple[dict[str, Any], str]] = [
+    ({"stages": 3}, "stages is a int, expected a list"),
+    ({"stages": [{"eps": 0.1}]}, "missing 2 required positional arguments: 'attack' and 'samples'"),
+    ({"notes": {"apgd-ce": {"no": 1}}}, "unexpected keyword argument 'no'"),
+    ({"parts_done": None}, "parts_done is a NoneType, expected a int"),
+    ({"bound_to": None}, "bound_to is a NoneType, expected a str"),
+    ({"fooled_at": np.zeros(3)}, r"fooled_at has shape \(3,\), expected \(4,\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "match"), ALTERED)
+def test_altered_checkpoints_name_the_field(change: dict[str, Any], match: str, tmp_path: Path) -> None:
+    path = tmp_path / "state.npz"
+    options: dict[str, Any] = {"eps": 0.1, "attacks": "apgd-ce", "seed": 0, "checkpoint": path}
+    model = Returns(lambda z: z)
+    evaluate(model, X, Y, **options)
+    with np.load(path) as file:
+        arrays = dict(file)
+    about = json.loads(arrays["about"].tobytes())
+    for name, value in change.items():
+        if name in arrays:
+            arrays[name] = value
+        else:
+            about[name] = value
+    np.savez(path, **{**arrays, "about": np.frombuffer(json.dumps(about).encode(), np.uint8)})
+    with pytest.raises(ValueError, match=f"is not a whole checkpoint of an evaluation: .*{match}"):
+        evaluate(model, X, Y, **options)
+
+
 def test_states_are_plain_files(tmp_path: Path) -> None:
     """Nothing in a checkpoint is ever unpickled."""
     path = tmp_path / "state.npz"
