@@ -935,14 +935,18 @@ def test_replayed_steps_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @on_cuda
 def test_noise_is_not_recorded() -> None:
-    """A CUDA graph of the user's would add the same noise at every replay: private steps, and noise alone, are refused."""
+    """A CUDA graph of the user's would add the same noise at every replay: private steps, and noise alone, are refused. So are
+    a forward and backward pass, whose replays the engine would not see."""
     run = Run(DEVICE, dtype=torch.float32, check_rows=False, options={"momentum": 0.9})
     x, y = torch.randn(6, 1, 6, 6, device=DEVICE), torch.zeros(6, dtype=torch.long, device=DEVICE)
     stream = torch.cuda.Stream()
 
-    def step() -> None:
+    def passes() -> None:
         run.optimizer.zero_grad()
         nn.functional.cross_entropy(run.model(x), y).backward()
+
+    def step() -> None:
+        passes()
         run.optimizer.step()
 
     with warnings.catch_warnings(), torch.cuda.stream(stream):
@@ -950,7 +954,13 @@ def test_noise_is_not_recorded() -> None:
         for _ in range(4):
             step()
     torch.cuda.synchronize()
-    for work in (step, lambda: noise.add_gaussian(x, 1.0), lambda: noise.add_laplace(x, 1.0, exact=False)):
+    for work in (
+        step,
+        passes,
+        run.optimizer.step,
+        lambda: noise.add_gaussian(x, 1.0),
+        lambda: noise.add_laplace(x, 1.0, exact=False),
+    ):
         graph = torch.cuda.CUDAGraph()
         with pytest.raises((RuntimeError, PrivacyError), match="recorded"), torch.cuda.graph(graph, stream=stream):
             work()
