@@ -4,6 +4,7 @@ beside its private steps goes on."""
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -414,6 +415,44 @@ def test_gradients_that_a_loop_leaves(between: Callable[[Any, Any], None], kind:
         loss(model, batch).backward()
         optimizer.step()
     assert engine._ledger.spent == {(1.0, 0.2): 5}
+
+
+@pytest.mark.parametrize("swaps", [False, True])
+def test_a_module_that_is_converted_between_steps(swaps: bool) -> None:
+    """Its gradients are converted with it."""
+    _, model, optimizer, loader = private(network())
+    batches = iter(loader)
+    train(model, optimizer, [full(batches)])
+    torch.__future__.set_swap_module_params_on_conversion(swaps)
+    try:
+        model.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    x, y = full(batches)
+    loss(model, (x.double(), y)).backward()
+    optimizer.step()
+    assert model[1].weight.grad.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adagrad])
+@pytest.mark.parametrize("memory", ["fast", "low"])
+def test_memory_of_gradients_is_let_go(kind: Any, memory: str) -> None:
+    """By zero_grad; of a fused step with memory="fast" it is the next step's."""
+    model = network()
+    engine = PrivacyEngine(accountant="rdp", memory=memory)
+    _, model, optimizer, loader = private(model, optimizer=kind(model.parameters(), lr=0.1), engine=engine)
+    batches = iter(loader)
+    train(model, optimizer, [full(batches)])
+    gradient, address = weakref.ref(model[1].weight.grad), model[1].weight.grad.data_ptr()
+    if memory == "low":
+        model.zero_grad()
+    else:
+        optimizer.zero_grad()
+    is_held = memory == "fast" and kind is torch.optim.SGD
+    assert (gradient() is not None) == is_held
+    if is_held:
+        train(model, optimizer, [full(batches)])
+        assert model[1].weight.grad.data_ptr() == address
 
 
 def test_what_else_goes_on_between_steps() -> None:

@@ -332,7 +332,8 @@ def _drop_on_zero_grad(optimizer: Optimizer, step: PrivateStep) -> None:
     def zero_grad(*args: Any, **kwargs: Any) -> None:
         step.recorder.drop()
         original(*args, **kwargs)
-        if args or kwargs:  # else there are no gradients any more, which is quicker to see in the step
+        step.written.forget()
+        if args or kwargs:  # else there are no gradients any more
             step.written.accept()
 
     optimizer.zero_grad = zero_grad  # type: ignore[method-assign]

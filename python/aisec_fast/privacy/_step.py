@@ -73,7 +73,7 @@ class PrivateStep:
         self.tally, self.book = tally, book
         self.trainable = trainable(module)
         self.size = sum(p.numel() for p in self.trainable.values())
-        self.written = Written(self.trainable)
+        self.written = Written(self.trainable, recorder.lasting)
         self.float_charge = 0.0  # the largest so far, as a part of max_grad_norm
         self.sums: Sums | None = None  # of a logical batch whose last part has not come
         self.sigma: float = 0.0
@@ -130,6 +130,7 @@ class PrivateStep:
         if not uses:
             self._check_nothing(seen)
         part = self.tally.next(uses[0].batch if uses else 0)
+        self.written.forget()  # whose memory may be used again
         with torch.no_grad():
             for parameter in self.trainable.values():
                 parameter.grad = None  # so that the optimizer changes nothing, unless a release sets it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,28 @@ from .._errors import PrivacyError
 
 
 class Written:
-    """Knows the ``.grad`` that steps have left, so that others stand out."""
+    """Knows the ``.grad`` that steps have left, so that others stand out.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    ``lasting``: whether their memory may be held until the next step. If not they are referred to weakly, and
+    torch.utils.swap_tensors refuses them.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], lasting: bool) -> None:
         self._parameters = parameters
-        # Of each its .grad and that one's version. Not the gradient itself: its memory is the user's to let go.
-        self._left: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self._refer: Callable[[Tensor], Callable[[], Tensor | None]] = _held if lasting else weakref.ref
+        self._left: dict[str, tuple[Callable[[], Tensor | None], int]] = {}  # and their versions
 
     def accept(self) -> None:
         """What stands in ``.grad`` now is known: a step has left it, or zero_grad."""
         self._left = {
-            name: (weakref.ref(gradient), _version(gradient))
+            name: (self._refer(gradient), _version(gradient))
             for name, parameter in self._parameters.items()
             if (gradient := parameter.grad) is not None
         }
+
+    def forget(self) -> None:
+        """Nothing in ``.grad`` is known any more, or held."""
+        self._left = {}
 
     def check(self) -> None:
         """Raise PrivacyError if there is something else; zeros are nothing."""
@@ -48,6 +56,10 @@ class Written:
                 "(a CUDA graph of your own, torch.func, parameters whose hooks were lost), or the loop sets or scales .grad "
                 "itself, which it may do after a step only. Call optimizer.zero_grad() and start the step again"
             )
+
+
+def _held(gradient: Tensor) -> Callable[[], Tensor]:
+    return lambda: gradient
 
 
 def _version(gradient: Tensor) -> int:
