@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import PrivacyError
+
+
+_NOTHING = (lambda: None, 0)  # like a reference to what is gone
 
 
 class Written:
@@ -19,14 +23,13 @@ class Written:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], lasting: bool) -> None:
-        self._parameters = parameters
-        self._refer: Callable[[Tensor], Callable[[], Tensor | None]] = _held if lasting else weakref.ref
-        self._left: dict[str, tuple[Callable[[], Tensor | None], int]] = {}  # and their versions
+        self._parameters, self._lasting = parameters, lasting
+        self._left: dict[str, tuple[Any, int]] = {}  # the gradient or a reference to it, and its version
 
     def accept(self) -> None:
         """What stands in ``.grad`` now is known: a step has left it, or zero_grad."""
         self._left = {
-            name: (self._refer(gradient), _version(gradient))
+            name: (gradient if self._lasting else weakref.ref(gradient), _version(gradient))
             for name, parameter in self._parameters.items()
             if (gradient := parameter.grad) is not None
         }
@@ -41,25 +44,17 @@ class Written:
             gradient = parameter.grad
             if gradient is None:
                 continue
-            left = self._left.get(name)
-            if left is not None and left[0]() is gradient:
-                if _version(gradient) == left[1]:
-                    continue
-                what = "changed in place"
-            else:
-                what = "written"
-            if _is_zero(gradient):
+            left, version = self._left.get(name, _NOTHING)
+            is_left = (left if self._lasting else left()) is gradient
+            if (is_left and _version(gradient) == version) or _is_zero(gradient):
                 continue
+            what = "changed in place" if is_left else "written"
             raise PrivacyError(
                 f"the .grad of parameter {name!r} was {what} since the last step, and not by the engine, which would ignore it: "
                 "a private step makes .grad of what its layers recorded. Either a backward pass went past the engine's hooks "
                 "(a CUDA graph of your own, torch.func, parameters whose hooks were lost), or the loop sets or scales .grad "
                 "itself, which it may do after a step only. Call optimizer.zero_grad() and start the step again"
             )
-
-
-def _held(gradient: Tensor) -> Callable[[], Tensor]:
-    return lambda: gradient
 
 
 def _version(gradient: Tensor) -> int:
