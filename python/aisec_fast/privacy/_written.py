@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .._errors import PrivacyError
 
-
 _NOTHING = (lambda: None, 0)  # like a reference to what is gone
 
 
