@@ -599,17 +599,6 @@ def test_changes_after_make_private_are_noticed(change: Any) -> None:
 # --------------------------------------------------------------------------------------------------- bad input
 
 
-class OwnForward(nn.Module):
-    """A layer, and a parameter of another shape than one for each sample."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.scale = nn.Linear(4, 2), nn.Parameter(torch.ones(1, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) * self.scale
-
-
 class Stream(IterableDataset[Any]):
     """Records without an index."""
 
@@ -661,12 +650,10 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
     ),
     "lstm": (lambda: nn.LSTM(4, 2), r"'weight_ih_l0'.*\(LSTM\).*supported layers: Linear"),
     "attention": (lambda: nn.MultiheadAttention(4, 2), r"'in_proj_weight'.*MultiheadAttention"),
-    "parameter beside layers": (OwnForward, r"'scale'.*OwnForward.*a module of its own"),
     "a parametrization of the user's": (
         with_own_parametrization,
         r"'(layer\.)?parametrizations.weight.0.factor'.*LowRank",
     ),
-    "two inputs": (lambda: nn.Bilinear(2, 2, 2), r"'weight'.*Bilinear"),
     "instance forward": (with_instance_forward, r"'weight'.*Linear"),
     "direct parameter": (with_direct_parameter, r"'scale'.*Sequential"),
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)), "original0"),

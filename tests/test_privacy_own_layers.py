@@ -112,11 +112,6 @@ class Calls(nn.Module):
         return self.call(self.layer, self.first(x))
 
 
-class Added(Scale):
-    def forward(self, x: Tensor, other: Any = None) -> Tensor:
-        return self.gamma * x if other is None else self.gamma * x + other
-
-
 REFUSED: dict[str, tuple[Any, str]] = {
     "mixes samples": (lambda: nn.Sequential(nn.Linear(6, 5), Centred(5)), "Centred has no rule.*differ"),
     "is random": (lambda: nn.Sequential(nn.Linear(6, 5), Dropping(5)), "Dropping has no rule.*deterministic"),
@@ -124,11 +119,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "depends on the batch's size": (lambda: nn.Sequential(nn.Linear(6, 5), Batched(5)), "Batched has no rule.*differ"),
     "is not by name": (lambda: nn.Sequential(nn.Linear(6, 5), Listed(5)), "Listed has no rule.*differ"),
     "gives two tensors": (lambda: Calls(Two(5), lambda f, x: f(x)[0]), "'layer' has no rule.*gave tuple"),
-    "takes two": (
-        lambda: Calls(Added(5), lambda f, x: f(x, x)),
-        r"'layer' has no rule.*called with \(Tensor, Tensor\)",
-    ),
-    "takes a number": (lambda: Calls(Added(5), lambda f, x: f(x, other=2)), r"called with \(Tensor, int\)"),
 }
 
 

@@ -19,8 +19,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 from .._errors import UnsupportedModuleError
 from ._attention import MultiheadAttention
 from ._layers import LayerGradients
+from ._other_layers import BroadcastGradients
 from ._recurrent import GRU, LSTM, RNN
-from ._rules import find_rule, refusal, rule_for_parameter, supported_names
+from ._rules import find_rule, refusal, rules_of_its_own, supported_names
 from ._stand_in import Made, StandIn
 
 STAND_INS: tuple[type[StandIn], ...] = (MultiheadAttention, RNN, LSTM, GRU)
@@ -51,6 +52,7 @@ def examine(module: nn.Module) -> Coverage:
     parametrizing = {
         id(part) for child in module.modules() if isinstance(child, ParametrizationList) for part in child.modules()
     }
+    wholes: list[str] = []  # beginnings of the names in modules that are differentiated as a whole
     for name, child in module.named_modules():
         label = f"{name or 'the model itself'} ({type(child).__name__})"
         reason = _coupling(child) or refusal(child)
@@ -60,30 +62,41 @@ def examine(module: nn.Module) -> Coverage:
         trainable = {
             key: p for key, p in child.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad
         }
-        if not trainable:
+        if any(map(name.startswith, wholes)):
             continue
-        rule = None if id(child) in parametrizing else find_rule(child)  # the rows of a weight are no samples
-        for key, parameter in trainable.items():
-            of_parameter = None if rule or id(child) in parametrizing else rule_for_parameter(child, parameter)
-            if of_parameter is not None:
-                found.layers.append(CoveredLayer(name, child, of_parameter, {key: parameter}))
-            elif rule is None or not (rule.takes_any_parameters or key in rule.parameter_names):
-                message = (
-                    f"parameter {f'{name}.{key}'.lstrip('.')!r} of module {label} has no per-sample rule; "
-                    f"supported layers: {supported_names()}, and modules of your own that have all their trainable "
-                    "parameters themselves and give one tensor for one. Freeze it (requires_grad_(False)), replace the "
-                    "layer, or put what uses the parameter into a module of its own"
-                )
-                if (other := _stand_in(child)) is not None:
-                    message += f": ModuleValidator.fix(model) puts aisec_fast.privacy.{other.__name__} in its place"
-                found.errors.append(UnsupportedModuleError(message))
-        if rule is not None:
-            found.layers.append(CoveredLayer(name, child, rule, trainable))
+        rules = {} if id(child) in parametrizing else _rules_of(child, trainable)  # the rows of a weight are no samples
+        for key in [key for key in trainable if key not in rules]:
+            message = (
+                f"parameter {f'{name}.{key}'.lstrip('.')!r} of module {label} has no per-sample rule; "
+                f"supported layers: {supported_names()}, and modules of your own that give one tensor. Freeze it "
+                "(requires_grad_(False)), replace the layer, or put what uses the parameter into a module of its own"
+            )
+            if (other := _stand_in(child)) is not None:
+                message += f": ModuleValidator.fix(model) puts aisec_fast.privacy.{other.__name__} in its place"
+            found.errors.append(UnsupportedModuleError(message))
+        if rules.keys() - trainable.keys():
+            wholes.append(f"{name}." if name else "")
+        parameters = dict(child.named_parameters(remove_duplicate=False)) if rules else {}
+        together: dict[object, dict[str, nn.Parameter]] = {}
+        for key, rule in rules.items():
+            together.setdefault((rule, key) if rule is BroadcastGradients else rule, {})[key] = parameters[key]
+        for some in together.values():
+            rule = rules[next(iter(some))]
+            if rule is not None:
+                found.layers.append(CoveredLayer(name, child, rule, some))
     holders = Counter(id(p) for layer in found.layers for p in layer.parameters.values())
     for i, layer in enumerate(found.layers):
         shares = any(holders[id(p)] > 1 for p in layer.parameters.values())
         found.layers[i] = dataclasses.replace(layer, shares=shares)
     return found
+
+
+def _rules_of(layer: nn.Module, trained: Mapping[str, nn.Parameter]) -> Mapping[str, type[LayerGradients] | None]:
+    """Rules by name; none for a parameter that has none."""
+    rule = find_rule(layer)
+    if rule is None:
+        return rules_of_its_own(layer, trained)
+    return {key: rule for key in trained if rule.takes_any_parameters or key in rule.parameter_names}
 
 
 def _coupling(module: nn.Module) -> str | None:

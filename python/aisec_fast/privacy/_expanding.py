@@ -1,8 +1,8 @@
-"""What stands beside all samples at once gets a row for each: embeddings of positions, and parameters [1, ...] of modules
-of layers (class tokens, positions).
+"""What stands beside all samples at once gets a row for each: embeddings of positions, and parameters [1, ...] or [C, 1, 1]
+of modules of layers (class tokens, positions; scales of channels).
 
-An embedding of positions is called with [T] or [1, T]; its input is repeated for each sample. A parameter [1, ...] is
-replaced by copies of it while its module's forward runs. The gradients of a sample's rows are that sample's if the model
+An embedding of positions is called with [T] or [1, T]; its input is repeated for each sample. Such a parameter is
+replaced by copies of it, [B, ...] or [B, C, 1, 1], while its module's forward runs. The gradients of a sample's rows are that sample's if the model
 uses them for that sample alone. Two things are seen to, at the first call with two samples or more (earlier calls decide
 nothing for good): that the model gives the same as without rows of their own, here, with random parameters, since layers
 that begin as zeros would hide what passes through them; and that no sample's rows depend on another sample, by
@@ -24,7 +24,8 @@ from torch.autograd.function import once_differentiable
 from .._errors import PrivacyError
 from ._coverage import CoveredLayer
 from ._layers import EmbeddingGradients
-from ._other_layers import BroadcastGradients, in_place_of
+from ._other_layers import BroadcastGradients
+from ._own_layers import in_place_of
 from ._recording import Freeze, Recorder, Thaw, Trial
 from ._values import mapped, tensors_in, unchanged
 
@@ -95,7 +96,7 @@ class Samples:
 
 
 class Expand(Freeze):
-    """Forward pre-hook of a module with a parameter [1, ...]: copies stand in for it while the forward runs."""
+    """Forward pre-hook of a module with such a parameter: copies stand in for it while the forward runs."""
 
     def __init__(self, layer: CoveredLayer, recorder: Recorder) -> None:
         super().__init__(layer, recorder)
@@ -111,7 +112,7 @@ class Expand(Freeze):
             if module.training and id(self.layer) in trial.expanded:
                 value: Any = module._parameters[self.name]
                 self.before = value
-                self._put(module, value.expand(recorder.samples, *value.shape[1:]))
+                self._put(module, _copies(value, recorder.samples or 0))
             return
         if not module.training or not torch.is_grad_enabled() or self._rests():
             return
@@ -144,21 +145,28 @@ class _Shrink(Thaw):
 
 
 class _Copies(torch.autograd.Function):
-    """[1, ...] -> [B, ...], without copying; the backward records the samples' gradients."""
+    """See ``_copies``; the backward records the samples' gradients."""
 
     @staticmethod
     def forward(
         ctx: Any, _anchor: Tensor, parameter: Tensor, count: int, layer: CoveredLayer, recorder: Recorder
     ) -> Tensor:
-        ctx.layer, ctx.recorder = layer, recorder
-        return parameter.expand(count, *parameter.shape[1:])
+        ctx.layer, ctx.recorder, ctx.shape = layer, recorder, parameter.shape
+        return _copies(parameter, count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         gradient = ctx.recorder.taken(gradient)
+        gradient = gradient.reshape(len(gradient), *ctx.shape)
         ctx.recorder.measure(ctx.recorder.add(ctx.layer, gradient, gradient, None))
         return (None,) * 5
+
+
+def _copies(parameter: Tensor, count: int) -> Tensor:
+    """[1, ...] -> [count, ...], and [C, 1, 1] -> [count, C, 1, 1], without copying."""
+    rows = parameter if parameter.shape[0] == 1 else parameter.unsqueeze(0)
+    return rows.expand(count, *rows.shape[1:])
 
 
 def _are_alike(a: list[Tensor], b: list[Tensor]) -> bool:

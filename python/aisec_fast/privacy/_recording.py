@@ -28,18 +28,19 @@ from . import _native
 from ._clip import Norms
 from ._coverage import CoveredLayer
 from ._layers import EmbeddingGradients, LayerGradients, Memory, Statistics
-from ._other_layers import OwnLayerGradients
+from ._own_layers import Calls, Form, Others, OwnLayerGradients
 from ._precision import full_precision
 from ._rules import STATISTICAL
 from ._values import mapped, tensors_in
 
 
 class Record(NamedTuple):
-    """What a layer saw, what gradient came back, and what its forward has computed, all with samples first."""
+    """What a layer saw, what gradient came back, and what its forward has computed, all with samples first; or, of a layer
+    without a rule, what else it was called with."""
 
     activation: Tensor
     gradient: Tensor
-    statistics: Statistics | None = None
+    statistics: Statistics | Others | None = None
 
     def tensors(self) -> list[Tensor]:
         """All there are."""
@@ -47,7 +48,11 @@ class Record(NamedTuple):
 
     def rule(self, layer: CoveredLayer, memory: Memory | None = None, sparing: bool = False) -> LayerGradients:
         """The layer's rule for it."""
-        return layer.rule(layer.module, *self, memory, sparing)
+        make: Callable[..., LayerGradients] = layer.rule
+        made = make(layer.module, *self, memory, sparing)
+        if isinstance(made, OwnLayerGradients):
+            made.trained = layer.parameters
+        return made
 
 
 class Use:
@@ -186,7 +191,9 @@ class Recorder:
             )
         return gradient
 
-    def add(self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None) -> Use:
+    def add(
+        self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | Others | None
+    ) -> Use:
         """Keep one use, during a backward pass; it is for the caller to have it measured."""
         number = torch._C._current_graph_task_id()
         if self._pass is not None and number != self._pass:
@@ -226,7 +233,7 @@ class Recorder:
         use.seal()
 
     def _record(
-        self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | None
+        self, layer: CoveredLayer, activation: Tensor, gradient: Tensor, statistics: Statistics | Others | None
     ) -> Record:
         inner = layer.rule.position_rank(layer.module)
         if activation.dim() <= inner:
@@ -243,8 +250,13 @@ class Recorder:
         dtype = next(iter(layer.parameters.values())).dtype
         if dtype not in (torch.float32, torch.float64):
             self.fail(f"parameters of module {layer.name!r} are {dtype} now; float32 or float64 is needed")
+        if isinstance(statistics, Others):
+            statistics = Others.of(
+                [one.to(dtype) if one.is_floating_point() else one for one in statistics], statistics.form
+            )
         if activation.is_floating_point() and activation.dtype != dtype:
-            activation, statistics = activation.to(dtype), None
+            activation = activation.to(dtype)
+            statistics = statistics if isinstance(statistics, Others) else None
         return Record(activation, gradient if gradient.dtype == dtype else gradient.to(dtype), statistics)
 
     def _check_not_captured(self, values: Tensor) -> None:
@@ -403,26 +415,35 @@ class _Watch:
 class _Tap(torch.autograd.Function):
     """Identity whose backward records, where there is no node to watch: after an Embedding, whose input has no gradient.
 
-    And inside checkpoints, which must be able to drop the activation. The output is marked dirty, not viewed: in-place
+    Inside checkpoints, which must be able to drop the activation. And after modules without a rule: the node that made
+    the output may be that of a layer in them, which has a watch of its own. The output is marked dirty, not viewed: in-place
     operations may follow.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, _anchor: Tensor, activation: Tensor, layer: CoveredLayer, recorder: Recorder
+        ctx: Any,
+        output: Tensor,
+        _anchor: Tensor,
+        layer: CoveredLayer,
+        recorder: Recorder,
+        form: Form | None,
+        activation: Tensor,
+        *others: Tensor,
     ) -> Tensor:
         ctx.mark_dirty(output)
-        ctx.save_for_backward(activation)  # torch then notices if somebody changes the activation in place
-        ctx.layer, ctx.recorder = layer, recorder
+        ctx.save_for_backward(activation, *others)  # torch then notices if somebody changes one in place
+        ctx.layer, ctx.recorder, ctx.form = layer, recorder, form
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        (activation,) = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        activation, *others = ctx.saved_tensors
         gradient = ctx.recorder.taken(gradient)
-        ctx.recorder.measure(ctx.recorder.add(ctx.layer, activation, gradient, None))
-        return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
+        rest = None if ctx.form is None else Others.of(others, ctx.form)
+        ctx.recorder.measure(ctx.recorder.add(ctx.layer, activation, gradient, rest))
+        return (gradient if ctx.needs_input_grad[0] else None), *(None,) * (5 + len(others))
 
 
 class Freeze:
@@ -460,7 +481,6 @@ class Freeze:
         if id(self.layer) in self.recorder.expanded:
             return self.recorder.for_samples(args, kwargs)
         if self.layer.rule is OwnLayerGradients:
-            _check_input(self.layer.name, args, kwargs)
             return None
         if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad or _is_watched(module):
             return None
@@ -511,7 +531,7 @@ class Freeze:
             )
         for name, parameter in self.layer.parameters.items():
             thawed = parameter.requires_grad or id(parameter) in self.recorder.frozen
-            if module._parameters.get(name) is not parameter or not thawed:
+            if _parameter_of(module, name) is not parameter or not thawed:
                 if module is not self.layer.module:
                     raise PrivacyError(
                         f"a copy of module {self.layer.name!r} with parameters of its own (a replica of DataParallel's) ran in "
@@ -535,6 +555,7 @@ class Thaw:
         self.freeze = freeze
         self.number = -1  # among the module's hooks
         self.ahead: RemovableHandle | None = None  # of hooks of all modules, which are called before a module's own
+        self.calls = Calls(freeze.layer.name) if freeze.layer.rule is OwnLayerGradients else None
 
     def come_first(self, module: nn.Module) -> None:
         """Be called before hooks that were put in front since."""
@@ -570,45 +591,47 @@ class Thaw:
         if output is None:  # the forward raised
             return None
         layer, recorder = self.freeze.layer, self.freeze.recorder
-        is_own = layer.rule is OwnLayerGradients
-        given = args[0] if args else next(iter(kwargs.values())) if is_own else kwargs["input"]
-        if is_own:
-            output = _output_of_its_own(layer.name, given, output)
+        others: tuple[Tensor, ...] = ()
+        if self.calls is not None:
+            given, others = self.calls.take_apart(args, kwargs, output)
+            output = _output_of_its_own(output, tensors_in((args, kwargs)))
+        else:
+            given = args[0] if args else kwargs["input"]
         recorder.called(layer, output)
         activation = _in_memory(given.detach())
         made = _made(output) if output._is_view() else output
-        if made.grad_fn is not None and not saved_tensors_are_hooked():
+        if made.grad_fn is not None and self.calls is None and not saved_tensors_are_hooked():
             statistics = _statistics(output) if layer.rule in STATISTICAL else None
             watch = _Watch(recorder, layer, activation, statistics, made.output_nr, output.shape, self.freeze.is_first)
             made.grad_fn.register_prehook(watch)
             if not recorder.lasting:
                 made.grad_fn.register_hook(watch.after)
-            return output if is_own else None
+            return None
         if output.grad_fn is None and output._is_view():  # marking a view dirty would copy gradients back and forth
             output = output.detach()
-        tapped: Tensor = _Tap.apply(output, recorder.anchor, activation, layer, recorder)  # type: ignore[no-untyped-call]
+        form = others.form if isinstance(others, Others) else None
+        tapped: Tensor = _Tap.apply(
+            output, recorder.anchor, layer, recorder, form, activation, *map(_in_memory, others)
+        )  # type: ignore[no-untyped-call]
         return tapped
 
     def __reduce__(self) -> tuple[type[Copied], tuple[()]]:
         return Copied, ()
 
 
-def _check_input(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    given = [*args, *kwargs.values()]
-    if len(given) != 1 or not isinstance(given[0], Tensor):
-        raise PrivacyError(
-            f"module {name!r} has no rule of its own and was called with ({', '.join(type(v).__name__ for v in given)}); "
-            "such a module must be called with one tensor"
-        )
+def _output_of_its_own(output: Tensor, given: list[Tensor]) -> Tensor:
+    """The output of a module without a rule; a copy if it may be older than the module's forward."""
+    is_older = output.grad_fn is None or output._is_view() or any(output is one for one in given)
+    return output.clone() if is_older else output
 
 
-def _output_of_its_own(name: str, given: Tensor, output: Any) -> Tensor:
-    """The output of a module without a rule; a copy if its node may be older than the module's forward."""
-    if not isinstance(output, Tensor):
-        raise PrivacyError(
-            f"module {name!r} has no rule of its own and gave {type(output).__name__}; such a module must give one tensor"
-        )
-    return output.clone() if output is given or output._is_view() else output
+def _parameter_of(module: nn.Module, name: str) -> Tensor | None:
+    """The parameter of this name, of ``module`` or of one in it."""
+    path, _, key = name.rpartition(".")
+    holder: nn.Module | None = module
+    for part in path.split(".") if path else ():
+        holder = None if holder is None else holder._modules.get(part)
+    return None if holder is None else holder._parameters.get(key)
 
 
 def changed(name: str) -> PrivacyError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from ._layers import (
@@ -22,10 +24,10 @@ from ._other_layers import (
     InstanceNorm1dGradients,
     InstanceNorm2dGradients,
     InstanceNorm3dGradients,
-    OwnLayerGradients,
     PReLUGradients,
     RMSNormGradients,
 )
+from ._own_layers import OwnLayerGradients, borrows
 
 RULES: tuple[type[LayerGradients], ...] = (
     LinearGradients,
@@ -49,31 +51,52 @@ STATISTICAL = (LayerNormGradients, GroupNormGradients)
 
 
 def find_rule(layer: nn.Module) -> type[LayerGradients] | None:
-    """The rule for ``layer``, or None."""
+    """The rule for ``layer`` by its type, or None."""
     for rule in RULES:
         base = rule.layer_type
         if isinstance(layer, base):
             same = all(getattr(type(layer), f, None) is getattr(base, f, None) for f in ("forward", "_conv_forward"))
             if same and not {"forward", "_conv_forward"} & vars(layer).keys():
                 return rule
-    return OwnLayerGradients if _is_own(layer) else None
+    is_bilinear = isinstance(layer, nn.Bilinear) and type(layer).forward is nn.Bilinear.forward
+    return OwnLayerGradients if is_bilinear else None
 
 
-def _is_own(layer: nn.Module) -> bool:
-    """Whether ``layer`` has a forward of the user's, and all its trainable parameters itself."""
-    inside = any(p.requires_grad for child in layer.children() for p in child.parameters())
-    return _has_own_forward(layer) and not inside
+def rules_of_its_own(
+    layer: nn.Module, trained: Mapping[str, nn.Parameter]
+) -> Mapping[str, type[LayerGradients] | None]:
+    """Rules by name for the parameters of a ``layer`` without a rule by its type, and of modules in it if it is differentiated
+    as a whole; None for a parameter that a layer in it has a rule for.
+
+    Copies of a parameter are tried where it has three dimensions and one of a row or rows of one value: where a parameter
+    [1, width] or [1] stands beside samples its copies may stand beside something else.
+    """
+    if type(layer).forward.__module__.partition(".")[0] == "torch":
+        return {}
+    own = [p for p in layer._parameters.values() if p is not None]
+    if not own:
+        return {}
+    inside = {name: p for name, p in layer.named_parameters(remove_duplicate=False) if p.requires_grad}
+    if len(inside) == len(trained):
+        return dict.fromkeys(trained, OwnLayerGradients)
+    if not all(map(_is_row, own)) and borrows(layer):
+        return dict.fromkeys(inside, OwnLayerGradients)
+    elsewhere = {id(p) for name, p in inside.items() if name not in trained}
+
+    def rule_of(parameter: nn.Parameter) -> type[LayerGradients] | None:
+        if id(parameter) in elsewhere:
+            return None
+        return BroadcastGradients if _is_row(parameter) or _is_column(parameter) else OwnLayerGradients
+
+    return {name: rule_of(parameter) for name, parameter in trained.items()}
 
 
-def _has_own_forward(layer: nn.Module) -> bool:
-    return type(layer).forward.__module__.partition(".")[0] != "torch"
+def _is_row(parameter: nn.Parameter) -> bool:
+    return parameter.dim() >= 3 and parameter.shape[0] == 1
 
 
-def rule_for_parameter(layer: nn.Module, parameter: nn.Parameter) -> type[LayerGradients] | None:
-    """The rule for a parameter of a ``layer`` that has none itself. Fewer dimensions than three are not tried: where a
-    parameter [1, width] or [1] stands beside samples its copies may stand beside something else."""
-    fits = parameter.dim() >= 3 and parameter.shape[0] == 1 and _has_own_forward(layer)
-    return BroadcastGradients if fits else None
+def _is_column(parameter: nn.Parameter) -> bool:
+    return parameter.dim() >= 3 and parameter.shape[1:].numel() == 1
 
 
 def refusal(layer: nn.Module) -> str | None:

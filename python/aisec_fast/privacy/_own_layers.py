@@ -1,0 +1,323 @@
+"""Layers of the user's own: their forward is differentiated for each sample alone.
+
+Also modules of layers that have parameters themselves, and modules that work with the weights of their layers without calling
+them. What such a module is called with is taken apart: tensors with a row for each sample, of which each sample gets its own,
+and what is the same for all.
+"""
+
+from __future__ import annotations
+
+import dis
+import math
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as everybodys
+
+from .._errors import PrivacyError
+from ._layers import LayerGradients, Memory, Statistics
+from ._values import mapped
+
+# A sum of samples' gradients may differ from the batch's by this part of their norms, all told: far more than rounding
+# makes of it, far less than samples that mix.
+_ALIKE = 2.0**-8
+_ROUNDINGS = 2.0**10  # that leave something of a gradient that is zero, as a part of all gradients of the layer
+_PLAIN = (type(None), bool, int, float, complex, str, slice, Enum, torch.dtype, torch.device, torch.layout)
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_HOOKS_OF_ALL = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
+
+
+class _Place(NamedTuple):
+    """Stands for a tensor in a call."""
+
+    number: int
+
+
+class Form(NamedTuple):
+    """A call without its tensors: arguments by position and by name, with places for tensors; of which every sample has a
+    row; and which of them is the activation."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    each: tuple[bool, ...]
+    first: int
+
+
+class Others(tuple[Tensor, ...]):
+    """The tensors of a call beside the activation."""
+
+    form: Form
+
+    @classmethod
+    def of(cls, tensors: Any, form: Form) -> Others:
+        """These tensors of a call of this form."""
+        found = cls(tensors)
+        found.form = form
+        return found
+
+    def call(self, activation: Tensor) -> list[Tensor]:
+        """All tensors of the call, in order."""
+        return [*self[: self.form.first], activation, *self[self.form.first :]]
+
+
+class Calls:
+    """Takes calls of a layer without a rule apart. Which tensors have a row for each sample is decided once: a size that
+    happens to be that of a batch decides nothing again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._each: dict[int, tuple[bool, ...]] = {}  # by the number of tensors
+
+    def take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[Tensor, Others]:
+        """What the layer was called with: the activation, and all else."""
+        if not isinstance(output, Tensor) or not output.dim():
+            kind = "a number" if isinstance(output, Tensor) else type(output).__name__
+            raise self._error(f"gave {kind}; such a module must give one tensor")
+        tensors: list[Tensor] = []
+
+        def place(tensor: Tensor) -> Any:
+            tensors.append(tensor)
+            return _Place(len(tensors) - 1)
+
+        form_args, form_kwargs = mapped((args, kwargs), place)
+        if not all(_is_plain(value) for value in (*form_args, *form_kwargs.values())):
+            kinds = ", ".join(type(value).__name__ for value in (*args, *kwargs.values()))
+            raise self._error(
+                f"was called with ({kinds}); such a module must be called with tensors, numbers and names"
+            )
+        batch = output.shape[0]
+        each = tuple(bool(one.dim()) and one.shape[0] == batch for one in tensors)
+        if batch > 1:  # of one sample all that has one row may count as its
+            before = self._each.setdefault(len(each), each)
+            if any(then and not now for then, now in zip(before, each, strict=True)):
+                raise self._error("was called with tensors that have samples in dimension 0 in some calls alone")
+            each = before
+        if not any(each):
+            shapes = ", ".join(str(tuple(one.shape)) for one in tensors)
+            raise self._error(
+                f"gave {batch} samples, but none of its tensors has as many ({shapes or 'there are none'})"
+            )
+        first = each.index(True)
+        rest = [one.detach() for i, one in enumerate(tensors) if i != first]
+        return tensors[first].detach(), Others.of(rest, Form(form_args, form_kwargs, each, first))
+
+    def _error(self, what: str) -> PrivacyError:
+        return PrivacyError(f"module {self.name!r} has no rule of its own and {what}")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, _Place):
+        return True
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in value.values())
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
+def _with_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """``value`` with tensors at their places."""
+    if isinstance(value, _Place):
+        return tensors[value.number]
+    if isinstance(value, dict):
+        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_with_tensors(item, tensors) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_with_tensors(item, tensors) for item in value)
+    return value
+
+
+class OwnLayerGradients(LayerGradients):
+    """A layer of the user's own that gives one tensor: its forward is differentiated for each sample alone, by
+    ``trained``, all else of the module being constant.
+
+    So a sample's gradient is a function of that sample's inputs and output gradient, whatever the layer does: clipping
+    bounds it. That it is also the right one is seen once for each layer: they must add up to the batch's.
+    """
+
+    takes_any_parameters = True
+    _seen: ClassVar[weakref.WeakSet[nn.Module]] = weakref.WeakSet()
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        activation: Tensor,
+        gradient: Tensor,
+        others: Statistics | Others | None = None,
+        memory: Memory | None = None,
+        sparing: bool = False,
+    ) -> None:
+        super().__init__(layer, activation, gradient, None, memory, sparing)
+        one_tensor = Others.of((), Form((_Place(0),), {}, (True,), 0))
+        self.others = others if isinstance(others, Others) else one_tensor
+        self.trained: Mapping[str, Tensor] = {
+            key: p for key, p in layer._parameters.items() if p is not None and p.requires_grad
+        }
+
+    @staticmethod
+    def position_rank(_layer: Any) -> int:
+        return 0
+
+    def measures_by_torch(self) -> bool:
+        return True
+
+    def adds_by_torch(self) -> bool:
+        return False
+
+    def forget(self) -> None:
+        super().forget()
+        del self.others
+
+    def made_of(self) -> list[Tensor]:
+        return super().made_of() + list(getattr(self, "others", ()))
+
+    def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
+        layer: nn.Module = self.layer
+        own = {key: p.detach() for key, p in self.trained.items()}
+        if not self.batch:
+            return own[name].new_empty((0, *own[name].shape))
+        form, tensors = self.others.form, self.others.call(self.activation)
+        constants = {key: p.detach() for key, p in layer.named_parameters(remove_duplicate=False) if key not in own}
+
+        def of_sample(samples: list[Tensor], gradient: Tensor) -> dict[str, Tensor]:
+            rows = iter(samples)
+            mine = [next(rows).unsqueeze(0) if each else one for one, each in zip(tensors, form.each, strict=True)]
+
+            def forward(parameters: dict[str, Tensor]) -> Any:
+                with in_place_of(layer, {**constants, **parameters}):
+                    return layer.forward(*_with_tensors(form.args, mine), **_with_tensors(form.kwargs, mine))
+
+            found: tuple[dict[str, Tensor]] = torch.func.vjp(forward, own)[1](gradient.unsqueeze(0))
+            return found[0]
+
+        try:
+            with _attributes_kept(layer), _without_hooks(layer):
+                samples = [one for one, each in zip(tensors, form.each, strict=True) if each]
+                rows = torch.func.vmap(of_sample)(samples, self.gradient)
+                # One sample, or gradients of zero, show nothing.
+                if layer not in self._seen and self.batch > 1 and self._compare(rows, tensors):
+                    self._seen.add(layer)
+        except (PrivacyError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise PrivacyError(
+                f"{type(layer).__name__} has no rule, and its forward cannot be differentiated for each sample alone "
+                f"({type(error).__name__}: {error}); it must be deterministic (no dropout while it trains), take samples in "
+                "dimension 0 of tensors and give them in dimension 0 of another. Build it of covered layers, or freeze it"
+            ) from error
+        self._kept |= {key: value.contiguous() for key, value in rows.items()}
+        return self._kept[name]
+
+    def _compare(self, rows: Mapping[str, Tensor], tensors: list[Tensor]) -> bool:
+        """Raise PrivacyError if ``rows`` do not add up to what torch finds for the batch, with the layer as it is: its forward
+        may have its parameters from elsewhere than their names. False if this batch cannot tell."""
+        uses: dict[int, list[str]] = {}
+        for name, parameter in self.trained.items():
+            uses.setdefault(id(parameter), []).append(name)
+        parameters = [self.trained[names[0]] for names in uses.values()]
+        form = self.others.form
+        with torch.enable_grad():
+            output = self.layer.forward(*_with_tensors(form.args, tensors), **_with_tensors(form.kwargs, tensors))
+        given: tuple[Tensor | None, ...] = (None,) * len(parameters)
+        if output.requires_grad:
+            given = torch.autograd.grad(output, parameters, self.gradient, allow_unused=True)
+        sizes = {name: float(rows[name].flatten(1).double().norm(dim=1).sum()) for name in self.trained}
+        # What rounding may leave of a gradient that is zero: that of a bias of keys, say.
+        whole = sum(size for size in sizes.values() if math.isfinite(size))
+        tells = True
+        for names, parameter, total in zip(uses.values(), parameters, given, strict=True):
+            values = torch.stack([rows[name].double() for name in names]).sum(0).flatten(1)
+            if not bool(values.isfinite().all()):
+                tells = False
+                continue  # NaN and Inf are the clipping's to leave out
+            size, info = sum(sizes[name] for name in names), torch.finfo(parameter.dtype)
+            least = _ROUNDINGS * info.eps * whole + math.sqrt(parameter.numel()) * info.tiny
+            added = values.sum(0)
+            apart = float((added if total is None else added - total.double().flatten()).norm())
+            tells &= size > least
+            if not apart <= _ALIKE * size + least:
+                raise PrivacyError(
+                    f"{type(self.layer).__name__} has no rule, and what its forward does with a batch is not what it does "
+                    f"with each sample alone: the gradients of {names[0]!r} differ. Build it of covered layers, or freeze it"
+                )
+        return tells
+
+
+def borrows(layer: nn.Module) -> bool:
+    """Whether the forward of ``layer`` seems to work with weights of a layer that it never calls (``self.qkv.weight``): then
+    no call of that layer shows what it does. Where this errs, training is slower or refused, never wrong."""
+    code = getattr(type(layer).forward, "__code__", None)
+    if code is None:
+        return False
+    names = [
+        one.argval
+        for one in dis.get_instructions(code)
+        if one.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_ATTR_METHOD")
+    ]
+    following = [*names[1:], ""]
+    for child_name, child in layer.named_children():
+        reads = [
+            after in ("weight", "bias") for name, after in zip(names, following, strict=True) if name == child_name
+        ]
+        if reads and all(reads) and any(p.requires_grad for p in child.parameters()):
+            return True
+    return False
+
+
+@contextmanager
+def _without_hooks(layer: nn.Module) -> Iterator[None]:
+    """Inside, no hook of the engine's is called in ``layer``, which runs another time; there may be no others."""
+    for hooks in _HOOKS_OF_ALL:
+        if getattr(everybodys, hooks) and any(True for _ in layer.children()):
+            raise _hooked(layer, "all modules")
+    for name, child in layer.named_modules():
+        for hooks in _HOOKS if name else ():
+            own = getattr(child, hooks)
+            if any(not type(hook).__module__.startswith(__package__) for hook in own.values()):
+                raise _hooked(layer, repr(name))
+            if own:
+                vars(child)[hooks] = OrderedDict()  # until attributes are what they were
+    yield
+
+
+def _hooked(layer: nn.Module, where: str) -> PrivacyError:
+    return PrivacyError(
+        f"{type(layer).__name__} has no rule, so that its forward runs another time in the backward pass, where a hook of "
+        f"{where} would see it again; remove the hook, or freeze the parameters of {type(layer).__name__}"
+    )
+
+
+@contextmanager
+def _attributes_kept(layer: nn.Module) -> Iterator[None]:
+    """Attributes and buffers of ``layer`` and the modules in it are afterwards what they were: nothing of a transform stays."""
+    before = [(kept, dict(kept)) for module in layer.modules() for kept in (vars(module), module._buffers)]
+    try:
+        yield
+    finally:
+        for now, then in before:
+            now.clear()
+            now.update(then)
+
+
+@contextmanager
+def in_place_of(layer: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, ``layer`` has these tensors in place of its parameters of their names, which may be those of modules in it."""
+    with ExitStack() as stack:
+        for name, value in parameters.items():
+            path, _, key = name.rpartition(".")
+            own: dict[str, Any] = layer.get_submodule(path)._parameters
+            stack.callback(own.__setitem__, key, own[key])
+            own[key] = value
+        yield
