@@ -4,6 +4,7 @@ beside loops over single samples, and what is refused, with its reason."""
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -386,7 +387,7 @@ def test_columns_that_do_not_stand_beside_samples_are_refused() -> None:
     model = Scaled(3, (3, 1, 1), (1, 3, 1, 1))
     _private(PrivacyEngine(), model, torch.optim.SGD(model.parameters(), lr=0.1), check_rows=False)
     for batch in (2, 3, 9):
-        with pytest.raises(PrivacyError, match="'gamma'.*no per-sample rule"):
+        with pytest.raises(PrivacyError, match=r"'gamma'.*no per-sample rule"):
             model(torch.randn(batch, 3, 4, 4))
     assert type(model.gamma) is nn.Parameter
 
@@ -475,7 +476,7 @@ class Checkpointed(nn.Module):
 def test_checkpoints(name: str) -> None:
     make, shape = MODULES[name]
     if name == "two blocks":  # copies are not for checkpoints
-        make = lambda: Scaled(3, (3,), (3, 1, 1))  # noqa: E731
+        make = partial(Scaled, 3, (3,), (3, 1, 1))
     torch.manual_seed(0)
     check(Checkpointed(make()).double(), *data(shape), square_loss)
 

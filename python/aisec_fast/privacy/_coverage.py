@@ -18,13 +18,14 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from .._errors import UnsupportedModuleError
 from ._attention import MultiheadAttention
+from ._cells import EmbeddingBag, GRUCell, LSTMCell, RNNCell
 from ._layers import LayerGradients
 from ._other_layers import BroadcastGradients
 from ._recurrent import GRU, LSTM, RNN
 from ._rules import find_rule, refusal, rules_of_its_own, supported_names
 from ._stand_in import Made, StandIn
 
-STAND_INS: tuple[type[StandIn], ...] = (MultiheadAttention, RNN, LSTM, GRU)
+STAND_INS: tuple[type[StandIn], ...] = (MultiheadAttention, RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell, EmbeddingBag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +141,8 @@ class ModuleValidator:
 
         BatchNorm over C channels becomes GroupNorm with gcd(32, C) groups (32 as in Wu and He, 2018), InstanceNorm
         becomes GroupNorm with C groups, which is the same function without running statistics. Scale and shift are
-        kept. MultiheadAttention, RNN, LSTM and GRU become the modules of these names in ``aisec_fast.privacy``, which compute
-        the same with the same weights. The optimizer must be made from the returned model's parameters.
+        kept. MultiheadAttention, RNN, LSTM, GRU, their cells and EmbeddingBag become the modules of these names in
+        ``aisec_fast.privacy``, which compute the same with the same weights. The optimizer must be made from the returned model's parameters.
         """
         fixed = copy.deepcopy(module)
         root = nn.ModuleDict({"root": fixed})  # so that the model itself can be replaced like any child

@@ -29,6 +29,7 @@ from ._values import mapped
 _ALIKE = 2.0**-8
 _ROUNDINGS = 2.0**10  # that leave something of a gradient that is zero, as a part of all gradients of the layer
 _PLAIN = (type(None), bool, int, float, complex, str, slice, Enum, torch.dtype, torch.device, torch.layout)
+_LOOKS = ("dtype", "device", "shape", "requires_grad", "is_cuda")  # of a weight that is not worked with
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _HOOKS_OF_ALL = (
     "_global_forward_pre_hooks",
@@ -256,24 +257,15 @@ class OwnLayerGradients(LayerGradients):
 
 
 def borrows(layer: nn.Module) -> bool:
-    """Whether the forward of ``layer`` seems to work with weights of a layer that it never calls (``self.qkv.weight``): then
-    no call of that layer shows what it does. Where this errs, training is slower or refused, never wrong."""
+    """Whether the forward of ``layer`` seems to work with the weight of a layer in it (``self.qkv.weight``), in place of calling
+    that layer, so that no call shows what it does. Where this errs, training is slower or refused, never wrong."""
     code = getattr(type(layer).forward, "__code__", None)
     if code is None:
         return False
-    names = [
-        one.argval
-        for one in dis.get_instructions(code)
-        if one.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_ATTR_METHOD")
-    ]
-    following = [*names[1:], ""]
-    for child_name, child in layer.named_children():
-        reads = [
-            after in ("weight", "bias") for name, after in zip(names, following, strict=True) if name == child_name
-        ]
-        if reads and all(reads) and any(p.requires_grad for p in child.parameters()):
-            return True
-    return False
+    names = [one.argval if one.opname.startswith("LOAD_") else "" for one in dis.get_instructions(code)]
+    children = {name for name, child in layer.named_children() if any(p.requires_grad for p in child.parameters())}
+    reads = zip(names, names[1:], [*names[2:], ""], strict=False)
+    return any(name in children and key == "weight" and then not in _LOOKS for name, key, then in reads)
 
 
 @contextmanager
