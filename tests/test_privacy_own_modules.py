@@ -392,6 +392,18 @@ def test_columns_that_do_not_stand_beside_samples_are_refused() -> None:
     assert type(model.gamma) is nn.Parameter
 
 
+def test_samples_joined_with_their_positions_are_refused_for_what_they_are() -> None:
+    """As in OPT: rows of a layer are positions of all samples, not samples that mix."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Flatten(0, 1), nn.Linear(5, 4), nn.Unflatten(0, (-1, 3)))
+    engine, optimizer = PrivacyEngine(accountant="rdp"), torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(engine, model, optimizer)
+    model(torch.randn(9, 3, 6)).sum().backward()
+    with pytest.raises(PrivacyError, match="modules see different batch sizes: '2' 27, '0' 9"):
+        optimizer.step()
+    assert engine.get_epsilon(1e-5) == 0.0
+
+
 def test_hooks_of_all_modules_are_refused() -> None:
     torch.manual_seed(0)
     model = Scaled(3, (3,), (3, 1, 1))

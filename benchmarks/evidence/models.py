@@ -36,7 +36,14 @@ Case = tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], Tensor, Tensor]
 IMAGES = {
     "torchvision.models": "resnet18 mobilenet_v3_small densenet121 vgg11_bn shufflenet_v2_x0_5 squeezenet1_0 "
     "mnasnet0_5 regnet_y_400mf convnext_tiny swin_t",
-    "timm": "vit_tiny_patch16_224 resnetv2_50 mixer_s32_224",
+    "timm": "vit_tiny_patch16_224 resnetv2_50 mixer_s32_224 convnext_atto cait_xxs24_224 beit_base_patch16_224 "
+    "swin_tiny_patch4_window7_224",
+}
+# Of models with a size of images: that, and what else makes them small.
+SIZES: dict[str, dict[str, int]] = {
+    "cait_xxs24_224": {"depth": 2},
+    "beit_base_patch16_224": {"depth": 2},
+    "swin_tiny_patch4_window7_224": {"img_size": PIXELS, "window_size": 4},
 }
 TEXTS = "Bert DistilBert Roberta GPT2 GPTNeoX Llama Mistral Qwen2 OPT"
 
@@ -55,7 +62,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
         make = getattr(torchvision.models, name)
         yield f"torchvision {name}", lambda make=make: images(lambda: make(num_classes=CLASSES))
     for name in IMAGES["timm"].split():
-        size = {} if "resnet" in name else {"img_size": PIXELS // 2}
+        size = {} if "resnet" in name or "convnext" in name else {"img_size": PIXELS // 2} | SIZES.get(name, {})
         yield (
             f"timm {name}",
             lambda name=name, size=size: images(
@@ -78,6 +85,16 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
         tokens = torch.randint(5, WORDS, (SAMPLES, POSITIONS))
         return model, lambda m, x: m(input_ids=x).logits, tokens, torch.randint(CLASSES, (SAMPLES,))
 
+    def clip() -> Case:
+        config = transformers.CLIPVisionConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=PIXELS,
+            patch_size=PIXELS // 4, num_labels=CLASSES,
+        )  # fmt: skip
+        model, _, samples, labels = images(lambda: transformers.CLIPForImageClassification(transformers.CLIPConfig(
+            vision_config=config.to_dict(), num_labels=CLASSES)))  # fmt: skip
+        return model, lambda m, x: m(pixel_values=x).logits, samples, labels
+
+    yield "transformers CLIP vision", clip
     for name in TEXTS.split():
         yield f"transformers {name}", lambda name=name: texts(name)
 

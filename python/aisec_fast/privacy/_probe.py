@@ -74,8 +74,8 @@ class RowProbe:
     def _probe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first, state = self._run(module, args, kwargs)
         batch = first[0][1].shape[0] if first else 0
-        if batch < self._least():
-            return
+        if batch < self._least() or any(len(squares) != batch for _, squares in first):
+            return  # of layers that disagree about how many samples there are the step is refused
         outcomes = []
         for changed in ([0, batch - 1], [1]) if batch > 2 else ([0], [1]):
             others = _with_other_samples((args, kwargs), changed, batch, self.recorder.batch_first)
