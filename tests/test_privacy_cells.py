@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from aisec_fast import PrivacyError, UnsupportedModuleError
 from aisec_fast.privacy import EmbeddingBag, GRUCell, LSTMCell, ModuleValidator, PrivacyEngine, RNNCell
 from tests.test_privacy_attention import EXACT, same
-from tests.test_privacy_layers import CLIP, data, loop_gradients, private_gradients, square_loss
+from tests.test_privacy_layers import CLIP, data, loop_gradients, private_gradients, products, square_loss
 from tests.test_privacy_own_layers import _private
+
+__all__ = ["products"]
 
 CELLS: dict[str, Any] = {
     "tanh": (nn.RNNCell, RNNCell, {}),
@@ -183,7 +185,7 @@ def compare_private(plain: nn.Module, x: Tensor, y: Tensor, memory: str = "fast"
 @cells
 @pytest.mark.parametrize("memory", ["fast", "low"])
 @pytest.mark.parametrize("batch", [9, 1, 0])
-def test_private_gradients_of_cells(kind: str, memory: str, batch: int) -> None:
+def test_private_gradients_of_cells(kind: str, memory: str, batch: int, products: None) -> None:
     torch_type, _, options = CELLS[kind]
     torch.manual_seed(0)
     x, y = data((9, 4, 3))
@@ -193,7 +195,7 @@ def test_private_gradients_of_cells(kind: str, memory: str, batch: int) -> None:
 @modes
 @pytest.mark.parametrize("padding", [None, 2])
 @pytest.mark.parametrize("batch", [9, 1, 0])
-def test_private_gradients_of_bags(mode: str, padding: int | None, batch: int) -> None:
+def test_private_gradients_of_bags(mode: str, padding: int | None, batch: int, products: None) -> None:
     torch.manual_seed(0)
     plain = Bags(nn.EmbeddingBag(5, 3, mode=mode, padding_idx=padding), weighted=mode == "sum").double()
     x, y = torch.randint(0, 5, (9, 4)), data((9, 1))[1]

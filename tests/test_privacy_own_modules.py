@@ -23,8 +23,10 @@ from aisec_fast.privacy._coverage import examine
 from aisec_fast.privacy._other_layers import BroadcastGradients
 from aisec_fast.privacy._own_layers import OwnLayerGradients
 
-from .test_privacy_layers import CLIP, Scale, check, data, loop_gradients, private_gradients, square_loss
+from .test_privacy_layers import CLIP, Scale, check, data, loop_gradients, private_gradients, products, square_loss
 from .test_privacy_own_layers import _private
+
+__all__ = ["products"]
 
 
 class Scaled(nn.Module):
@@ -198,7 +200,7 @@ def test_private_gradients(name: str, memory: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_float32(name: str) -> None:
+def test_float32(name: str, products: None) -> None:
     """Tolerance: as test_privacy_layers.test_float32."""
     make, shape = MODULES[name]
     torch.manual_seed(0)
