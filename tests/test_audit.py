@@ -192,6 +192,12 @@ def test_canaries_are_spread_over_parameters() -> None:
     assert _canaries.spread(6, [1, 2, 3]) == [1, 2, 3]
 
 
+def test_layers_that_no_canaries_are_made_for_have_none() -> None:
+    model = nn.Sequential(nn.Linear(4, 30), nn.PReLU(), nn.ConvTranspose1d(30, 2, 1))
+    found = _canaries.places(examine(model).layers)
+    assert [(place.layer.name, place.name) for place in found] == [("0", "weight"), ("0", "bias")]
+
+
 # ------------------------------------------------------------------------------------------------------- whole audits
 
 

@@ -38,9 +38,11 @@ class Place:
 
 
 def places(layers: list[CoveredLayer]) -> list[Place]:
-    """Every trainable parameter once, in the order of the layers."""
+    """Every trainable parameter once, in the order of the layers: of those for which canaries can be made."""
     found: dict[int, Place] = {}
     for layer in layers:
+        if getattr(layer.rule, "layer_type", None) not in _CRAFTS:
+            continue
         for name, parameter in layer.parameters.items():
             coordinates = _coordinates(layer.module, name, parameter)
             if len(coordinates):

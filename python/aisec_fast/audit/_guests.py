@@ -262,7 +262,10 @@ def _groups(step: PrivateStep, count: int, source: Source) -> list[_Group]:
     places = _canaries.places(examine(step.module).layers)
     capacities = [len(place.coordinates) for place in places]
     if count > sum(capacities):
-        raise ValueError(f"canaries is {count}, expected at most {sum(capacities)}, the model's trainable coordinates")
+        raise ValueError(
+            f"canaries is {count}, expected at most {sum(capacities)}, the model's trainable coordinates in layers that "
+            "canaries are made for (docs/audit.md)"
+        )
     names = {id(parameter): name for name, parameter in step.trainable.items()}
     groups = []
     for place, number in zip(places, _canaries.spread(count, capacities), strict=True):
