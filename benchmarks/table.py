@@ -14,7 +14,8 @@ START, END = "<!-- benchmarks/table.py: start -->", "<!-- benchmarks/table.py: e
 
 
 OURS = ("native", "numba", "cuda", "SecureSource")
-KINDS = ("bench", "gpu-kernels", "gpu-training")  # all on the CPU; on a GPU the kernels, and steps of DP-SGD
+# All on the CPU; on a GPU the kernels, of which some were measured again later, and steps of DP-SGD.
+KINDS = ("bench", "gpu-kernels", "gpu-noise", "gpu-clipping", "gpu-training")
 
 
 def newest(kind: str) -> Path:
@@ -37,7 +38,14 @@ def listed(rows: list[dict[str, Any]], unit: float) -> str:
     return " · ".join(f"{name_of(row)} {digits(row['ns'] / unit)}" for row in rows) or "-"
 
 
-def table(document: dict[str, Any], name: str) -> str:
+def again(documents: list[dict[str, Any]], number: int) -> set[str]:
+    """Operations of a document that a later one has on the same GPU."""
+    names = documents[number]["machine"]["cuda"].get("names", [])
+    later = [one for one in documents[number + 1 :] if one["machine"]["cuda"].get("names", []) == names]
+    return {row["operation"] for one in later for row in one["rows"]}
+
+
+def table(document: dict[str, Any], name: str, without: set[str]) -> str:
     """A line for every operation at its largest size, on all threads it was measured with."""
     machine, torch = document["machine"], document["versions"].get("torch", "absent")
     gpu = ", ".join(machine["cuda"].get("names", [])) or "no GPU"
@@ -50,7 +58,7 @@ def table(document: dict[str, Any], name: str) -> str:
     lines = ["", f"| kernel, ns | size | {head} best, % of floor |", "|---|---|---|---|---|---|---|"]
     steps = ["", f"| whole step, ms | {head} ours, times the floor |", "|---|---|---|---|---|---|"]
     # Norms of layers are measured on too many layers for a README; docs/ghost.md sums them up.
-    shown = [row for row in document["rows"] if row["family"] != "ghost"]
+    shown = [row for row in document["rows"] if row["family"] != "ghost" and row["operation"] not in without]
     for operation in dict.fromkeys(row["operation"] for row in shown):
         rows = [row for row in shown if row["operation"] == operation]
         most = max((row["size"], row["threads"]) for row in rows)
@@ -78,8 +86,12 @@ def readme(text: str) -> str:
     """The README's text with the table of the newest results."""
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    tables = "\n\n".join(table(json.loads(file.read_text()), file.name) for file in map(newest, KINDS))
-    return f"{before}{START}\n\n{tables}\n\n{END}{after}"
+    files = list(map(newest, KINDS))
+    documents = [json.loads(file.read_text()) for file in files]
+    tables = [
+        table(one, file.name, again(documents, i)) for i, (one, file) in enumerate(zip(documents, files, strict=True))
+    ]
+    return "\n\n".join([f"{before}{START}", *tables, f"{END}{after}"])
 
 
 if __name__ == "__main__":
