@@ -211,8 +211,9 @@ __device__ void add_once(const OnceCall<T, Out>& call) {
       bytes = place.in_sixteens ? place.bytes : 0;
     });
     for (unsigned half = warp_threads / 2; half > 0; half /= 2) bytes += __shfl_xor_sync(~0u, bytes, half);
+    __syncwarp();  // all have copied theirs
     if (lane == 0) announce(memory.arrivals[slot], bytes);
-    __syncwarp();
+    __syncwarp();  // it is announced
     with_unit(lane, [&](const OncePlace<Out>& place, const unsigned char* from, unsigned char* to) {
       if (place.in_sixteens) bring(to, from, place.bytes, memory.arrivals[slot]);
     });

@@ -66,9 +66,10 @@ __device__ inline void wait_for_arrivals(Arrivals& arrivals, unsigned phase) {
 #endif
 }
 
-// A value for another block, which waits until it is no longer `unpublished`: memory filled with bytes of 0xff. So it
-// is its own signal, and a NaN of the GPU's is never that one.
+// A value for another block, which looks again as long as the memory is unpublished: filled with bytes of 0xff. So a
+// value is its own signal; every NaN is published as another one than those bytes.
 __device__ inline void publish(double* place, double value) {
+  if (value != value) value = __longlong_as_double(0x7ff8000000000000);
   asm volatile("st.relaxed.gpu.global.f64 [%0], %1;" ::"l"(place), "d"(value) : "memory");
 }
 __device__ inline double published(const double* place) {

@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -443,7 +444,7 @@ inline void wait_for_arrivals(Arrivals& arrivals, unsigned phase,
 }
 
 inline void publish(double* place, double value) {
-  *place = value;
+  *place = value == value ? value : std::numeric_limits<double>::quiet_NaN();
   host_cuda::Machine::get().published();
 }
 inline double published(const double* place) { return *place; }
