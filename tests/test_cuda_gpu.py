@@ -203,10 +203,9 @@ def test_wide_rows_are_read_once(own: int, dtype: str) -> None:
     columns = 1024 * own * (processors - processors // 32 - 1) - 512
     grads = [torch.randn(33, columns).to(getattr(torch, dtype))]
     if own == 3:  # several arrays, some of whose rows do not begin at multiples of 16 bytes
-        grads = [
-            g.contiguous()
-            for g in grads[0].split([columns // 2 // 8 * 8, 1025, 3, columns - columns // 2 // 8 * 8 - 1028 - 4, 4], 1)
-        ]
+        half = columns // 2 // 8 * 8
+        widths = [half, 63, 3, columns - half - 72, 6]
+        grads = [part.contiguous() for part in grads[0].split(widths, 1)]
     grads[0][3, 7], grads[-1][9, 1] = float("nan"), float("inf")
     grads[0][11] *= 1e-3
     expected, norms = aisec_fast.clipping.clip_and_sum(grads, 0.7 * columns**0.5)

@@ -79,7 +79,7 @@ def test_words_and_first_unfit_of_long_arrays(order: int) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("rows", "widths"),
-    [(70, [5_400]), (33, [12_288]), (16, [30_000, 3, 1025, 7_168, 0]), (17, [72_000])],  # 1, 2, 7 and 12 blocks each
+    [(70, [5_400]), (33, [12_288]), (16, [30_000, 3, 63, 7_168, 0, 64]), (17, [72_000])],  # 1, 2, 7 and 12 blocks each
     ids=["1", "2", "7", "12"],
 )
 def test_wide_rows_are_read_once(rows: int, widths: list[int], dtype: str, order: int) -> None:

@@ -101,8 +101,7 @@ template <class T, class Out>
 bool queue_once(Queue& queue, const std::vector<Matrix<T>>& matrices, double max_norm, const std::vector<void*>& outs,
                 double* norms, Out) {
   constexpr unsigned processors_of_teller = 32;
-  constexpr std::uint64_t fewest_rows = 16, most_rows = std::uint64_t{1} << 31, most_blocks = std::uint64_t{1} << 16,
-                          most_crooked = 2;  // blocks of an array that a warp copies value by value
+  constexpr std::uint64_t fewest_rows = 16, most_rows = std::uint64_t{1} << 31, most_blocks = std::uint64_t{1} << 16;
   const unsigned processors = queue.processors_together();
   OnceCall<T, Out> call{{}, max_norm, nullptr, nullptr, norms, {}};
   OnceShares& shares = call.shares;
@@ -116,7 +115,7 @@ bool queue_once(Queue& queue, const std::vector<Matrix<T>>& matrices, double max
     const auto places = reinterpret_cast<std::uintptr_t>(matrix.data) | matrix.columns * sizeof(T) |
                         static_cast<std::uintptr_t>(matrix.stride * static_cast<std::int64_t>(sizeof(T)));
     if (blocks + norm_blocks(matrix) > most_blocks) return false;
-    if (places % 16 != 0 && norm_blocks(matrix) > most_crooked) return false;
+    if (places % 16 != 0 && matrix.columns > most_crooked) return false;
     OnceArray<T, Out>& array = call.arrays[a];
     array = {matrix.data,
              matrix.stride,

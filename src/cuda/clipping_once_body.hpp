@@ -14,7 +14,8 @@
 namespace aisec_fast::cuda {
 namespace {
 
-constexpr unsigned most_once_arrays = 32, most_once_slots = 7;
+constexpr unsigned most_once_arrays = 64, most_once_slots = 7;
+constexpr unsigned most_crooked = 2 * warp_threads;  // columns of an array that is copied value by value
 constexpr unsigned once_columns = 2;  // neighbours, of each of an adder's blocks, that one of its threads adds
 constexpr unsigned once_workers = norm_block / once_columns;  // threads that measure and add,
 constexpr unsigned once_bringers = warp_threads;              // bring values,
@@ -42,7 +43,7 @@ struct OnceArray {
   std::int64_t stride;
   std::uint64_t columns;
   unsigned first_block, blocks;
-  bool in_sixteens;  // rows begin at multiples of 16 bytes and have as many; others should be few
+  bool in_sixteens;  // rows begin at multiples of 16 bytes and have as many; others have few columns
   Out* out;
 };
 
@@ -200,12 +201,20 @@ __device__ void add_once(const OnceCall<T, Out>& call) {
       const OncePlace<Out>& place = memory.places[unit % own];
       use(place, place.data + static_cast<std::int64_t>(row) * place.stride, memory.slot(slot) + unit * pitch);
     };
-    for (unsigned unit = 0; crooked && unit < units; ++unit)
-      with_unit(unit, [&](const OncePlace<Out>& place, const unsigned char* from, unsigned char* to) {
-        const unsigned count = place.in_sixteens ? 0 : place.bytes / sizeof(T);
-        for (unsigned i = lane; i < count; i += warp_threads)
-          reinterpret_cast<T*>(to)[i] = reinterpret_cast<const T*>(from)[i];
-      });
+    constexpr unsigned at_once = 4, turns = most_crooked / warp_threads;
+    for (unsigned begin = 0; crooked && begin < units; begin += at_once) {
+      T values[at_once][turns];
+      const auto for_crooked = [&](const auto& use) {
+        for (unsigned u = 0; u < at_once; ++u)
+          with_unit(begin + u, [&](const OncePlace<Out>& place, const unsigned char* from, unsigned char* to) {
+            for (unsigned i = 0; !place.in_sixteens && i < turns; ++i)
+              if (const unsigned at = lane + i * warp_threads; at < place.bytes / sizeof(T))
+                use(values[u][i], reinterpret_cast<const T*>(from) + at, reinterpret_cast<T*>(to) + at);
+          });
+      };
+      for_crooked([](T& value, const T* from, T*) { value = *from; });  // all are on their way at once
+      for_crooked([](T& value, const T*, T* to) { *to = value; });
+    }
     unsigned bytes = 0;
     with_unit(lane, [&](const OncePlace<Out>& place, const unsigned char*, unsigned char*) {
       bytes = place.in_sixteens ? place.bytes : 0;
