@@ -5,7 +5,9 @@
 
 Noise of a SecureSource is added in place to float32 values, by the public functions with all their checks; normal_ writes its
 own over them. Contenders take turns in every round; ratios are of medians, and of the best rounds. "threads" is one thread's
-time over two threads'. What a machine gives two threads at best is measured beside it: two processes, each on a processor of
+time over two threads', in rounds of their own without pauses (a processor that sleeps takes a virtual machine up to a
+millisecond to wake); "unchecked" is the same with ``check=False``: the look for unfit values is a read of memory, which
+two threads do no faster where one fills its bandwidth. What a machine gives two threads at best is measured beside it: two processes, each on a processor of
 its own, add noise to half the values each, at the same time and alone; twice the time alone over the time together.
 """
 
@@ -59,20 +61,35 @@ def beside_normal(size: int, rounds: int) -> dict[str, dict[str, float]]:
     seconds = interleaved(calls, rounds)
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     best = {name: min(times) for name, times in seconds.items()}
+    pairs = {name: two_over_one(add, values, source, rounds) for name, add in LAWS.items()}
     rows = {
         name: {
             "ns": middle[name, 1] / size * 1e9,
             "ns_2_threads": middle[name, 2] / size * 1e9,
             "of_normal": middle[name, 1] / middle["normal_"],
             "of_normal_best": best[name, 1] / best["normal_"],
-            "threads": middle[name, 1] / middle[name, 2],
-            "threads_best": best[name, 1] / best[name, 2],
+            "threads": pairs[name][True],
+            "unchecked": pairs[name][False],
         }
         for name in LAWS
     }
     rows["normal_"] = {"ns": middle["normal_"] / size * 1e9}
     rows["discrete_gaussian"] = {"ns": middle["discrete"] / (size // 16) * 1e9}
     return rows
+
+
+def two_over_one(add: Callable[..., Any], values: Any, source: Any, rounds: int) -> dict[bool, float]:
+    """One thread's median time over two threads', with and without the look for values that do not fit."""
+    seconds: dict[tuple[bool, int], list[float]] = {}
+    for _ in range(2 * rounds + 1):
+        for check in (None, False):
+            for threads in (1, 2):
+                aisec_fast.set_num_threads(threads)
+                start = time.perf_counter()
+                add(values, 1.0, source=source, out=values, check=check)
+                seconds.setdefault((check is None, threads), []).append(time.perf_counter() - start)
+    middle = {key: statistics.median(times[1:]) for key, times in seconds.items()}
+    return {check: middle[check, 1] / middle[check, 2] for check in (True, False)}
 
 
 def alone_and_together(processor: int, law: str, size: int, rounds: int, barrier: Any, results: Any) -> None:
