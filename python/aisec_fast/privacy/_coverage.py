@@ -54,6 +54,7 @@ def examine(module: nn.Module) -> Coverage:
         id(part) for child in module.modules() if isinstance(child, ParametrizationList) for part in child.modules()
     }
     wholes: list[str] = []  # beginnings of the names in modules that are differentiated as a whole
+    before: dict[nn.Module, str] = {}  # names of layers that are covered one by one
     for name, child in module.named_modules():
         label = f"{name or 'the model itself'} ({type(child).__name__})"
         reason = _coupling(child) or refusal(child)
@@ -77,6 +78,15 @@ def examine(module: nn.Module) -> Coverage:
             found.errors.append(UnsupportedModuleError(message))
         if rules.keys() - trainable.keys():
             wholes.append(f"{name}." if name else "")
+            if twice := [before[part] for part in child.modules() if part in before]:
+                found.errors.append(
+                    UnsupportedModuleError(
+                        f"module {label}: works with the weights of layers in it, so that it is differentiated as a whole, but "
+                        f"{twice[0]!r} is in it, too, whose gradients would count twice; give each of the two its own layer"
+                    )
+                )
+        elif rules:
+            before[child] = name
         parameters = dict(child.named_parameters(remove_duplicate=False)) if rules else {}
         together: dict[object, dict[str, nn.Parameter]] = {}
         for key, rule in rules.items():
