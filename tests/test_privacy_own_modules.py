@@ -169,6 +169,32 @@ class Inner(nn.Module):
         return self.scale(self.behind(x)) * self.gamma + self.behind(x * 0.5)
 
 
+class Chosen(nn.Module):
+    """A module that is told by attributes and buffers what to do, and changes one; its last operation saves its result."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scales, self.chosen = nn.Parameter(torch.randn(2, width)), 0
+        self.register_buffer("factor", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.factor = self.factor + 0.5
+        return (self.scales[self.chosen] * x * self.factor).tanh()
+
+
+class CallsChosen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.chosen = nn.Linear(6, 5), Chosen(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        for chosen in range(2):
+            self.chosen.chosen, self.chosen.factor = chosen, x.new_ones(())
+            x = self.chosen(x)
+        return x
+
+
 MODULES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "copies of a column": (lambda: Scaled(3, (3, 1, 1)), (9, 3, 4, 4)),  # as many samples as nothing else
     "a scale of one dimension": (lambda: Scaled(3, (3,), (1, -1, 1, 1)), (9, 3, 4, 4)),
@@ -183,6 +209,7 @@ MODULES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "in front of the first layer": (Behind, (9, 6)),
     "a layer's bias": (lambda: nn.Sequential(Tied(), nn.Tanh()), (9, 6)),
     "inside each other": (Inner, (9, 6)),
+    "told by attributes": (CallsChosen, (9, 6)),
 }
 
 
@@ -382,6 +409,32 @@ def test_refused_with_its_reason(name: str, check_rows: bool) -> None:
         optimizer.step()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert engine.get_epsilon(1e-5) == 0.0
+
+
+class Shares(nn.Module):
+    """A module that is differentiated as a whole, with a layer in it that the model has elsewhere, too."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        attention = Attention(6, 3)
+        if first:
+            self.norm = attention.norm
+        self.attention = attention
+        if not first:
+            self.norm = attention.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.attention(x).tanh())
+
+
+def test_a_layer_in_what_is_differentiated_as_a_whole_and_elsewhere_is_refused() -> None:
+    """Its gradients would count twice, or those from elsewhere not at all."""
+    (error,) = ModuleValidator.validate(Shares(first=True))
+    assert "module attention (Attention)" in str(error)
+    assert "'norm' is in it, too, whose gradients would count twice" in str(error)
+    model, (x, y) = Shares(first=False).double(), data((9, 3, 6))
+    with pytest.raises(PrivacyError, match="outside its layer's training forward"):
+        private_gradients(model, x, y, square_loss)
 
 
 def test_columns_that_do_not_stand_beside_samples_are_refused() -> None:

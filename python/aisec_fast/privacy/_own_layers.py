@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as everybodys
 
 from .._errors import PrivacyError
+from . import _forms
 from ._layers import LayerGradients, Memory, Statistics
 from ._values import mapped
 
@@ -39,6 +40,10 @@ _HOOKS_OF_ALL = (
 )
 
 
+# Of a layer and the modules in it: where attributes and buffers are kept, and which those were.
+Attributes = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
 class _Place(NamedTuple):
     """Stands for a tensor in a call."""
 
@@ -47,12 +52,13 @@ class _Place(NamedTuple):
 
 class Form(NamedTuple):
     """A call without its tensors: arguments by position and by name, with places for tensors; of which every sample has a
-    row; and which of them is the activation."""
+    row; which of them is the activation; and what attributes the layer had."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     each: tuple[bool, ...]
     first: int
+    attributes: Attributes
 
 
 class Others(tuple[Tensor, ...]):
@@ -80,8 +86,10 @@ class Calls:
         self.name = name
         self._each: dict[int, tuple[bool, ...]] = {}  # by the number of tensors
 
-    def take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[Tensor, Others]:
-        """What the layer was called with: the activation, and all else."""
+    def take_apart(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, attributes: Attributes
+    ) -> tuple[Tensor, Others]:
+        """What the layer was called with, while it had these ``attributes``: the activation, and all else."""
         if not isinstance(output, Tensor) or not output.dim():
             kind = "a number" if isinstance(output, Tensor) else type(output).__name__
             raise self._error(f"gave {kind}; such a module must give one tensor")
@@ -111,7 +119,7 @@ class Calls:
             )
         first = each.index(True)
         rest = [one.detach() for i, one in enumerate(tensors) if i != first]
-        return tensors[first].detach(), Others.of(rest, Form(form_args, form_kwargs, each, first))
+        return tensors[first].detach(), Others.of(rest, Form(form_args, form_kwargs, each, first, attributes))
 
     def _error(self, what: str) -> PrivacyError:
         return PrivacyError(f"module {self.name!r} has no rule of its own and {what}")
@@ -161,7 +169,7 @@ class OwnLayerGradients(LayerGradients):
         sparing: bool = False,
     ) -> None:
         super().__init__(layer, activation, gradient, None, memory, sparing)
-        one_tensor = Others.of((), Form((_Place(0),), {}, (True,), 0))
+        one_tensor = Others.of((), Form((_Place(0),), {}, (True,), 0, []))
         self.others = others if isinstance(others, Others) else one_tensor
         self.trained: Mapping[str, Tensor] = {
             key: p for key, p in layer._parameters.items() if p is not None and p.requires_grad
@@ -185,10 +193,31 @@ class OwnLayerGradients(LayerGradients):
         return super().made_of() + list(getattr(self, "others", ()))
 
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
+        if not self.batch:
+            return self.trained[name].new_empty((0, *self.trained[name].shape))
+        layer, then = self.layer, self.others.form.attributes
+        try:
+            if layer not in self._seen and self.batch > 1:  # one sample shows nothing
+                # As it is now, too: what it has begun to keep for later calls may hold its parameters.
+                told = [self._compare(attributes) for attributes in (attributes_of(layer), then)]
+                if all(told):
+                    self._seen.add(layer)
+            rows = self._rows_of_all(then)
+        except (PrivacyError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise PrivacyError(
+                f"{type(layer).__name__} has no rule, and its forward cannot be differentiated for each sample alone "
+                f"({type(error).__name__}: {error}); it must be deterministic (no dropout while it trains), take samples in "
+                "dimension 0 of tensors and give them in dimension 0 of another. Build it of covered layers, or freeze it"
+            ) from error
+        self._kept |= {key: value.contiguous() for key, value in rows.items()}
+        return self._kept[name]
+
+    def _rows_of_all(self, attributes: Attributes) -> dict[str, Tensor]:
+        """The samples' gradients of all parameters, of the layer with these attributes."""
         layer: nn.Module = self.layer
         own = {key: p.detach() for key, p in self.trained.items()}
-        if not self.batch:
-            return own[name].new_empty((0, *own[name].shape))
         form, tensors = self.others.form, self.others.call(self.activation)
         constants = {key: p.detach() for key, p in layer.named_parameters(remove_duplicate=False) if key not in own}
 
@@ -203,37 +232,25 @@ class OwnLayerGradients(LayerGradients):
             found: tuple[dict[str, Tensor]] = torch.func.vjp(forward, own)[1](gradient.unsqueeze(0))
             return found[0]
 
-        try:
-            with _attributes_kept(layer), _without_hooks(layer):
-                samples = [one for one, each in zip(tensors, form.each, strict=True) if each]
-                rows = torch.func.vmap(of_sample)(samples, self.gradient)
-                # One sample, or gradients of zero, show nothing.
-                if layer not in self._seen and self.batch > 1 and self._compare(rows, tensors):
-                    self._seen.add(layer)
-        except (PrivacyError, torch.OutOfMemoryError):
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise PrivacyError(
-                f"{type(layer).__name__} has no rule, and its forward cannot be differentiated for each sample alone "
-                f"({type(error).__name__}: {error}); it must be deterministic (no dropout while it trains), take samples in "
-                "dimension 0 of tensors and give them in dimension 0 of another. Build it of covered layers, or freeze it"
-            ) from error
-        self._kept |= {key: value.contiguous() for key, value in rows.items()}
-        return self._kept[name]
+        with _as_it_was(layer, attributes), _without_hooks(layer):
+            samples = [one for one, each in zip(tensors, form.each, strict=True) if each]
+            return torch.func.vmap(of_sample)(samples, self.gradient)
 
-    def _compare(self, rows: Mapping[str, Tensor], tensors: list[Tensor]) -> bool:
-        """Raise PrivacyError if ``rows`` do not add up to what torch finds for the batch, with the layer as it is: its forward
-        may have its parameters from elsewhere than their names. False if this batch cannot tell."""
+    def _compare(self, attributes: Attributes) -> bool:
+        """Raise PrivacyError if rows do not add up to what torch finds for the batch, of the layer with these attributes: its
+        forward may have its parameters from elsewhere than their names. False if this batch cannot tell."""
+        rows = self._rows_of_all(attributes)
         uses: dict[int, list[str]] = {}
         for name, parameter in self.trained.items():
             uses.setdefault(id(parameter), []).append(name)
         parameters = [self.trained[names[0]] for names in uses.values()]
-        form = self.others.form
-        with torch.enable_grad():
-            output = self.layer.forward(*_with_tensors(form.args, tensors), **_with_tensors(form.kwargs, tensors))
+        form, tensors = self.others.form, self.others.call(self.activation)
         given: tuple[Tensor | None, ...] = (None,) * len(parameters)
-        if output.requires_grad:
-            given = torch.autograd.grad(output, parameters, self.gradient, allow_unused=True)
+        with _as_it_was(self.layer, attributes), _without_hooks(self.layer):
+            with torch.enable_grad():
+                output = self.layer.forward(*_with_tensors(form.args, tensors), **_with_tensors(form.kwargs, tensors))
+            if output.requires_grad:
+                given = torch.autograd.grad(output, parameters, self.gradient, allow_unused=True)
         sizes = {name: float(rows[name].flatten(1).double().norm(dim=1).sum()) for name in self.trained}
         # What rounding may leave of a gradient that is zero: that of a bias of keys, say.
         whole = sum(size for size in sizes.values() if math.isfinite(size))
@@ -291,16 +308,26 @@ def _hooked(layer: nn.Module, where: str) -> PrivacyError:
     )
 
 
+def attributes_of(layer: nn.Module) -> Attributes:
+    """Those of now, without the engine's forms of layers, which are for the forward that goes on."""
+    kept = [one for module in layer.modules() for one in (vars(module), module._buffers)]
+    return [(one, {key: value for key, value in one.items() if not isinstance(value, _forms.Form)}) for one in kept]
+
+
 @contextmanager
-def _attributes_kept(layer: nn.Module) -> Iterator[None]:
-    """Attributes and buffers of ``layer`` and the modules in it are afterwards what they were: nothing of a transform stays."""
-    before = [(kept, dict(kept)) for module in layer.modules() for kept in (vars(module), module._buffers)]
+def _as_it_was(layer: nn.Module, then: Attributes) -> Iterator[None]:
+    """Inside, attributes and buffers of ``layer`` and the modules in it are what they were ``then``, when it was called; afterwards
+    what they are now: nothing of a transform stays."""
+    before = [(kept, dict(kept)) for kept, _ in attributes_of(layer)]
+    for now, values in then:
+        now.clear()
+        now.update(values)
     try:
         yield
     finally:
-        for now, then in before:
+        for now, values in before:
             now.clear()
-            now.update(then)
+            now.update(values)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from . import _native
 from ._clip import Norms
 from ._coverage import CoveredLayer
 from ._layers import EmbeddingGradients, LayerGradients, Memory, Statistics
-from ._own_layers import Calls, Form, Others, OwnLayerGradients
+from ._own_layers import Attributes, Calls, Form, Others, OwnLayerGradients, attributes_of
 from ._precision import full_precision
 from ._rules import STATISTICAL
 from ._values import mapped, tensors_in
@@ -417,7 +417,8 @@ class _Tap(torch.autograd.Function):
 
     Inside checkpoints, which must be able to drop the activation. And after modules without a rule: the node that made
     the output may be that of a layer in them, which has a watch of its own. The output is marked dirty, not viewed: in-place
-    operations may follow.
+    operations may follow. Of a module without a rule the node may have saved its output for its backward (tanh), so that it must
+    not count as changed: another tensor has its memory, and its count of changes.
     """
 
     @staticmethod
@@ -431,9 +432,11 @@ class _Tap(torch.autograd.Function):
         activation: Tensor,
         *others: Tensor,
     ) -> Tensor:
-        ctx.mark_dirty(output)
         ctx.save_for_backward(activation, *others)  # torch then notices if somebody changes one in place
         ctx.layer, ctx.recorder, ctx.form = layer, recorder, form
+        if form is not None:
+            return output.detach()
+        ctx.mark_dirty(output)
         return output
 
     @staticmethod
@@ -481,6 +484,7 @@ class Freeze:
         if id(self.layer) in self.recorder.expanded:
             return self.recorder.for_samples(args, kwargs)
         if self.layer.rule is OwnLayerGradients:
+            self.thaw.attributes = attributes_of(module)
             return None
         if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad or _is_watched(module):
             return None
@@ -556,6 +560,7 @@ class Thaw:
         self.number = -1  # among the module's hooks
         self.ahead: RemovableHandle | None = None  # of hooks of all modules, which are called before a module's own
         self.calls = Calls(freeze.layer.name) if freeze.layer.rule is OwnLayerGradients else None
+        self.attributes: Attributes = []  # of a layer without a rule, as its forward found them
 
     def come_first(self, module: nn.Module) -> None:
         """Be called before hooks that were put in front since."""
@@ -588,12 +593,13 @@ class Thaw:
         if self.freeze.thread != threading.get_ident():
             return None
         self.freeze.end()
+        attributes, self.attributes = self.attributes, []
         if output is None:  # the forward raised
             return None
         layer, recorder = self.freeze.layer, self.freeze.recorder
         others: tuple[Tensor, ...] = ()
         if self.calls is not None:
-            given, others = self.calls.take_apart(args, kwargs, output)
+            given, others = self.calls.take_apart(args, kwargs, output, attributes)
             output = _output_of_its_own(output, tensors_in((args, kwargs)))
         else:
             given = args[0] if args else kwargs["input"]
