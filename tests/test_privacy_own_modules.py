@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from aisec_fast import PrivacyError
-from aisec_fast.privacy import ModuleValidator, PrivacyEngine
+from aisec_fast.privacy import GRU, ModuleValidator, PrivacyEngine
 from aisec_fast.privacy._coverage import examine
 from aisec_fast.privacy._other_layers import BroadcastGradients
 from aisec_fast.privacy._own_layers import OwnLayerGradients
@@ -375,6 +375,25 @@ class Given(nn.Module):
         return self.own(self.layer(x), self.other)
 
 
+class Strict(Scale):
+    """Takes no other tensor for its parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.gamma, nn.Parameter)
+        return super().forward(x)
+
+
+class Started(nn.Module):
+    """A recurrent network whose first states are trained, of which torch's operation makes something in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.start = GRU(6, 5, batch_first=True), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x[:, None], self.start.expand(1, len(x), 5).contiguous())[0]
+
+
 def hooked() -> nn.Module:
     model = Scaled(3, (3,), (3, 1, 1))
     model.norm.register_forward_hook(lambda _module, _args, output: output)
@@ -389,6 +408,8 @@ REFUSED: dict[str, tuple[Any, tuple[int, ...], str]] = {
     "has hooks that would see it twice": (hooked, IMAGES, "hook of 'norm' would see it again"),
     "has samples in some calls alone": (Unlike, ROWS, "samples in dimension 0 in some calls alone"),
     "takes what may hide tensors": (lambda: Given({1, 2}), ROWS, r"called with \(Tensor, set\)"),
+    "insists on its parameter": (lambda: Strict(6), ROWS, r"Strict has no rule.*\(AssertionError"),
+    "starts a recurrent network": (Started, ROWS, r"Started has no rule.*alone \(RuntimeError"),
     "takes an object": (lambda: Given([object()]), ROWS, r"called with \(Tensor, list\)"),
 }
 

@@ -3,6 +3,7 @@ to state dicts they have torch's names."""
 
 from __future__ import annotations
 
+import operator
 import re
 from typing import Any, ClassVar
 
@@ -83,7 +84,8 @@ class StandIn(nn.Module):
         parts = self.__dict__.get("parts", {}).get(name)
         if parts is None:
             return super().__getattr__(name)
-        values: list[Tensor] = [self.get_parameter(part) for part in parts]
+        # Not by get_parameter, which refuses what stands in for a parameter while a module around is differentiated.
+        values: list[Tensor] = [operator.attrgetter(part)(self) for part in parts]
         shape = self._shape(name)
         if not values:
             return None
