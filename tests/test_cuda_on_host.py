@@ -99,21 +99,24 @@ def test_wide_rows_are_read_once(rows: int, widths: list[int], dtype: str, order
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "dtype", "processors", "most_blocks"),
+    ("rows", "columns", "dtype", "processors", "most_blocks", "architecture"),
     [
-        (15, 6_000, "float32", 7, 99),  # too few rows to pay
-        (16, 4_000, "float32", 7, 99),  # too few columns to keep processors busy
-        (16, 80_000, "float32", 7, 99),  # no room
-        (16, 6_002, "float32", 7, 99),  # rows that do not begin at multiples of 16 bytes
-        (16, 6_000, "float64", 7, 99),
-        (16, 6_000, "float32", 1, 99),
-        (16, 6_000, "float32", 7, 6),  # a GPU that does not hold all blocks
+        (15, 6_000, "float32", 7, 99, 90),  # too few rows to pay
+        (16, 4_000, "float32", 7, 99, 90),  # too few columns to keep processors busy
+        (16, 80_000, "float32", 7, 99, 90),  # no room
+        (16, 6_002, "float32", 7, 99, 90),  # rows that do not begin at multiples of 16 bytes
+        (16, 6_000, "float64", 7, 99, 90),
+        (16, 6_000, "float32", 1, 99, 90),
+        (16, 6_000, "float32", 7, 6, 90),  # a GPU that does not hold all blocks
+        (16, 6_000, "float32", 7, 99, 80),  # no code for what it takes
     ],
 )
-def test_other_rows_are_read_twice(rows: int, columns: int, dtype: str, processors: int, most_blocks: int) -> None:
+def test_other_rows_are_read_twice(
+    rows: int, columns: int, dtype: str, processors: int, most_blocks: int, architecture: int
+) -> None:
     grads = [gradients(rows, columns, dtype)]
     outs, norms = [np.empty(columns, dtype)], np.empty(rows)
-    with clipping.processors(processors, most_blocks) as launches:
+    with clipping.processors(processors, most_blocks, architecture) as launches:
         clipping.clip_and_sum(grads, 50.0, outs, norms)
         assert launches() == 0
     expected, lengths = reference.clip_and_sum(grads, 50.0)

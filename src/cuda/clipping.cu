@@ -132,13 +132,14 @@ bool queue_once(Queue& queue, const std::vector<Matrix<T>>& matrices, double max
   const unsigned adders = processors - shares.tellers;
   if (blocks < adders - adders / 4) return false;
   return with_own<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12>((blocks + adders - 1) / adders, [&](auto own) {
-    if (!fit_once<own, T, Out>(shares, queue.most_shared_bytes())) return false;
+    const auto kernel = clip_and_sum_once_kernel<own, T, Out>;
+    if (!fit_once<own, T, Out>(shares, queue.most_shared_bytes()) || !queue.has_code_together(kernel)) return false;
     const std::uint64_t values = shares.rows * (std::uint64_t{shares.blocks} + 1);
     call.sums = queue.scratch<double>(values);
     call.factors = call.sums + shares.rows * shares.blocks;
     queue.fill_bytes(call.sums, 0xff, values);
     return queue.run_together(once_threads, shares.adders + shares.tellers, once_shared_bytes<own, T, Out>(shares),
-                              clip_and_sum_once_kernel<own, T, Out>, call);
+                              kernel, call);
   });
 }
 // Squares of doubles may leave the range: then all rows are measured again.

@@ -99,16 +99,21 @@ class Queue {
     launch(block, static_cast<unsigned>(pieces < most ? pieces : most), kernel, std::forward<Arguments>(arguments)...);
   }
 
-  // Runs a kernel whose blocks wait for one another, with so many bytes of shared memory each. False, and nothing is
-  // queued, if there is no code of it for an architecture that has what it takes, or the GPU does not hold all blocks.
+  // Whether there is code of a kernel for an architecture that has what together.hpp takes. After an error, too.
+  template <class... Parameters>
+  bool has_code_together(void (*kernel)(Parameters...)) {
+    cudaFuncAttributes attributes{};
+    if (ok()) check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)));
+    return !ok() || attributes.ptxVersion >= together_from;
+  }
+
+  // Runs a kernel whose blocks wait for one another and that has such code, with so many bytes of shared memory each.
+  // False, and nothing is queued, if the GPU does not hold all blocks.
   template <class... Parameters, class... Arguments>
   bool run_together(unsigned block, unsigned blocks, std::size_t shared_bytes, void (*kernel)(Parameters...),
                     Arguments&&... arguments) {
     const void* const function = reinterpret_cast<const void*>(kernel);
-    cudaFuncAttributes attributes{};
-    if (ok()) check(cudaFuncGetAttributes(&attributes, function));
     if (!ok()) return true;
-    if (attributes.ptxVersion < together_from) return false;
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     cudaLaunchAttribute together{};
     together.id = cudaLaunchAttributeCooperative;

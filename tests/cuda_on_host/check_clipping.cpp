@@ -161,7 +161,7 @@ int main() {
   }
   check<float, float>(37, 127, 1.0);        // more rows than blocks
   check<Bfloat16, float>(3, 263'000, 1.0);  // more block sums than a team fetches at once; grid-stride everywhere
-  set_processors(7, ~0u);
+  set_processors(7, ~0u, 90);
   for (const unsigned order : {0u, 1u}) {
     set_order(order);
     check<float, float>(17, 5400, 1.0);  // rows that are read once; of the second array, value by value

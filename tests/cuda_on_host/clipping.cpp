@@ -24,9 +24,10 @@ extern "C" {
 void set_order(unsigned order) { host_cuda::order = order; }
 
 // Of the GPU; how many launches of blocks together there have been.
-unsigned set_processors(unsigned processors, unsigned most_blocks) {
+unsigned set_processors(unsigned processors, unsigned most_blocks, int architecture) {
   host_cuda::processors = processors;
   host_cuda::most_blocks = most_blocks;
+  host_cuda::architecture = architecture;
   return host_cuda::together;
 }
 

@@ -30,7 +30,7 @@ class Batch(ctypes.Structure):
 @functools.cache
 def library() -> ctypes.CDLL:
     loaded = build.library("clipping")
-    loaded.set_processors.argtypes = (ctypes.c_uint, ctypes.c_uint)
+    loaded.set_processors.argtypes = (ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
     loaded.set_processors.restype = ctypes.c_uint
     return loaded
 
@@ -50,16 +50,17 @@ def clip_and_sum(grads: Sequence[Array], max_norm: float, outs: Sequence[Array],
 
 
 @contextmanager
-def processors(count: int, most_blocks: int = 2**32 - 1) -> Iterator[Callable[[], int]]:
-    """A GPU of so many processors, which holds no more than `most_blocks` blocks that wait for one another.
+def processors(count: int, most_blocks: int = 2**32 - 1, architecture: int = 90) -> Iterator[Callable[[], int]]:
+    """A GPU of so many processors, which holds no more than `most_blocks` blocks that wait for one another, and
+    kernels built for an `architecture`.
 
     Gives a function that counts launches of such blocks.
     """
-    launches = library().set_processors(count, most_blocks)
+    launches = library().set_processors(count, most_blocks, architecture)
     try:
-        yield lambda: int(library().set_processors(count, most_blocks)) - launches
+        yield lambda: int(library().set_processors(count, most_blocks, architecture)) - launches
     finally:
-        library().set_processors(1, 2**32 - 1)
+        library().set_processors(1, 2**32 - 1, 90)
 
 
 def lattice_sum(

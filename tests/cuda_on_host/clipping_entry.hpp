@@ -14,7 +14,7 @@ struct CBatch {
 
 extern "C" {
 void set_order(unsigned order);
-unsigned set_processors(unsigned processors, unsigned most_blocks);
+unsigned set_processors(unsigned processors, unsigned most_blocks, int architecture);
 const char* norms(const CBatch* call, double* norms);
 const char* weighted_sum(const CBatch* call, const double* weights, void* const* outs);
 const char* clip_and_sum(const CBatch* call, double max_norm, void* const* outs, double* norms);

@@ -41,6 +41,7 @@ inline cudaStream_t last_stream = nullptr;
 constexpr std::size_t shared_bytes = 227 << 10;  // that a block may have
 inline unsigned processors = 1;                  // of each device
 inline unsigned most_blocks = ~0u;               // that a device holds at once
+inline int architecture = 90;                    // that kernels are built for
 inline unsigned together = 0;                    // launches of blocks that wait for one another
 inline unsigned waits = 0;                       // calls that waited for a stream
 inline bool recording = false;                   // a graph, on this stream
@@ -103,7 +104,7 @@ struct cudaFuncAttributes {
 };
 
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-  attributes->ptxVersion = 90;
+  attributes->ptxVersion = host_cuda::architecture;
   return cudaSuccess;
 }
 
