@@ -319,6 +319,24 @@ def test_samples_are_looked_for_where_they_are() -> None:
         model(torch.randn(9, 3, 6))
 
 
+@pytest.mark.filterwarnings("ignore:a step used a batch")
+@pytest.mark.parametrize("kind", ["parameter", "embedding"])
+def test_how_many_samples_there_are_is_of_this_call(kind: str) -> None:
+    """As many copies as the model's last forward had samples would all be of one record, and be clipped one by one."""
+    torch.manual_seed(0)
+    inner = Beside(lambda x, token: x + token) if kind == "parameter" else Positioned((1, -1))
+    x = torch.randn(9, 3, 6) if kind == "parameter" else torch.randint(0, 7, (9, 3))
+    model = nn.Sequential(inner, nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(PrivacyEngine(), model, optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+    with pytest.raises(PrivacyError, match="how many there are cannot be seen"):
+        inner(x[:1])
+
+
 def test_what_is_saved_after_an_interrupt_is_the_parameter() -> None:
     torch.manual_seed(0)
 

@@ -26,7 +26,7 @@ from ._coverage import CoveredLayer
 from ._layers import EmbeddingGradients
 from ._other_layers import BroadcastGradients
 from ._own_layers import in_place_of
-from ._recording import Freeze, Recorder, Thaw, Trial
+from ._recording import Copied, Freeze, Recorder, Thaw, Trial
 from ._values import mapped, tensors_in, unchanged
 
 # What rounding may make of a model, as a part of its largest result: in rows of their own it may compute in another order.
@@ -50,15 +50,19 @@ class Samples:
         """Be called before all other hooks, where there is something to do."""
         if self.possible():
             module.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
+            module.register_forward_hook(_Ended(self.recorder), always_call=True)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not module.training or not torch.is_grad_enabled() or not self.recorder.batch_first:
             return
         sizes = [value.shape[0] for value in tensors_in((args, kwargs)) if value.dim()]
-        self.recorder.samples = sizes[0] if sizes else None
-        if not self._decided and self.recorder.samples is not None:
+        self.recorder.model_begins(sizes[0] if sizes else None)
+        if not self._decided and sizes:
             self._decide(module, args, kwargs)
-            self._decided = self.recorder.samples > 1  # fewer show nothing
+            self._decided = sizes[0] > 1  # fewer show nothing
+
+    def __reduce__(self) -> tuple[type[Copied], tuple[()]]:
+        return Copied, ()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -95,6 +99,20 @@ class Samples:
         )
 
 
+class _Ended:
+    """Forward hook of the whole model, also after an error: what is called alone from now on has samples of its own."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def __call__(self, module: nn.Module, *_rest: Any) -> None:
+        if module.training and torch.is_grad_enabled() and self.recorder.batch_first:
+            self.recorder.model_ends()
+
+    def __reduce__(self) -> tuple[type[Copied], tuple[()]]:
+        return Copied, ()
+
+
 class Expand(Freeze):
     """Forward pre-hook of a module with such a parameter: copies stand in for it while the forward runs."""
 
@@ -112,18 +130,15 @@ class Expand(Freeze):
             if module.training and id(self.layer) in trial.expanded:
                 value: Any = module._parameters[self.name]
                 self.before = value
-                self._put(module, _copies(value, recorder.samples or 0))
+                self._put(module, _copies(value, recorder.samples(self.layer)))
             return
         if not module.training or not torch.is_grad_enabled() or self._rests():
             return
         self._check(module)
-        if recorder.samples is None:
-            raise PrivacyError(
-                f"parameter {f'{self.layer.name}.{self.name}'.lstrip('.')!r} needs a row for each sample, but samples are not in "
-                "dimension 0 of what the model is called with"
-            )
         self.before = self.parameter
-        copies = _Copies.apply(recorder.anchor, self.parameter.detach(), recorder.samples, self.layer, recorder)  # type: ignore[no-untyped-call]
+        copies = _Copies.apply(
+            recorder.anchor, self.parameter.detach(), recorder.samples(self.layer), self.layer, recorder
+        )  # type: ignore[no-untyped-call]
         recorder.called(self.layer, copies)
         self._put(module, copies)
 

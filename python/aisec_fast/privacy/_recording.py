@@ -155,7 +155,8 @@ class Recorder:
         self._failure: str | None = None
         self._memory, self._layouts = _Memory(), _Memory()
         self._streams: set[tuple[int, int, int]] = set()  # of a GPU, on which uses were recorded
-        self.samples: int | None = None  # of the model's forward that runs
+        self._samples: int | None = None  # of the model's latest forward in training
+        self._depth = 0  # of the model's forwards that go on: the check of rows calls it from inside
         self.expanded: set[int] = set()  # identities of layers that get a row for each sample
         self.trial: Trial | None = None
         self.seen = Seen.NOTHING
@@ -164,9 +165,29 @@ class Recorder:
         # An input of the tap that requires grad: a layer whose own input requires none is recorded too.
         self.anchor = torch.zeros(1, requires_grad=True)
 
-    def for_samples(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def model_begins(self, samples: int | None) -> None:
+        """The model's forward begins, in training, with so many samples; None if they cannot be counted."""
+        self._samples, self._depth = samples, self._depth + 1
+
+    def model_ends(self) -> None:
+        """The model's forward has ended."""
+        self._depth = max(0, self._depth - 1)
+
+    def samples(self, layer: CoveredLayer) -> int:
+        """How many samples the model's forward has that runs, or that a checkpoint repeats in the backward pass."""
+        if self._samples is None or not (self._depth or torch._C._current_graph_task_id() >= 0):
+            names = " and ".join(repr(f"{layer.name}.{name}".lstrip(".")) for name in layer.parameters)
+            raise PrivacyError(
+                f"{names} needs a row for each sample, but how many there are cannot be seen: call the model that make_private "
+                "has returned, as a whole, with samples in dimension 0 of its first tensor"
+            )
+        return self._samples
+
+    def for_samples(
+        self, layer: CoveredLayer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Tokens [T] or [1, ...], of all samples, as [B, ...]."""
-        count: int = self.samples or 0
+        count = self.samples(layer)
 
         def repeated(tokens: Tensor) -> Tensor:
             if tokens.dim() == 1:
@@ -482,7 +503,7 @@ class Freeze:
         self.recorder.frozen |= self.identities
         self.thaw.come_first(module)
         if id(self.layer) in self.recorder.expanded:
-            return self.recorder.for_samples(args, kwargs)
+            return self.recorder.for_samples(self.layer, args, kwargs)
         if self.layer.rule is OwnLayerGradients:
             self.thaw.attributes = attributes_of(module)
             return None
@@ -497,7 +518,7 @@ class Freeze:
         if self.layer.rule is not EmbeddingGradients or not self.layer.module.training:
             return None
         if id(self.layer) in trial.expanded:
-            return self.recorder.for_samples(args, kwargs)
+            return self.recorder.for_samples(self.layer, args, kwargs)
         if any(value.dim() == 1 or value.shape[:1] == (1,) for value in tensors_in((args, kwargs))):
             trial.without_samples.add(id(self.layer))
         return None
