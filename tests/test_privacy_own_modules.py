@@ -4,6 +4,7 @@ beside loops over single samples, and what is refused, with its reason."""
 from __future__ import annotations
 
 import copy
+import random
 from functools import partial
 from typing import Any
 
@@ -195,6 +196,29 @@ class CallsChosen(nn.Module):
         return x
 
 
+class Choice(nn.Module):
+    """A module called with a table of all samples, or with what each sample has: as many tensors in another place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor, table: Any = None, mask: Any = None) -> Tensor:
+        x = self.scale * x
+        return x + (self.scale * table).sum(0) if mask is None else x * mask
+
+
+class CallsChoice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.choice = nn.Linear(6, 5), Choice()
+        self.register_buffer("table", torch.randn(4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.choice(self.layer(x), table=self.table)
+        return self.choice(x, mask=x > 0)
+
+
 MODULES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "copies of a column": (lambda: Scaled(3, (3, 1, 1)), (9, 3, 4, 4)),  # as many samples as nothing else
     "a scale of one dimension": (lambda: Scaled(3, (3,), (1, -1, 1, 1)), (9, 3, 4, 4)),
@@ -210,6 +234,8 @@ MODULES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "a layer's bias": (lambda: nn.Sequential(Tied(), nn.Tanh()), (9, 6)),
     "inside each other": (Inner, (9, 6)),
     "told by attributes": (CallsChosen, (9, 6)),
+    "a choice of arguments": (CallsChoice, (9, 6)),
+    "traced by torch.fx": (lambda: torch.fx.symbolic_trace(Behind()), (9, 6)),
 }
 
 
@@ -383,6 +409,13 @@ class Strict(Scale):
         return super().forward(x)
 
 
+class Drawing(Scale):
+    """Draws what is too small to be seen in gradients, unless it drew a zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1.0 + 1e-9 * random.random())
+
+
 class Started(nn.Module):
     """A recurrent network whose first states are trained, of which torch's operation makes something in place."""
 
@@ -408,6 +441,7 @@ REFUSED: dict[str, tuple[Any, tuple[int, ...], str]] = {
     "has hooks that would see it twice": (hooked, IMAGES, "hook of 'norm' would see it again"),
     "has samples in some calls alone": (Unlike, ROWS, "samples in dimension 0 in some calls alone"),
     "takes what may hide tensors": (lambda: Given({1, 2}), ROWS, r"called with \(Tensor, set\)"),
+    "draws by Python's generator": (lambda: Drawing(6), ROWS, "Drawing has no rule.*draws random numbers"),
     "insists on its parameter": (lambda: Strict(6), ROWS, r"Strict has no rule.*\(AssertionError"),
     "starts a recurrent network": (Started, ROWS, r"Started has no rule.*alone \(RuntimeError"),
     "takes an object": (lambda: Given([object()]), ROWS, r"called with \(Tensor, list\)"),

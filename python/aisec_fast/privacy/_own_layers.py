@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dis
 import math
+import pickle
+import random
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as everybodys
@@ -23,7 +26,7 @@ from torch.nn.modules import module as everybodys
 from .._errors import PrivacyError
 from . import _forms
 from ._layers import LayerGradients, Memory, Statistics
-from ._values import mapped
+from ._values import mapped, tensors_in
 
 # A sum of samples' gradients may differ from the batch's by this part of their norms, all told: far more than rounding
 # makes of it, far less than samples that mix.
@@ -44,6 +47,10 @@ _HOOKS_OF_ALL = (
 Attributes = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
+# How many tensors are in each argument that has some, by its position or name.
+Counts = frozenset[tuple[Any, int]]
+
+
 class _Place(NamedTuple):
     """Stands for a tensor in a call."""
 
@@ -51,11 +58,12 @@ class _Place(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A call without its tensors: arguments by position and by name, with places for tensors; of which every sample has a
-    row; which of them is the activation; and what attributes the layer had."""
+    """A call without its tensors: arguments by position and by name, with places for tensors; how many of these there are in
+    which argument; of which every sample has a row; which of them is the activation; and what attributes the layer had."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    counts: Counts
     each: tuple[bool, ...]
     first: int
     attributes: Attributes
@@ -79,12 +87,12 @@ class Others(tuple[Tensor, ...]):
 
 
 class Calls:
-    """Takes calls of a layer without a rule apart. Which tensors have a row for each sample is decided once: a size that
-    happens to be that of a batch decides nothing again."""
+    """Takes calls of a layer without a rule apart. Which tensors have a row for each sample is decided once for each choice of
+    arguments: a size that happens to be that of a batch decides nothing again."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._each: dict[int, tuple[bool, ...]] = {}  # by the number of tensors
+        self._each: dict[Counts, tuple[bool, ...]] = {}
 
     def take_apart(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, attributes: Attributes
@@ -107,8 +115,9 @@ class Calls:
             )
         batch = output.shape[0]
         each = tuple(bool(one.dim()) and one.shape[0] == batch for one in tensors)
+        counts = frozenset((key, len(tensors_in(value))) for key, value in (*enumerate(args), *kwargs.items()))
         if batch > 1:  # of one sample all that has one row may count as its
-            before = self._each.setdefault(len(each), each)
+            before = self._each.setdefault(counts, each)
             if any(then and not now for then, now in zip(before, each, strict=True)):
                 raise self._error("was called with tensors that have samples in dimension 0 in some calls alone")
             each = before
@@ -119,7 +128,7 @@ class Calls:
             )
         first = each.index(True)
         rest = [one.detach() for i, one in enumerate(tensors) if i != first]
-        return tensors[first].detach(), Others.of(rest, Form(form_args, form_kwargs, each, first, attributes))
+        return tensors[first].detach(), Others.of(rest, Form(form_args, form_kwargs, counts, each, first, attributes))
 
     def _error(self, what: str) -> PrivacyError:
         return PrivacyError(f"module {self.name!r} has no rule of its own and {what}")
@@ -153,11 +162,12 @@ class OwnLayerGradients(LayerGradients):
     ``trained``, all else of the module being constant.
 
     So a sample's gradient is a function of that sample's inputs and output gradient, whatever the layer does: clipping
-    bounds it. That it is also the right one is seen once for each layer: they must add up to the batch's.
+    bounds it. That it is also the right one is seen once for each layer and choice of arguments: they must add up to the
+    batch's.
     """
 
     takes_any_parameters = True
-    _seen: ClassVar[weakref.WeakSet[nn.Module]] = weakref.WeakSet()
+    _seen: ClassVar[weakref.WeakKeyDictionary[nn.Module, set[Counts]]] = weakref.WeakKeyDictionary()
 
     def __init__(
         self,
@@ -169,7 +179,7 @@ class OwnLayerGradients(LayerGradients):
         sparing: bool = False,
     ) -> None:
         super().__init__(layer, activation, gradient, None, memory, sparing)
-        one_tensor = Others.of((), Form((_Place(0),), {}, (True,), 0, []))
+        one_tensor = Others.of((), Form((_Place(0),), {}, frozenset({(0, 1)}), (True,), 0, []))
         self.others = others if isinstance(others, Others) else one_tensor
         self.trained: Mapping[str, Tensor] = {
             key: p for key, p in layer._parameters.items() if p is not None and p.requires_grad
@@ -195,14 +205,18 @@ class OwnLayerGradients(LayerGradients):
     def _rows(self, name: str, _start: int, _stop: int) -> Tensor:
         if not self.batch:
             return self.trained[name].new_empty((0, *self.trained[name].shape))
-        layer, then = self.layer, self.others.form.attributes
+        layer, form = self.layer, self.others.form
+        seen = self._seen.setdefault(layer, set())
         try:
-            if layer not in self._seen and self.batch > 1:  # one sample shows nothing
+            if form.counts not in seen and self.batch > 1:  # one sample shows nothing
                 # As it is now, too: what it has begun to keep for later calls may hold its parameters.
-                told = [self._compare(attributes) for attributes in (attributes_of(layer), then)]
+                draws = _states_of_generators()
+                told = [self._compare(attributes) for attributes in (attributes_of(layer), form.attributes)]
+                if draws != _states_of_generators():
+                    raise PrivacyError(f"{type(layer).__name__} has no rule, and its forward draws random numbers")
                 if all(told):
-                    self._seen.add(layer)
-            rows = self._rows_of_all(then)
+                    seen.add(form.counts)
+            rows = self._rows_of_all(form.attributes)
         except (PrivacyError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a forward may not take what a transform gives it, whatever it says then
@@ -271,6 +285,11 @@ class OwnLayerGradients(LayerGradients):
                     f"with each sample alone: the gradients of {names[0]!r} differ. Build it of covered layers, or freeze it"
                 )
         return tells
+
+
+def _states_of_generators() -> Any:
+    """Of the generators that no transform of torch knows: Python's, and NumPy's."""
+    return random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
 
 
 def borrows(layer: nn.Module) -> bool:

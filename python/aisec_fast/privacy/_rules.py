@@ -71,7 +71,7 @@ def rules_of_its_own(
     Copies of a parameter are tried where it has three dimensions and one of a row or rows of one value: where a parameter
     [1, width] or [1] stands beside samples its copies may stand beside something else.
     """
-    if type(layer).forward.__module__.partition(".")[0] == "torch":
+    if (type(layer).forward.__module__ or "").partition(".")[0] == "torch":  # of code made by torch.fx: None
         return {}
     own = [p for p in layer._parameters.values() if p is not None]
     if not own:
