@@ -484,6 +484,11 @@ class Shares(nn.Module):
 
 def test_a_layer_in_what_is_differentiated_as_a_whole_and_elsewhere_is_refused() -> None:
     """Its gradients would count twice, or those from elsewhere not at all."""
+    attention = Attention(6, 3)
+    outer = Attention(6, 3)
+    outer.norm = attention  # as a whole in another one
+    (error,) = ModuleValidator.validate(nn.Sequential(attention, outer))
+    assert "'0' is in it, too" in str(error)
     (error,) = ModuleValidator.validate(Shares(first=True))
     assert "module attention (Attention)" in str(error)
     assert "'norm' is in it, too, whose gradients would count twice" in str(error)

@@ -85,7 +85,7 @@ def examine(module: nn.Module) -> Coverage:
                         f"{twice[0]!r} is in it, too, whose gradients would count twice; give each of the two its own layer"
                     )
                 )
-        elif rules:
+        if rules:
             before[child] = name
         parameters = dict(child.named_parameters(remove_duplicate=False)) if rules else {}
         together: dict[object, dict[str, nn.Parameter]] = {}
