@@ -176,11 +176,12 @@ def test_a_parameter_of_two_names() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:a step used a batch")
-def test_what_a_layer_keeps_is_of_its_own_forwards() -> None:
+@pytest.mark.parametrize("check_rows", [False, True])
+def test_what_a_layer_keeps_is_of_its_own_forwards(check_rows: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), Keeping(5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    _private(PrivacyEngine(), model, optimizer, check_rows=False)
+    _private(PrivacyEngine(), model, optimizer, check_rows)
     for calls, batch in enumerate((5, 1, 1, 5), 1):
         optimizer.zero_grad()
         model(torch.randn(batch, 6)).sum().backward()

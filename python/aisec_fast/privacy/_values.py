@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Random state and buffers are afterwards as they were."""
+    """Random state, attributes and buffers are afterwards as they were."""
+    kept = [(one, dict(one)) for part in module.modules() for one in (vars(part), part._buffers)]
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
+            for now, then in kept:
+                now.clear()
+                now.update(then)
             with torch.no_grad():
                 for name, buffer in module.named_buffers():
                     if name in buffers and not equal(buffer, buffers[name]):
