@@ -338,6 +338,42 @@ def test_how_many_samples_there_are_is_of_this_call(kind: str) -> None:
         inner(x[:1])
 
 
+@pytest.mark.filterwarnings("ignore:a step used a batch")
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Scale(6), lambda: nn.Embedding(9, 2), lambda: Beside(lambda x, token: x + token)],
+    ids=["own", "embedding", "copies"],
+)
+def test_a_second_backward_pass_through_a_graph_is_refused(make: Any) -> None:
+    """Also after the step, which has changed the parameters."""
+    model = nn.Sequential(make())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(PrivacyEngine(), model, optimizer)
+    x = {Scale: torch.randn(9, 6), nn.Embedding: torch.randint(0, 9, (9, 3))}.get(type(model[0]), torch.randn(9, 3, 6))
+    loss = model(x).square().sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(PrivacyError, match="second backward pass through the same graph"):
+        loss.backward()
+    with pytest.raises(PrivacyError):
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:a step used a batch")
+def test_parameters_changed_between_forward_and_backward_are_refused() -> None:
+    model = nn.Sequential(Scale(6))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(PrivacyEngine(), model, optimizer)
+    loss = model(torch.randn(9, 6)).square().sum()
+    with torch.no_grad():
+        model[0].gamma.mul_(2.0)
+    with pytest.raises(PrivacyError, match="parameter of Scale was changed in place"):
+        loss.backward()
+    with pytest.raises(PrivacyError):
+        optimizer.step()
+
+
 def test_what_is_saved_after_an_interrupt_is_the_parameter() -> None:
     torch.manual_seed(0)
 

@@ -166,12 +166,13 @@ class _Copies(torch.autograd.Function):
     def forward(
         ctx: Any, _anchor: Tensor, parameter: Tensor, count: int, layer: CoveredLayer, recorder: Recorder
     ) -> Tensor:
-        ctx.layer, ctx.recorder, ctx.shape = layer, recorder, parameter.shape
+        ctx.layer, ctx.recorder, ctx.shape, ctx.is_done = layer, recorder, parameter.shape, False
         return _copies(parameter, count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        ctx.recorder.only_once(ctx)
         gradient = ctx.recorder.taken(gradient)
         gradient = gradient.reshape(len(gradient), *ctx.shape)
         ctx.recorder.measure(ctx.recorder.add(ctx.layer, gradient, gradient, None))

@@ -13,7 +13,7 @@ import pickle
 import random
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
@@ -59,7 +59,8 @@ class _Place(NamedTuple):
 
 class Form(NamedTuple):
     """A call without its tensors: arguments by position and by name, with places for tensors; how many of these there are in
-    which argument; of which every sample has a row; which of them is the activation; and what attributes the layer had."""
+    which argument; of which every sample has a row; which of them is the activation; and what attributes the layer had, and
+    versions of its parameters."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -67,6 +68,7 @@ class Form(NamedTuple):
     each: tuple[bool, ...]
     first: int
     attributes: Attributes
+    versions: list[int]
 
 
 class Others(tuple[Tensor, ...]):
@@ -95,9 +97,10 @@ class Calls:
         self._each: dict[Counts, tuple[bool, ...]] = {}
 
     def take_apart(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, attributes: Attributes
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, attributes: Attributes, versions: list[int]
     ) -> tuple[Tensor, Others]:
-        """What the layer was called with, while it had these ``attributes``: the activation, and all else."""
+        """What the layer was called with, while it had these ``attributes`` and ``versions`` of its parameters: the activation, and
+        all else."""
         if not isinstance(output, Tensor) or not output.dim():
             kind = "a number" if isinstance(output, Tensor) else type(output).__name__
             raise self._error(f"gave {kind}; such a module must give one tensor")
@@ -128,7 +131,9 @@ class Calls:
             )
         first = each.index(True)
         rest = [one.detach() for i, one in enumerate(tensors) if i != first]
-        return tensors[first].detach(), Others.of(rest, Form(form_args, form_kwargs, counts, each, first, attributes))
+        return tensors[first].detach(), Others.of(
+            rest, Form(form_args, form_kwargs, counts, each, first, attributes, versions)
+        )
 
     def _error(self, what: str) -> PrivacyError:
         return PrivacyError(f"module {self.name!r} has no rule of its own and {what}")
@@ -179,7 +184,7 @@ class OwnLayerGradients(LayerGradients):
         sparing: bool = False,
     ) -> None:
         super().__init__(layer, activation, gradient, None, memory, sparing)
-        one_tensor = Others.of((), Form((_Place(0),), {}, frozenset({(0, 1)}), (True,), 0, []))
+        one_tensor = Others.of((), Form((_Place(0),), {}, frozenset({(0, 1)}), (True,), 0, [], []))
         self.others = others if isinstance(others, Others) else one_tensor
         self.trained: Mapping[str, Tensor] = {
             key: p for key, p in layer._parameters.items() if p is not None and p.requires_grad
@@ -206,6 +211,10 @@ class OwnLayerGradients(LayerGradients):
         if not self.batch:
             return self.trained[name].new_empty((0, *self.trained[name].shape))
         layer, form = self.layer, self.others.form
+        if form.versions and form.versions != versions_of(self.trained.values()):
+            raise PrivacyError(
+                f"a parameter of {type(layer).__name__} was changed in place between its forward and the backward pass"
+            )
         seen = self._seen.setdefault(layer, set())
         try:
             if form.counts not in seen and self.batch > 1:  # one sample shows nothing
@@ -331,6 +340,11 @@ def attributes_of(layer: nn.Module) -> Attributes:
     """Those of now, without the engine's forms of layers, which are for the forward that goes on."""
     kept = [one for module in layer.modules() for one in (vars(module), module._buffers)]
     return [(one, {key: value for key, value in one.items() if not isinstance(value, _forms.Form)}) for one in kept]
+
+
+def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    """How often each was written to, as far as torch knows."""
+    return [one._version for one in tensors]
 
 
 @contextmanager

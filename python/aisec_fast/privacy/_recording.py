@@ -28,10 +28,12 @@ from . import _native
 from ._clip import Norms
 from ._coverage import CoveredLayer
 from ._layers import EmbeddingGradients, LayerGradients, Memory, Statistics
-from ._own_layers import Attributes, Calls, Form, Others, OwnLayerGradients, attributes_of
+from ._own_layers import Attributes, Calls, Form, Others, OwnLayerGradients, attributes_of, versions_of
 from ._precision import full_precision
 from ._rules import STATISTICAL
 from ._values import mapped, tensors_in
+
+_SECOND_PASS = "a second backward pass through the same graph (retain_graph=True)"
 
 
 class Record(NamedTuple):
@@ -289,6 +291,12 @@ class Recorder:
                 "the engine itself (its argument cuda_graph)"
             )
 
+    def only_once(self, ctx: Any) -> None:
+        """Fail if a backward pass has been at this node: after a step the parameters are no longer those of its forward."""
+        if ctx.is_done:
+            self.fail(_SECOND_PASS)
+        ctx.is_done = True
+
     def fail(self, message: str) -> NoReturn:
         """Raise PrivacyError, now and at every later step until ``drop``: what has been recorded cannot be trusted."""
         self._uses.clear()
@@ -407,7 +415,7 @@ class _Watch:
         activation, self.activation = self.activation, None
         statistics, self.statistics = self.statistics, None
         if activation is None:
-            self.recorder.fail("a second backward pass through the same graph (retain_graph=True)")
+            self.recorder.fail(_SECOND_PASS)
         if activation._version != self.version:
             raise RuntimeError(
                 f"the input of module {self.layer.name!r}, needed for gradient computation, has been modified by an inplace "
@@ -454,7 +462,7 @@ class _Tap(torch.autograd.Function):
         *others: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(activation, *others)  # torch then notices if somebody changes one in place
-        ctx.layer, ctx.recorder, ctx.form = layer, recorder, form
+        ctx.layer, ctx.recorder, ctx.form, ctx.is_done = layer, recorder, form, False
         if form is not None:
             return output.detach()
         ctx.mark_dirty(output)
@@ -463,6 +471,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.recorder.only_once(ctx)
         activation, *others = ctx.saved_tensors
         gradient = ctx.recorder.taken(gradient)
         rest = None if ctx.form is None else Others.of(others, ctx.form)
@@ -620,7 +629,7 @@ class Thaw:
         layer, recorder = self.freeze.layer, self.freeze.recorder
         others: tuple[Tensor, ...] = ()
         if self.calls is not None:
-            given, others = self.calls.take_apart(args, kwargs, output, attributes)
+            given, others = self.calls.take_apart(args, kwargs, output, attributes, versions_of(self.freeze.parameters))
             output = _output_of_its_own(output, tensors_in((args, kwargs)))
         else:
             given = args[0] if args else kwargs["input"]
