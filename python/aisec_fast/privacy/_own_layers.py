@@ -34,6 +34,7 @@ _ALIKE = 2.0**-8
 _ROUNDINGS = 2.0**10  # that leave something of a gradient that is zero, as a part of all gradients of the layer
 _PLAIN = (type(None), bool, int, float, complex, str, slice, Enum, torch.dtype, torch.device, torch.layout)
 _LOOKS = ("dtype", "device", "shape", "requires_grad", "is_cuda")  # of a weight that is not worked with
+_FORMED = (_forms.LinearForm.method, _forms.ConvolutionForm.method)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _HOOKS_OF_ALL = (
     "_global_forward_pre_hooks",
@@ -338,8 +339,14 @@ def _hooked(layer: nn.Module, where: str) -> PrivacyError:
 
 def attributes_of(layer: nn.Module) -> Attributes:
     """Those of now, without the engine's forms of layers, which are for the forward that goes on."""
-    kept = [one for module in layer.modules() for one in (vars(module), module._buffers)]
-    return [(one, {key: value for key, value in one.items() if not isinstance(value, _forms.Form)}) for one in kept]
+    found: Attributes = []
+    for module in layer.modules():
+        own = dict(vars(module))
+        for method in _FORMED:
+            if isinstance(own.get(method), _forms.Form):
+                del own[method]
+        found += [(vars(module), own), (module._buffers, dict(module._buffers))]
+    return found
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:

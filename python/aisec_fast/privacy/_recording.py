@@ -247,12 +247,17 @@ class Recorder:
         if self.late:
             use.seal()
             return
-        if not use.layer.shares and self._forwards[id(use.layer)] == 1 and not use.rule.measured_later():
-            if use.rule.measures_by_torch():
-                with torch.no_grad(), full_precision():
+        try:
+            if not use.layer.shares and self._forwards[id(use.layer)] == 1 and not use.rule.measured_later():
+                if use.rule.measures_by_torch():
+                    with torch.no_grad(), full_precision():
+                        use.measure()
+                else:  # nothing that asks for a precision, or that autograd could record
                     use.measure()
-            else:  # nothing that asks for a precision, or that autograd could record
-                use.measure()
+        except Exception as error:
+            self._uses.clear()
+            self._failure = f"{type(error).__name__}: {error}"  # a step would be on a part of the model
+            raise
         use.seal()
 
     def _record(
