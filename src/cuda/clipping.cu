@@ -85,7 +85,6 @@ bool with_own(std::uint64_t least, const Use& use) {
 template <unsigned own, class T, class Out>
 bool fit_once(OnceShares& shares, std::size_t shared_bytes) {
   constexpr unsigned fewest_slots = 4;
-  shares.own = own;
   shares.adders = (shares.blocks + own - 1) / own;
   shares.steps = static_cast<unsigned>((shares.rows + rows_together<own> - 1) / rows_together<own>);
   for (unsigned slots = most_once_slots; slots >= fewest_slots; --slots) {

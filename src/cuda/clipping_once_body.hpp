@@ -30,7 +30,7 @@ constexpr unsigned rows_together = own < 8 ? 8 / own : 1;
 struct OnceShares {
   std::uint64_t rows;
   unsigned steps, blocks, arrays;
-  unsigned adders, own;     // blocks of the GPU that add, and how many blocks of columns each of them has at most
+  unsigned adders;          // blocks of the GPU that add, each of which has some blocks of columns
   unsigned tellers;         // blocks of the GPU that tell factors
   unsigned ahead, waiting;  // steps whose values are on their way, and steps whose values wait for factors
 

@@ -37,25 +37,20 @@ __device__ inline std::uint64_t quotient(std::uint64_t numerator, std::uint64_t 
   return static_cast<std::uint32_t>(numerator) / static_cast<std::uint32_t>(divisor);
 }
 
-// Calls use(value(i)) for i = first, first + step, ... below width, in this order, then use(nothing) some times. As
-// many values are on their way at once as it takes to fill the memory's bandwidth.
-template <unsigned step, class Value, class Nothing, class Use>
-__device__ void for_values(unsigned first, std::uint64_t width, const Value& value, const Nothing& nothing,
-                           const Use& use) {
+// Calls use(value(i)) for i = lane, lane + 16, ... below width, in this order, then use(nothing) some times. As many
+// values are on their way at once as it takes to fill the memory's bandwidth.
+template <class Value, class Nothing, class Use>
+__device__ void for_lane_values(unsigned lane, std::uint64_t width, const Value& value, const Nothing& nothing,
+                                const Use& use) {
   constexpr unsigned ahead = sizeof(Nothing) == sizeof(double) ? 16 : 4;
-  for (unsigned i = first; i < width; i += ahead * step) {
+  for (unsigned i = lane; i < width; i += ahead * partial_sums) {
     Nothing values[ahead];
     for (unsigned k = 0; k < ahead; ++k) {
-      const unsigned place = i + k * step;
+      const unsigned place = i + k * partial_sums;
       values[k] = place < width ? value(place) : nothing;
     }
     for (unsigned k = 0; k < ahead; ++k) use(values[k]);
   }
-}
-template <class Value, class Nothing, class Use>
-__device__ void for_lane_values(unsigned lane, std::uint64_t width, const Value& value, const Nothing& nothing,
-                                const Use& use) {
-  for_values<partial_sums>(lane, width, value, nothing, use);
 }
 
 // Calls use(unit, row, begin, width) for each block of 1024 columns of each row; a team's threads make the same calls.
