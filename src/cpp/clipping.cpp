@@ -106,11 +106,10 @@ class Rows {
   RowSet set(std::size_t t, std::size_t first, std::size_t count) const { return set(t, first, count, {t, first}); }
 
   // Of tiles t, ..., end - 1 the first ones that are whole and lie side by side.
-  template <class After>
-  RowRun run(std::size_t t, std::size_t end, std::size_t added, std::size_t measured, const After& after) const {
+  RowRun run(std::size_t t, std::size_t end, std::size_t added, std::size_t measured, std::size_t count) const {
     std::size_t stop = t;
     while (stop < end && tiles_[stop].width == norm_block && tiles_[stop].array == tiles_[t].array) ++stop;
-    return {at({t, added}), at({t, measured}), stop == t ? nullptr : at(after(stop - 1)), stop - t, passing_};
+    return {at({t, added}), at({t, measured}), stride(tiles_[t]), count, stop - t, passing_};
   }
 
  private:
@@ -159,9 +158,9 @@ class Norms {
     rows_.kernels().block_sums(set, width(t), 1.0, sums(block, t) + r);
   }
 
-  // A run of tiles of a block of one row, while a row is added to `total`.
-  void measure(std::size_t block, std::size_t t, const RowRun& run, double weight, double* total) {
-    rows_.kernels().add_and_measure(run, weight, total, sums(block, t));
+  // A run of tiles of a whole block, while another one's rows are added to `total`.
+  void measure(std::size_t block, std::size_t t, const RowRun& run, const double* weights, double* total) {
+    rows_.kernels().add_and_measure(run, weights, total, sums(block, t));
   }
 
   // When all tiles of a block have been measured.
@@ -300,8 +299,7 @@ void measure_all(const Rows& rows, double* norms) {
 
 // Calls finish(block) when a block's norms are known, then use(thread, block, t, rows) for its tiles. Step s measures
 // block s and, tile by tile, uses block s - 1: so memory is busy all the time, and threads meet once a block. First
-// use_and_measure(s, t, end, after) is asked to do both for some tiles from t on, and says how many it did; after(t) is
-// what follows tile t.
+// use_and_measure(s, t, end) is asked to do both for some tiles from t on, and says how many it did.
 template <class Finish, class Use, class Both>
 void measure_then_use(const Rows& rows, Norms& norms, const Finish& finish, const Use& use,
                       const Both& use_and_measure) {
@@ -318,7 +316,7 @@ void measure_then_use(const Rows& rows, Norms& norms, const Finish& finish, cons
               rows.first(std::min<std::size_t>(ends ? unit.next_step : unit.step, blocks - 1))};
     };
     for (std::size_t t = begin, done; t < end; t += done) {
-      done = unit.first && unit.second && block > 0 && block < blocks ? use_and_measure(block, t, end, after) : 0;
+      done = unit.first && unit.second && block > 0 && block < blocks ? use_and_measure(block, t, end) : 0;
       if (done > 0) continue;
       done = 1;
       if (unit.second && block > 0)
@@ -373,22 +371,24 @@ void clip_and_sum(const Batch& batch, double max_norm, const std::vector<void*>&
   Norms measured(rows, norms);
   const Totals totals(rows, outs);
   std::vector<double> factors(rows.rows_in_block());
+  bool all_count = true;
   const auto finish = [&](std::size_t block) {
     for (std::size_t r = 0; r < rows.count(block); ++r)
       factors[r] = clip_factor(norms[rows.first(block) + r], max_norm);
+    all_count = std::find(factors.begin(), factors.end(), 0.0) == factors.end();
   };
   const auto add = [&](std::size_t, std::size_t block, std::size_t t, const RowSet& set) {
     if (block == 0) totals.clear(t);
     totals.add(t, set, factors.data());
     if (block + 1 == rows.blocks()) totals.store(t);
   };
-  measure_then_use(rows, measured, finish, add,
-                   [&](std::size_t block, std::size_t t, std::size_t end, const auto& after) -> std::size_t {
-                     if (rows.rows_in_block() > 1 || block == 1 || factors[0] == 0.0) return 0;
-                     const RowRun run = rows.run(t, end, block - 1, block, after);
-                     if (run.tiles > 0) measured.measure(block, t, run, factors[0], totals.at(t));
-                     return run.tiles;
-                   });
+  measure_then_use(rows, measured, finish, add, [&](std::size_t block, std::size_t t, std::size_t end) -> std::size_t {
+    const std::size_t count = rows.count(block);
+    if (count > rows_together || count < rows.rows_in_block() || block == 1 || !all_count) return 0;
+    const RowRun run = rows.run(t, end, rows.first(block - 1), rows.first(block), count);
+    if (run.tiles > 0) measured.measure(block, t, run, factors.data(), totals.at(t));
+    return run.tiles;
+  });
 }
 
 void lattice_sum(const Batch& batch, double max_norm, double granularity, std::int64_t limit,

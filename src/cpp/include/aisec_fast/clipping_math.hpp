@@ -50,10 +50,13 @@ AISEC_HD double lattice_factor(double norm, double max_norm, double granularity)
 }
 
 // Folds the partial sums in the one order that every backend uses.
+template <unsigned half = partial_sums / 2>  // constant, or compilers make branches of it
 AISEC_HD double fold(double (&partial)[partial_sums]) {
-  for (unsigned half = partial_sums / 2; half > 0; half /= 2)
-    for (unsigned k = 0; k < half; ++k) partial[k] += partial[k + half];
-  return partial[0];
+  for (unsigned k = 0; k < half; ++k) partial[k] += partial[k + half];
+  if constexpr (half > 1)
+    return fold<half / 2>(partial);
+  else
+    return partial[0];
 }
 
 }  // namespace

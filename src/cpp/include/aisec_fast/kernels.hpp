@@ -52,21 +52,21 @@ struct RowSet {
   bool passing;
 };
 
-// Whole tiles of norm_block columns that lie side by side: of a row to add with its weight, and of one to measure,
-// which is read on at `next` behind them.
+// Whole tiles of norm_block columns that lie side by side: of rows to add with their weights, and of as many to
+// measure.
 struct RowRun {
   const void *added, *measured;
-  const char* next;
-  std::size_t tiles;
-  bool passing;  // the added row
+  std::ptrdiff_t stride;  // from row to row, in values
+  std::size_t rows, tiles;
+  bool passing;  // the added rows
 };
 
 // Kernels over at most norm_block columns. A weight (or factor) of zero selects the row away: its values are not read.
 struct ClippingKernels {
   void (*block_sums)(const RowSet& rows, std::size_t columns, double multiplier, double* sums);
   void (*add_weighted)(const RowSet& rows, const double* weights, std::size_t columns, double* total);
-  // add_weighted of one row, of weight other than zero, then block_sums of the other, tile by tile.
-  void (*add_and_measure)(const RowRun& run, double weight, double* total, double* sums);
+  // add_weighted of some rows, all of weights other than zero, and block_sums of the others, side by side.
+  void (*add_and_measure)(const RowRun& run, const double* weights, double* total, double* sums);
   // Adds the rows' integers to total and the sums of their squares to `squares`; small: each such sum is below 2^53.
   void (*add_lattice)(const RowSet& rows, const double* factors, bool small, std::size_t columns, std::int64_t* total,
                       std::int64_t* squares);
