@@ -171,9 +171,9 @@ void add_weighted(const RowSet& set, const double* weights, std::size_t columns,
   });
 }
 
-// One tile of some rows that are added, and of as many that are measured: both in one loop, and in the same loop for all
-// tiles. Processors know a stream by the instruction that reads it, and start anew when another goes on with it: a loop
-// of its own for the end of a tile costs a third where rows come from the shared cache (Zen 5).
+// One tile of some rows that are added, and of as many that are measured: both in one loop, and in the same loop for
+// all tiles. Processors know a stream by the instruction that reads it, and start anew when another goes on with it: a
+// loop of its own for the end of a tile costs a third where rows come from the shared cache (Zen 5).
 template <int count, class T>
 inline void add_and_measure_tile(const T* added, const T* measured, const RowRun& run, const double* weights,
                                  double* __restrict total, double* sums) {
