@@ -209,6 +209,11 @@ def test_blocks_of_a_few_rows(kernels: Kernels, rows: int, width: int, dtype: st
     expected, lengths = reference.clip_and_sum(grads, width**0.5)
     assert bits(norms) == bits(lengths)
     assert [bits(out) for out in outs] == [bits(out) for out in expected]
+    bound, spacing = 2.0, clipping.lattice_granularity(2.0, 1.0)
+    limit = math.floor((bound / spacing) ** 2)
+    integers = [np.empty(out.size, np.int64) for out in outs]
+    kernels.clipping.lattice_sum(operands(kernels, grads), bound, spacing, limit, integers, norms)
+    assert [q.tolist() for q in integers] == [q.tolist() for q in reference.lattice_sum(grads, bound, spacing)[0]]
 
 
 @pytest.mark.skipif(WITHOUT_JIT, reason="too large for plain Python")

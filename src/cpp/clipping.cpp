@@ -105,11 +105,13 @@ class Rows {
   }
   RowSet set(std::size_t t, std::size_t first, std::size_t count) const { return set(t, first, count, {t, first}); }
 
-  // Of tiles t, ..., end - 1 the first ones that are whole and lie side by side.
-  RowRun run(std::size_t t, std::size_t end, std::size_t added, std::size_t measured, std::size_t count) const {
+  // Rows of block - 1 to add and of `block` to measure, in the first of the tiles t, ..., end - 1 that are whole and
+  // lie side by side. In no tile where a block is small, or so many rows that its tiles are too far from each other.
+  RowRun run(std::size_t block, std::size_t t, std::size_t end) const {
     std::size_t stop = t;
-    while (stop < end && tiles_[stop].width == norm_block && tiles_[stop].array == tiles_[t].array) ++stop;
-    return {at({t, added}), at({t, measured}), stride(tiles_[t]), count, stop - t, passing_};
+    if (count(block) == rows_in_block_ && rows_in_block_ <= rows_together)
+      while (stop < end && tiles_[stop].width == norm_block && tiles_[stop].array == tiles_[t].array) ++stop;
+    return {at({t, first(block - 1)}), at({t, first(block)}), stride(tiles_[t]), rows_in_block_, stop - t, passing_};
   }
 
  private:
@@ -158,9 +160,9 @@ class Norms {
     rows_.kernels().block_sums(set, width(t), 1.0, sums(block, t) + r);
   }
 
-  // A run of tiles of a whole block, while another one's rows are added to `total`.
-  void measure(std::size_t block, std::size_t t, const RowRun& run, const double* weights, double* total) {
-    rows_.kernels().add_and_measure(run, weights, total, sums(block, t));
+  // Where the sums of a block's tiles are written, tile after tile.
+  double* sums(std::size_t block, std::size_t t) {
+    return sums_.data() + block % 2 * sums_of_block_ + t * rows_.rows_in_block();
   }
 
   // When all tiles of a block have been measured.
@@ -180,9 +182,6 @@ class Norms {
 
  private:
   std::size_t width(std::size_t t) const { return rows_.tiles()[t].width; }
-  double* sums(std::size_t block, std::size_t t) {
-    return sums_.data() + block % 2 * sums_of_block_ + t * rows_.rows_in_block();
-  }
 
   // Row totals of rows begin, ..., end - 1: some side by side, as each is a chain of additions.
   void add(std::size_t block, std::size_t begin, std::size_t end) {
@@ -284,6 +283,10 @@ class Totals {
   Scratch scratch_;
 };
 
+bool none_left_out(const double* factors, std::size_t count) {
+  return std::find(factors, factors + count, 0.0) == factors + count;
+}
+
 // The norms of all rows, in one block, along the rows as memory lies.
 void measure_all(const Rows& rows, double* norms) {
   Norms measured(rows, norms);
@@ -299,7 +302,7 @@ void measure_all(const Rows& rows, double* norms) {
 
 // Calls finish(block) when a block's norms are known, then use(thread, block, t, rows) for its tiles. Step s measures
 // block s and, tile by tile, uses block s - 1: so memory is busy all the time, and threads meet once a block. First
-// use_and_measure(s, t, end) is asked to do both for some tiles from t on, and says how many it did.
+// use_and_measure(thread, s, t, end) is asked to do both for some tiles from t on, and says how many it did.
 template <class Finish, class Use, class Both>
 void measure_then_use(const Rows& rows, Norms& norms, const Finish& finish, const Use& use,
                       const Both& use_and_measure) {
@@ -316,7 +319,7 @@ void measure_then_use(const Rows& rows, Norms& norms, const Finish& finish, cons
               rows.first(std::min<std::size_t>(ends ? unit.next_step : unit.step, blocks - 1))};
     };
     for (std::size_t t = begin, done; t < end; t += done) {
-      done = unit.first && unit.second && block > 0 && block < blocks ? use_and_measure(block, t, end) : 0;
+      done = unit.first && unit.second && block > 0 && block < blocks ? use_and_measure(unit.thread, block, t, end) : 0;
       if (done > 0) continue;
       done = 1;
       if (unit.second && block > 0)
@@ -375,20 +378,21 @@ void clip_and_sum(const Batch& batch, double max_norm, const std::vector<void*>&
   const auto finish = [&](std::size_t block) {
     for (std::size_t r = 0; r < rows.count(block); ++r)
       factors[r] = clip_factor(norms[rows.first(block) + r], max_norm);
-    all_count = std::find(factors.begin(), factors.end(), 0.0) == factors.end();
+    all_count = none_left_out(factors.data(), rows.count(block));
   };
   const auto add = [&](std::size_t, std::size_t block, std::size_t t, const RowSet& set) {
     if (block == 0) totals.clear(t);
     totals.add(t, set, factors.data());
     if (block + 1 == rows.blocks()) totals.store(t);
   };
-  measure_then_use(rows, measured, finish, add, [&](std::size_t block, std::size_t t, std::size_t end) -> std::size_t {
-    const std::size_t count = rows.count(block);
-    if (count > rows_together || count < rows.rows_in_block() || block == 1 || !all_count) return 0;
-    const RowRun run = rows.run(t, end, rows.first(block - 1), rows.first(block), count);
-    if (run.tiles > 0) measured.measure(block, t, run, factors.data(), totals.at(t));
-    return run.tiles;
-  });
+  measure_then_use(rows, measured, finish, add,
+                   [&](std::size_t, std::size_t block, std::size_t t, std::size_t end) -> std::size_t {
+                     if (block == 1 || !all_count) return 0;  // totals are cleared when the first block is added
+                     const RowRun run = rows.run(block, t, end);
+                     if (run.tiles > 0)
+                       rows.kernels().add_and_measure(run, factors.data(), totals.at(t), measured.sums(block, t));
+                     return run.tiles;
+                   });
 }
 
 void lattice_sum(const Batch& batch, double max_norm, double granularity, std::int64_t limit,
@@ -404,16 +408,28 @@ void lattice_sum(const Batch& batch, double max_norm, double granularity, std::i
     rows.kernels().add_lattice(set, &factors[first], small, tile.width, outs[tile.array] + tile.begin,
                                &squares[part * batch.rows + first]);
   };
+  bool all_count = true;
   const auto finish = [&](std::size_t block) {
-    for (std::size_t row = rows.first(block); row < rows.first(block) + rows.count(block); ++row)
+    const std::size_t first = rows.first(block), count = rows.count(block);
+    for (std::size_t row = first; row < first + count; ++row)
       factors[row] = lattice_factor(norms[row], max_norm, granularity);
+    all_count = none_left_out(&factors[first], count);
   };
   measure_then_use(
       rows, measured, finish,
       [&](std::size_t part, std::size_t block, std::size_t t, const RowSet& set) {
         add(part, rows.first(block), t, set);
       },
-      [](auto&&...) { return std::size_t{0}; });
+      [&](std::size_t part, std::size_t block, std::size_t t, std::size_t end) -> std::size_t {
+        if (!small || !all_count) return 0;
+        const RowRun run = rows.run(block, t, end);
+        const std::size_t first = rows.first(block - 1);
+        const Tile& tile = rows.tiles()[t];
+        if (run.tiles > 0)
+          rows.kernels().add_lattice_and_measure(run, &factors[first], outs[tile.array] + tile.begin,
+                                                 &squares[part * batch.rows + first], measured.sums(block, t));
+        return run.tiles;
+      });
   for (std::size_t row = 0; row < batch.rows; ++row) {
     std::int64_t sum = 0;
     for (std::size_t part = 0; part < rows.parts(); ++part) sum += squares[part * batch.rows + row];

@@ -135,33 +135,76 @@ inline void for_rows(const RowSet& set, const double* weights, const Use& use) {
   if (waiting == 1) use(Count<1>{}, chosen);
 }
 
-// total[c] += the chosen rows' weighted values, each row in its turn.
-template <int count, class T>
-inline void add_rows(const RowSet& set, const Chosen& chosen, const double* weights_, std::size_t columns,
-                     double* __restrict total) {
-  const T* rows[count];
-  const char* next[count];
+// What becomes of some rows' values at columns at, at + 1, ...: they are added with their weights,
+template <int count>
+struct WeightedRows {
+  double* __restrict total;
   double weights[count];
-  for (int r = 0; r < count; ++r) {
-    rows[r] = row_of<T>(set, chosen.rows[r]);
-    next[r] = next_of(set, chosen.rows[r]);
-    weights[r] = weights_[chosen.rows[r]];
+  void add(std::size_t at, const Doubles (&values)[count]) const {
+    Doubles sum = load<Doubles>(total + at);
+#pragma GCC unroll 8
+    for (int r = 0; r < count; ++r) sum = add_product(r, sum, weights[r], values[r]);
+    store(total + at, sum);
   }
+};
+
+// or as integers, whose squares are added up too, in float64: for rows whose sum is below 2^53.
+template <int count>
+struct LatticeRows {
+  std::int64_t* __restrict total;
+  double factors[count];
+  Doubles squares[count];
+  void add(std::size_t at, const Doubles (&values)[count]) {
+    Doubles integers = {};  // of all rows: below 2^33
+#pragma GCC unroll 8
+    for (int r = 0; r < count; ++r) {
+      const Doubles t = truncated(values[r] * factors[r]);
+      integers += t;
+      squares[r] += t * t;
+    }
+    store(total + at, load<Integers>(total + at) + to_integers(integers));
+  }
+  std::int64_t sum_of_squares(int r) const {
+    double sum = 0.0;
+    for (std::size_t k = 0; k < doubles; ++k) sum += squares[r][k];
+    return static_cast<std::int64_t>(sum);
+  }
+};
+
+// The chosen rows' values in whole groups of columns; how many columns these are.
+template <int count, class T, class Rows>
+inline std::size_t add_groups(const RowSet& set, const T* const (&added)[count], const Chosen& chosen,
+                              std::size_t columns, Rows& rows) {
+  const char* next[count];
+  for (int r = 0; r < count; ++r) next[r] = next_of(set, chosen.rows[r]);
   const std::size_t whole = columns / group * group;
   for (std::size_t c = 0; c < whole; c += group) {
     for (int r = 0; r < count; ++r) fetch<T>(next[r], c);
     if (set.passing)
-      for (int r = 0; r < count; ++r) fetch_passing(rows[r], c);
+      for (int r = 0; r < count; ++r) fetch_passing(added[r], c);
 #pragma GCC unroll 8
-    for (std::size_t k = c; k < c + group; k += doubles) {
-      Doubles sum = load<Doubles>(total + k);
+    for (std::size_t at = c; at < c + group; at += doubles) {
+      Doubles values[count];
 #pragma GCC unroll 8
-      for (int r = 0; r < count; ++r) sum = add_product(r, sum, weights[r], widened(rows[r] + k));
-      store(total + k, sum);
+      for (int r = 0; r < count; ++r) values[r] = widened(added[r] + at);
+      rows.add(at, values);
     }
   }
-  for (std::size_t c = whole; c < columns; ++c)
-    for (int r = 0; r < count; ++r) total[c] += weights[r] * widen(rows[r][c]);
+  return whole;
+}
+
+// total[c] += the chosen rows' weighted values, each row in its turn.
+template <int count, class T>
+inline void add_rows(const RowSet& set, const Chosen& chosen, const double* weights, std::size_t columns,
+                     double* total) {
+  const T* added[count];
+  WeightedRows<count> rows{total, {}};
+  for (int r = 0; r < count; ++r) {
+    added[r] = row_of<T>(set, chosen.rows[r]);
+    rows.weights[r] = weights[chosen.rows[r]];
+  }
+  for (std::size_t c = add_groups(set, added, chosen, columns, rows); c < columns; ++c)
+    for (int r = 0; r < count; ++r) total[c] += rows.weights[r] * widen(added[r][c]);
 }
 
 template <class T>
@@ -174,9 +217,8 @@ void add_weighted(const RowSet& set, const double* weights, std::size_t columns,
 // One tile of some rows that are added, and of as many that are measured: both in one loop, and in the same loop for
 // all tiles. Processors know a stream by the instruction that reads it, and start anew when another goes on with it: a
 // loop of its own for the end of a tile costs a third where rows come from the shared cache (Zen 5).
-template <int count, class T>
-inline void add_and_measure_tile(const T* added, const T* measured, const RowRun& run, const double* weights,
-                                 double* __restrict total, double* sums) {
+template <int count, class T, class Rows>
+inline void add_and_measure_tile(const T* added, const T* measured, const RowRun& run, Rows& rows, double* sums) {
   static_assert(group == partial_sums);
   constexpr std::size_t vectors = partial_sums / doubles, ahead = measured_ahead / count / sizeof(T);
   Doubles partial[count][vectors] = {};
@@ -188,13 +230,13 @@ inline void add_and_measure_tile(const T* added, const T* measured, const RowRun
 #pragma GCC unroll 8
     for (std::size_t k = 0; k < vectors; ++k) {
       const std::size_t at = c + k * doubles;
-      Doubles sum = load<Doubles>(total + at);
+      Doubles values[count];
 #pragma GCC unroll 8
       for (int r = 0; r < count; ++r) {
-        sum = add_product(r, sum, weights[r], widened(added + r * run.stride + at));
+        values[r] = widened(added + r * run.stride + at);
         partial[r][k] = add_square<T>(partial[r][k], widened(measured + r * run.stride + at));
       }
-      store(total + at, sum);
+      rows.add(at, values);
     }
   }
   for (int r = 0; r < count; ++r) {
@@ -204,20 +246,44 @@ inline void add_and_measure_tile(const T* added, const T* measured, const RowRun
   }
 }
 
-template <class T>
-void add_and_measure(const RowRun& run, const double* weights, double* total, double* sums) {
+// For every tile of a run, its rows several at a time: use(number of rows, first of them, tile, added, measured), where
+// the number is a constant.
+template <class T, class Use>
+inline void for_tiles(const RowRun& run, const Use& use) {
   const T *added = static_cast<const T*>(run.added), *measured = static_cast<const T*>(run.measured);
-  for (std::size_t t = 0; t < run.tiles; ++t, added += norm_block, measured += norm_block, total += norm_block) {
+  for (std::size_t t = 0; t < run.tiles; ++t, added += norm_block, measured += norm_block) {
     std::size_t r = 0;
     const auto some = [&](auto count) {
-      for (constexpr int n = decltype(count)::value; r + n <= run.rows; r += n, sums += n) {
+      for (constexpr int n = decltype(count)::value; r + n <= run.rows; r += n) {
         const std::ptrdiff_t offset = static_cast<std::ptrdiff_t>(r) * run.stride;
-        add_and_measure_tile<n, T>(added + offset, measured + offset, run, weights + r, total, sums);
+        use(count, r, t, added + offset, measured + offset);
       }
     };
     some(Count<rows_side_by_side>{});
     some(Count<1>{});
   }
+}
+
+template <class T>
+void add_and_measure(const RowRun& run, const double* weights, double* total, double* sums) {
+  for_tiles<T>(run, [=, &run](auto count, std::size_t r, std::size_t t, const T* added, const T* measured) {
+    constexpr int n = decltype(count)::value;
+    WeightedRows<n> rows{total + t * norm_block, {}};
+    for (std::size_t i = 0; i < n; ++i) rows.weights[i] = weights[r + i];
+    add_and_measure_tile<n>(added, measured, run, rows, sums + t * run.rows + r);
+  });
+}
+
+template <class T>
+void add_lattice_and_measure(const RowRun& run, const double* factors, std::int64_t* total, std::int64_t* squares,
+                             double* sums) {
+  for_tiles<T>(run, [=, &run](auto count, std::size_t r, std::size_t t, const T* added, const T* measured) {
+    constexpr int n = decltype(count)::value;
+    LatticeRows<n> rows{total + t * norm_block, {}, {}};
+    for (std::size_t i = 0; i < n; ++i) rows.factors[i] = factors[r + i];
+    add_and_measure_tile<n>(added, measured, run, rows, sums + t * run.rows + r);
+    for (int i = 0; i < n; ++i) squares[r + static_cast<std::size_t>(i)] += rows.sum_of_squares(i);
+  });
 }
 
 // One row's integers and the sum of their squares, in 64-bit integers.
@@ -235,38 +301,17 @@ std::int64_t add_integers(const T* row, double factor, std::size_t begin, std::s
 
 // The same for several rows whose squares sum to less than 2^53, in float64: nothing is rounded.
 template <int count, class T>
-void add_lattice_rows(const RowSet& set, const Chosen& chosen, const double* factors_, std::size_t columns,
-                      std::int64_t* __restrict total, std::int64_t* __restrict squares) {
-  const T* rows[count];
-  const char* next[count];
-  double factors[count];
-  Doubles sums[count] = {};
+void add_lattice_rows(const RowSet& set, const Chosen& chosen, const double* factors, std::size_t columns,
+                      std::int64_t* total, std::int64_t* squares) {
+  const T* added[count];
+  LatticeRows<count> rows{total, {}, {}};
   for (int r = 0; r < count; ++r) {
-    rows[r] = row_of<T>(set, chosen.rows[r]);
-    next[r] = next_of(set, chosen.rows[r]);
-    factors[r] = factors_[chosen.rows[r]];
+    added[r] = row_of<T>(set, chosen.rows[r]);
+    rows.factors[r] = factors[chosen.rows[r]];
   }
-  std::size_t c = 0;
-  for (; c + group <= columns; c += group) {
-    for (int r = 0; r < count; ++r) fetch<T>(next[r], c);
-    if (set.passing)
-      for (int r = 0; r < count; ++r) fetch_passing(rows[r], c);
-    for (std::size_t k = c; k < c + group; k += doubles) {
-      Doubles integers = {};  // of all rows: below 2^33
-#pragma GCC unroll 8
-      for (int r = 0; r < count; ++r) {
-        const Doubles t = truncated(widened(rows[r] + k) * factors[r]);
-        integers += t;
-        sums[r] += t * t;
-      }
-      store(total + k, load<Integers>(total + k) + to_integers(integers));
-    }
-  }
-  for (int r = 0; r < count; ++r) {
-    double sum = 0.0;
-    for (std::size_t k = 0; k < doubles; ++k) sum += sums[r][k];
-    squares[chosen.rows[r]] += static_cast<std::int64_t>(sum) + add_integers(rows[r], factors[r], c, columns, total);
-  }
+  const std::size_t whole = add_groups(set, added, chosen, columns, rows);
+  for (int r = 0; r < count; ++r)
+    squares[chosen.rows[r]] += rows.sum_of_squares(r) + add_integers(added[r], rows.factors[r], whole, columns, total);
 }
 
 template <class T>
@@ -282,7 +327,7 @@ void add_lattice(const RowSet& set, const double* factors, bool small, std::size
 
 template <class T>
 ClippingKernels kernels_of() {
-  return {block_sums<T>, add_weighted<T>, add_and_measure<T>, add_lattice<T>};
+  return {block_sums<T>, add_weighted<T>, add_and_measure<T>, add_lattice<T>, add_lattice_and_measure<T>};
 }
 
 }  // namespace

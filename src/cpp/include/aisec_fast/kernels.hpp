@@ -70,6 +70,9 @@ struct ClippingKernels {
   // Adds the rows' integers to total and the sums of their squares to `squares`; small: each such sum is below 2^53.
   void (*add_lattice)(const RowSet& rows, const double* factors, bool small, std::size_t columns, std::int64_t* total,
                       std::int64_t* squares);
+  // The same (small) of some rows, all of factors other than zero, and block_sums of the others, side by side.
+  void (*add_lattice_and_measure)(const RowRun& run, const double* factors, std::int64_t* total, std::int64_t* squares,
+                                  double* sums);
 };
 
 // A node of BLAKE3's tree before its compression: `counter` is the chunk's number, 0 for a parent.
