@@ -167,18 +167,21 @@ def test_lists_of_arrays_of_many_sizes(kernels: Kernels, threads, count: int, dt
     assert bits(norms) == bits(expected)
 
 
-def test_the_limit_is_exact_beyond_2_53(kernels: Kernels) -> None:
+@pytest.mark.parametrize(
+    "shape", [(2, 37), pytest.param((13, 40_000), marks=pytest.mark.skipif(WITHOUT_JIT, reason="slow"))]
+)
+def test_the_limit_is_exact_beyond_2_53(kernels: Kernels, shape: tuple[int, int]) -> None:
     """Squares that float64 cannot count one by one: the check still sees a difference of 1."""
-    grads = [gradients((2, 37), "float32")]
+    grads = [gradients(shape, "float32")]
     spacing = 2.0**-30
     rows, _ = reference.lattice_rows(grads, 1.0, spacing)
     lengths = [sum(int(t) ** 2 for t in row) for row in rows[0]]
     assert min(lengths) > 2**59
     for limit in (lengths[0], lengths[0] - 1, lengths[1], lengths[1] - 1):
-        out, norms = np.empty(37, np.int64), np.empty(2)
+        out, norms = np.empty(shape[1], np.int64), np.empty(shape[0])
         kernels.clipping.lattice_sum(grads, 1.0, spacing, limit, [out], norms)
         counted = [row for row, length in zip(rows[0], lengths, strict=True) if length <= limit]
-        assert out.tolist() == sum(counted, np.zeros(37, np.int64)).tolist()
+        assert out.tolist() == sum(counted, np.zeros(shape[1], np.int64)).tolist()
 
 
 @pytest.mark.skipif(WITHOUT_JIT, reason="too large for plain Python")
