@@ -698,7 +698,10 @@ def test_training_ends_within_its_budget() -> None:
     budget = accounting.Budget(limit, DELTA, accountant="rdp")
     engine = PrivacyEngine(accountant="rdp", budget=budget)
     _, model, optimizer, loader = private(engine=engine)
-    assert [train(model, optimizer, loader) for _ in range(3)] == [5, 2, 0]
+    assert [train(model, optimizer, loader) for _ in range(2)] == [5, 2]
+    with pytest.warns(UserWarning, match=r"the loader is empty: one step .* would exceed Budget"):
+        assert train(model, optimizer, loader) == 0
+    assert train(model, optimizer, loader) == 0  # told once
     assert engine.get_epsilon(DELTA) == budget.epsilon <= limit
     before = copy.deepcopy(model.state_dict())
     optimizer.zero_grad()
@@ -707,6 +710,62 @@ def test_training_ends_within_its_budget() -> None:
         optimizer.step()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_budget_and_its_engine_agree() -> None:
+    budget = accounting.Budget(2.0, DELTA, accountant="rdp")
+    assert PrivacyEngine(budget=budget).accountant == "rdp"
+    with pytest.raises(ValueError, match="accountant is 'pld', but the budget's is 'rdp'"):
+        PrivacyEngine(budget=budget, accountant="pld")
+    model = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match=r"target_epsilon is 3.0, which the engine's Budget\(epsilon=2.0"):
+        PrivacyEngine(budget=budget).make_private_with_epsilon(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            data_loader=DataLoader(TensorDataset(torch.zeros(8, 2))),
+            target_epsilon=3.0,
+            target_delta=DELTA,
+            epochs=1,
+            max_grad_norm=1.0,
+        )
+
+
+def test_what_a_restart_needs() -> None:
+    """The history, booked again, is the same epsilon; info tells rate, batch and steps."""
+    engine, model, optimizer, loader = private()
+    assert train(model, optimizer, loader) == 5
+    (info,) = engine.info()
+    assert (info["sample_rate"], info["steps"]) == (1 / len(loader), 5)
+    assert info["expected_batch_size"] == pytest.approx(len(loader.dataset) / len(loader))
+    assert engine.history == [(1.0, 0.2, 5)]
+    budget = accounting.Budget(50.0, DELTA, accountant=engine.accountant)
+    for run in engine.history:
+        budget.spend(*run)
+    assert budget.epsilon == engine.get_epsilon(DELTA) == PrivacyEngine(budget=budget).get_epsilon(DELTA)
+
+
+def test_no_epsilon_without_private_training() -> None:
+    with pytest.raises(PrivacyError, match="make_private was not called"):
+        PrivacyEngine().get_epsilon(DELTA)
+    engine, *_ = private()
+    assert engine.get_epsilon(DELTA) == 0
+
+
+def test_a_schedule_that_ends_privacy_is_told() -> None:
+    _, _, optimizer, _ = private()
+    schedule = schedulers.LambdaNoise(optimizer, noise_lambda=lambda epoch: float(epoch < 1))
+    with pytest.warns(UserWarning, match="noise_multiplier is 0"):
+        schedule.step()
+    schedule.step()
+
+
+def test_parts_for_another_optimizer_are_refused() -> None:
+    _, _, optimizer, loader = private()
+    _, _, other, _ = private()
+    BatchMemoryManager(data_loader=loader, max_physical_batch_size=2, optimizer=optimizer)
+    for wrong in (other, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)):
+        with pytest.raises(ValueError, match="optimizer is not"):
+            BatchMemoryManager(data_loader=loader, max_physical_batch_size=2, optimizer=wrong)
 
 
 def test_a_budget_that_no_step_fits_is_told() -> None:
@@ -724,7 +783,9 @@ def test_budget_of_passes_and_of_parts() -> None:
     _, model, optimizer, loader = private(
         engine=engine, noise_multiplier=4.0, poisson_sampling=False, max_physical_batch_size=4
     )
-    assert [train(model, optimizer, loader) for _ in range(3)] == [10, 10, 0]
+    assert [train(model, optimizer, loader) for _ in range(2)] == [10, 10]
+    with pytest.warns(UserWarning, match=r"the loader is empty"):
+        assert train(model, optimizer, loader) == 0
     with pytest.raises(TypeError, match=r"budget must be an aisec_fast.accounting.Budget"):
         PrivacyEngine(budget=3.0)  # type: ignore[arg-type]
     for bad in ((0.0, DELTA), (1.0, 0.0), (1.0, 1.0)):

@@ -211,7 +211,7 @@ def _composed(
     try:
         import dp_accounting
     except ModuleNotFoundError as error:
-        message = f"{error}; epsilon needs dp-accounting: pip install 'aisec_fast[privacy]'"
+        message = f"{error}; epsilon needs dp-accounting: pip install '.[privacy]' in a checkout of aisec_fast"
         raise ModuleNotFoundError(message, name=error.name) from error
 
     ledger = _accountant(method, interval)

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from .. import _checks
 from ._sampling import PrivateLoader
+from ._step import step_of
 
 
 class BatchMemoryManager:
@@ -19,17 +20,19 @@ class BatchMemoryManager:
     Args:
         data_loader: the loader returned by ``make_private``.
         max_physical_batch_size: records in a part, >= 1.
-        optimizer: accepted as in Opacus; nothing is done to it.
+        optimizer: accepted as in Opacus; it must be the one that ``make_private`` has returned with the loader.
 
     Raises:
         TypeError, ValueError: an argument, with its name.
     """
 
-    def __init__(self, *, data_loader: Any, max_physical_batch_size: int, optimizer: Optimizer | None = None) -> None:  # noqa: ARG002
+    def __init__(self, *, data_loader: Any, max_physical_batch_size: int, optimizer: Optimizer | None = None) -> None:
         if not isinstance(data_loader, PrivateLoader):
             raise TypeError(
                 f"data_loader must be the loader that make_private has returned, got {type(data_loader).__name__}"
             )
+        if optimizer is not None and step_of(optimizer).tally is not data_loader.tally:
+            raise ValueError("optimizer is not the one that make_private has returned with this data_loader")
         self.data_loader = data_loader
         self.size = _checks.whole(max_physical_batch_size, "max_physical_batch_size", least=1)
         self._before: int | None = None

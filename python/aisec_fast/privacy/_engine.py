@@ -38,7 +38,7 @@ class PrivacyEngine:
     also pays for rounding: of norms, of the float sum over samples and to the lattice (docs/privacy.md).
 
     Args:
-        accountant: "pld" (tight) or "rdp" (looser, faster); "prv", Opacus's, means "pld".
+        accountant: "pld" (tight) or "rdp" (looser, faster); "prv", Opacus's, means "pld". Default: the budget's, else "pld".
         secure_mode: accepted as in Opacus; noise is always exact and from a cryptographic generator.
         budget: an :class:`aisec_fast.accounting.Budget` to keep. The returned loaders then end when the next step would
             exceed it, and a step beyond it raises. Engines that share a budget share its account.
@@ -59,16 +59,20 @@ class PrivacyEngine:
     def __init__(
         self,
         *,
-        accountant: str = "pld",
+        accountant: str | None = None,
         secure_mode: bool = True,  # noqa: ARG002
         budget: accounting.Budget | None = None,
         memory: str = "fast",
         layers: str = "fast",
         cuda_graph: bool | None = None,
     ) -> None:
-        self.accountant = accounting.accountant_name(accountant)
         if budget is not None and not isinstance(budget, accounting.Budget):
             raise TypeError(f"budget must be an aisec_fast.accounting.Budget, got {type(budget).__name__}")
+        kept_by = "pld" if budget is None else budget.accountant
+        self.accountant = kept_by if accountant is None else accounting.accountant_name(accountant)
+        if budget is not None and self.accountant != kept_by:
+            # Else get_epsilon would tell another epsilon than the one that the budget keeps.
+            raise ValueError(f"accountant is {accountant!r}, but the budget's is {kept_by!r}: leave it out")
         for name, value, choice in (("memory", memory, MEMORY), ("layers", layers, LAYERS)):
             if value not in choice:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choice))}, got {value!r}")
@@ -78,7 +82,7 @@ class PrivacyEngine:
         self.budget, self.memory, self.layers = budget, memory, layers
         self.noise_multiplier: float | None = None  # of the latest make_private
         self._ledger = accounting.Ledger() if budget is None else budget.ledger
-        self._steps: list[PrivateStep] = []
+        self._made: list[tuple[PrivateStep, _Account]] = []  # by each make_private
 
     def make_private(
         self,
@@ -172,7 +176,7 @@ class PrivacyEngine:
         mean = loss_reduction == "mean"
         mechanism = Mechanism(multiplier, clip, shares, clipping, expected if mean else 1.0, most, mean)
         recorder = _recording.Recorder(batch_first, lasting=self.memory == "fast")
-        account = _Account(self._ledger, self.budget, mechanism, loader.tally, rate)
+        account = _Account(self._ledger, self.budget, mechanism, loader.tally, rate, expected)
         loader.may_go_on = account.affords
         step = PrivateStep(module, recorder, mechanism, source, loader.tally, account.book)
         if self.cuda_graph is not False and self.memory == "fast" and on_gpu:
@@ -186,7 +190,7 @@ class PrivacyEngine:
         optimizer.register_load_state_dict_pre_hook(_checkpoints.check_state)
         _drop_on_zero_grad(optimizer, step)
         self.noise_multiplier = multiplier
-        self._steps.append(step)
+        self._made.append((step, account))
         return module, optimizer, loader
 
     def make_private_with_epsilon(
@@ -214,7 +218,7 @@ class PrivacyEngine:
             See :meth:`make_private`; the noise multiplier found is in ``engine.noise_multiplier``.
 
         Raises:
-            ValueError: also if this engine has spent budget already.
+            ValueError: also if this engine has spent budget already, or its budget is less than ``target_epsilon``.
         """
         if self._ledger.spent:
             raise ValueError(
@@ -224,6 +228,10 @@ class PrivacyEngine:
         poisson_sampling = _checks.flag(poisson_sampling, "poisson_sampling")
         _sampling.check_loader(data_loader)
         steps = len(data_loader)
+        if (budget := self.budget) is not None and budget.delta == target_delta and budget.limit < target_epsilon:
+            raise ValueError(
+                f"target_epsilon is {target_epsilon}, which the engine's {budget} would never let it reach"
+            )
         return self.make_private(
             module=module,
             optimizer=optimizer,
@@ -241,8 +249,25 @@ class PrivacyEngine:
         )
 
     def get_epsilon(self, delta: float) -> float:
-        """Return epsilon at ``delta``, in (0, 1), of all steps so far; 0 before the first, infinite without noise."""
-        return self._ledger.epsilon(delta, self.accountant)
+        """Return epsilon at ``delta``, in (0, 1), of all steps so far; 0 before the first, infinite without noise.
+
+        Raises:
+            PrivacyError: this engine has made nothing private, so that no training was: 0 would be a false claim.
+        """
+        epsilon = self._ledger.epsilon(delta, self.accountant)
+        if not self._made and not self._ledger.spent:
+            raise PrivacyError(
+                "this engine has made nothing private: make_private was not called, or on another engine"
+            )
+        return epsilon
+
+    @property
+    def history(self) -> list[tuple[float, float, int]]:
+        """What was booked, as ``(noise_multiplier, sample_rate, times)``; of a budget that others share, all of it.
+
+        A training that goes on after a restart books it first: ``budget.spend(*run)`` for each ``run`` of what was saved.
+        """
+        return [(*mechanism, times) for mechanism, times in self._ledger.spent.items() if times]
 
     def info(self) -> list[dict[str, Any]]:
         """What each make_private of this engine releases, as plain values.
@@ -251,9 +276,10 @@ class PrivacyEngine:
         ``charges``, the parts of max_grad_norm that it pays for ("float": rounding of the sum; "lattice": rounding to the
         lattice), both of the latest step, 0 before the first; ``update``, which code updates the parameters; ``forms``, of layers that
         have another form than torch's (``layers="fast"``) what it is, by name; ``check_rows``, what became of that check; ``cuda_graph``, whether the latest step was
-        replayed, or why not.
+        replayed, or why not; ``sample_rate``, with which steps are booked (without Poisson sampling 1.0, for each pass);
+        ``expected_batch_size``, and ``steps``, how many have been released.
         """
-        return [step.info() for step in self._steps]
+        return [{**step.info(), **account.info()} for step, account in self._made]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -271,19 +297,26 @@ class _Account:
         mechanism: Mechanism,
         tally: _sampling.Tally,
         rate: float | None,
+        expected: float,
     ) -> None:
         self.ledger, self.budget, self.mechanism, self.tally, self.rate = ledger, budget, mechanism, tally, rate
+        self.expected, self.steps = expected, 0
         self.passes_booked = 0
         self.pass_noise = 0.0  # of the newest pass that is booked
-        self.warned = False
+        self.warned = self.warned_of_end = False
+
+    def info(self) -> dict[str, Any]:
+        """See :meth:`PrivacyEngine.info`."""
+        return {"sample_rate": self.rate or 1.0, "expected_batch_size": self.expected, "steps": self.steps}
 
     def affords(self, new_pass: bool) -> bool:
         """True if the budget, if there is one, allows the step on the loader's next batch."""
         if self.budget is None or (self.rate is None and not new_pass):
             return True
         allowed = self.budget.allows(self.mechanism.noise_multiplier, self.rate or 1.0)
-        if not allowed and not self.budget.ledger.spent:
-            # Else a training that never began looks like one that went well.
+        if not allowed and (new_pass or not self.budget.ledger.spent) and not self.warned_of_end:
+            # Else a training that never began looks like one that went well, and one that waits for steps waits forever.
+            self.warned_of_end = True
             warnings.warn(
                 f"the loader is empty: one step at noise multiplier {self.mechanism.noise_multiplier} would exceed "
                 f"{self.budget}",
@@ -316,6 +349,7 @@ class _Account:
             # booked, also one that another overtook: batches of both may be in this step and later ones.
             self._spend(1.0, self.tally.passes - self.passes_booked)
             self.passes_booked, self.pass_noise = self.tally.passes, noise_multiplier
+        self.steps += 1
 
     def _spend(self, rate: float, times: int) -> None:
         if self.budget is None:

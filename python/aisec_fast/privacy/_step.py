@@ -437,6 +437,14 @@ def _is_called_from(call: FrameType) -> bool:
     return frame is call
 
 
+def step_of(optimizer: Optimizer) -> PrivateStep:
+    """The private step of an optimizer; ValueError if it has none."""
+    for hook in getattr(optimizer, "_optimizer_step_pre_hooks", {}).values():
+        if isinstance(hook, PrivateStep):
+            return hook
+    raise ValueError("optimizer is not private; pass the one that PrivacyEngine.make_private has returned")
+
+
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The module's parameters that require grad, each once."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}

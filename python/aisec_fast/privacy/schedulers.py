@@ -9,6 +9,7 @@ mechanism, so change the noise between passes only.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from .. import _checks
 from ._clip import checked_norm
-from ._step import Mechanism, PrivateStep
+from ._step import Mechanism, step_of
 
 __all__ = ["ExponentialGradClip", "ExponentialNoise", "LambdaGradClip", "LambdaNoise", "StepGradClip", "StepNoise"]
 
@@ -27,7 +28,7 @@ class _Scheduler:
     attribute = ""
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], last_epoch: int = -1) -> None:
-        self.mechanism = _mechanism_of(optimizer)
+        self.mechanism: Mechanism = step_of(optimizer).mechanism
         self.factor = factor
         self.base = float(getattr(self.mechanism, self.attribute))
         self.last_epoch = last_epoch
@@ -37,8 +38,11 @@ class _Scheduler:
         """Go on to the next epoch."""
         value = self.base * self.factor(self.last_epoch + 1)
         check = _checks.not_negative if self.attribute == "noise_multiplier" else checked_norm
-        setattr(self.mechanism, self.attribute, check(value, self.attribute))
+        checked, before = check(value, self.attribute), getattr(self.mechanism, self.attribute)
+        setattr(self.mechanism, self.attribute, checked)
         self.last_epoch += 1
+        if self.attribute == "noise_multiplier" and checked == 0 < before:
+            warnings.warn("the schedule's noise_multiplier is 0: steps are not private from now on", stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs: the base value and the epoch."""
@@ -128,11 +132,3 @@ def _exponential(gamma: float) -> Callable[[int], float]:
 def _stepwise(step_size: int, gamma: float) -> Callable[[int], float]:
     factor, size = _checks.positive(gamma, "gamma"), _checks.whole(step_size, "step_size", least=1)
     return lambda epoch: factor ** (epoch // size)
-
-
-def _mechanism_of(optimizer: Optimizer) -> Mechanism:
-    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
-    for hook in hooks:
-        if isinstance(hook, PrivateStep):
-            return hook.mechanism
-    raise ValueError("optimizer is not private; pass the one that PrivacyEngine.make_private has returned")
