@@ -178,6 +178,31 @@ def test_gradients_from_before_make_private() -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("when", ["before make_private", "in the pass"])
+def test_gradients_of_frozen_parameters(kind: Any, when: str) -> None:
+    """The optimizer holds them, and would take them as they are."""
+    model = network()
+    if when == "before make_private":
+        model(torch.ones(2, 36)).sum().backward()
+        model[1].zero_grad()
+    model[3].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = kind(model.parameters(), lr=1.0)
+    engine, model, optimizer, loader = private(model, optimizer=optimizer)
+    batch = full(iter(loader))
+    model[3].requires_grad_(when == "in the pass")
+    loss(model, batch).backward()
+    model[3].requires_grad_(False)
+    with pytest.raises(PrivacyError, match=r"frozen parameter '3\.weight' has a \.grad"):
+        optimizer.step()
+    assert engine.get_epsilon(1e-5) == 0.0
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    optimizer.zero_grad()
+    train(model, optimizer, [batch])
+    assert torch.equal(before["3.weight"], model[3].weight)
+
+
 # ------------------------------------------------------------------------------ what is noticed in backward passes
 
 

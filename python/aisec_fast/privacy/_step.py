@@ -37,7 +37,7 @@ from ._probe import RowProbe
 from ._recording import Recorder, Seen, Use, are_ours, changed
 from ._replays import Replays
 from ._sampling import Part, Tally
-from ._written import Written
+from ._written import Written, is_zero
 
 
 @dataclass
@@ -159,7 +159,11 @@ class PrivateStep:
     def _check_same(self, optimizer: Optimizer) -> None:
         """Raise PrivacyError if parameters were frozen, added or exchanged since make_private."""
         now = _trainable_in_order(self.module)
-        now += [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        trained = [p for p in held if p.requires_grad]
+        if len(trained) != len(held):
+            check_frozen(self.module, held)
+        now += trained
         if self._same is None or len(now) != len(self._same) or not all(map(operator.is_, now, self._same)):
             check_same(trainable(self.module), self.trainable, optimizer)
             self._same = now
@@ -463,6 +467,18 @@ def _trainable_in_order(module: nn.Module) -> list[nn.Parameter]:
             found += [p for p in parameters.values() if p is not None and p.requires_grad]
             waiting += one._modules.values()
     return found
+
+
+def check_frozen(module: nn.Module, held: list[nn.Parameter]) -> None:
+    """Raise PrivacyError if the optimizer would move a frozen parameter that it holds: by a gradient without noise."""
+    for frozen in held:
+        if not frozen.requires_grad and frozen.grad is not None and not is_zero(frozen.grad):
+            name = next((name for name, p in module.named_parameters() if p is frozen), "of no name")
+            raise PrivacyError(
+                f"the frozen parameter {name!r} has a .grad, by which the optimizer would move it without noise: it was not "
+                "frozen in some backward pass. Call optimizer.zero_grad() and leave it frozen, or make private a fresh model "
+                "in which it is not"
+            )
 
 
 def check_same(now: dict[str, nn.Parameter], then: dict[str, nn.Parameter], optimizer: Optimizer) -> None:

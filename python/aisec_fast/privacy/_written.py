@@ -45,7 +45,7 @@ class Written:
                 continue
             left, version = self._left.get(name, _NOTHING)
             is_left = (left if self._lasting else left()) is gradient
-            if (is_left and _version(gradient) == version) or _is_zero(gradient):
+            if (is_left and _version(gradient) == version) or is_zero(gradient):
                 continue
             what = "changed in place" if is_left else "written"
             raise PrivacyError(
@@ -61,5 +61,6 @@ def _version(gradient: Tensor) -> int:
     return 0 if gradient.is_inference() else gradient._version
 
 
-def _is_zero(gradient: Tensor) -> bool:
+def is_zero(gradient: Tensor) -> bool:
+    """Whether there is nothing in it."""
     return gradient.layout == torch.strided and not gradient.any()
