@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import types
 import warnings
 from typing import Any
 
@@ -515,6 +516,7 @@ def test_a_record_counts_once(poisson: bool, size: int | None) -> None:
             train(model, optimizer, [(torch.cat([a, c]), torch.cat([b, d]))])
 
 
+@pytest.mark.filterwarnings("ignore:a step has fewer samples")
 def test_batches_that_the_loop_leaves_out() -> None:
     """Also of less than a batch's records, and with batches read ahead, a step is on a batch of the loader."""
     engine, model, optimizer, loader = private(loader=small_loader(size=40, batch=2))
@@ -527,6 +529,19 @@ def test_batches_that_the_loop_leaves_out() -> None:
     batches = [batch for batch in loader if len(batch[0])]
     train(model, optimizer, batches)
     assert set(engine._ledger.spent) == {(1.0, 0.05)}
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_fewer_samples_than_records_are_told_once(size: int | None) -> None:
+    """They may be steps of time, or classes: a record acts on all of them."""
+    _, model, optimizer, loader = private(poisson_sampling=False, max_physical_batch_size=size)
+    batches = iter(loader)
+    train(model, optimizer, [next(batches)])
+    x, y = next(batches)
+    with pytest.warns(UserWarning, match="fewer samples than the loader's batch has records"):
+        train(model, optimizer, [(x[1:], y[1:])])
+    x, y = next(batches)
+    train(model, optimizer, [(x[1:], y[1:])])
 
 
 @pytest.mark.parametrize("factor", [0.1, 10.0])
@@ -827,6 +842,8 @@ MIXES = {
     "softmax over the batch": (lambda _m, h: h.softmax(0), "module '(first|last)'"),
     "anchor": (lambda _m, h: h + h[:1], "module '(first|last)'"),
     "shifted": (lambda _m, h: h + h.roll(1, 0), "module '(first|last)'"),
+    "divided by the largest": (lambda _m, h: h / h.detach().abs().max(), "module '(first|last)'"),
+    "divided by the range": (lambda _m, h: h / (h.max() - h.min()).detach(), "module '(first|last)'"),
     "statistics": (_remembers, "buffer 'seen'"),
 }
 
@@ -836,7 +853,7 @@ def test_samples_that_mix_are_found(name: str) -> None:
     mix, match = MIXES[name]
     _, model, _, _ = private(Mixer(mix))
     with pytest.raises(PrivacyError, match=match):
-        model(torch.randn(6, 4))
+        model(torch.randn(64, 4))
 
 
 class Ends(nn.Module):
@@ -915,6 +932,40 @@ def test_bits_that_do_not_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
             model(torch.randn(6, 4))
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4, 7])
+@pytest.mark.parametrize("check_rows", [True, False])
+def test_rows_that_are_no_samples_are_found(rows: int, check_rows: bool) -> None:
+    """A network that makes the weights of classes sees these."""
+
+    class Hyper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.layer(torch.ones(rows, 3)).T
+
+    _, model, optimizer, loader = private(Hyper(), poisson_sampling=False, check_rows=check_rows)
+    x = torch.randn(len(next(iter(loader))[0]), 5)
+    if check_rows:
+        with pytest.raises(PrivacyError, match="module 'layer' sees in its batch dimension are not the samples"):
+            model(x)
+    else:
+        model(x).square().sum().backward()
+        with pytest.warns(UserWarning, match="fewer samples than the loader's batch has records"):
+            optimizer.step()
+
+
+def test_a_sample_that_the_model_does_not_take_so_large() -> None:
+    def small(_m: Any, h: Tensor) -> Tensor:
+        assert h.abs().max() < 6.0
+        return h
+
+    engine, model, _, _ = private(Mixer(small))
+    model(torch.rand(6, 4))
+    assert engine.info()[0]["check_rows"] == "passed"
+
+
 def test_what_cannot_be_checked_is_said() -> None:
     class Inputless(nn.Module):
         def __init__(self) -> None:
@@ -929,7 +980,8 @@ def test_what_cannot_be_checked_is_said() -> None:
     model(2)
     assert engine.info()[0]["check_rows"] == "waits for the first batch of three samples"
     model.eval()(5)
-    model.train()(5)
+    with pytest.warns(UserWarning, match="whether samples mix was not looked at: no argument"):
+        model.train()(5)
     assert engine.info()[0]["check_rows"].startswith("skipped: no argument")
 
     def one_hot(_m: Any, h: Tensor) -> Tensor:
@@ -941,10 +993,15 @@ def test_what_cannot_be_checked_is_said() -> None:
         model.first.weight.zero_()
         model.first.weight[0, 0] = 1.0
         model.first.bias.zero_()
-    model(torch.full((6, 4), 3.0))
+    with pytest.warns(UserWarning, match="whether samples mix was not looked at: the model does not take"):
+        model(torch.full((6, 4), 3.0))
     assert engine.info()[0]["check_rows"].startswith(
         "skipped: the model does not take a changed sample (AssertionError"
     )
+
+    engine, model, _, _ = private(Ends(lambda h: types.SimpleNamespace(logits=h)))
+    with pytest.warns(UserWarning, match="whether samples mix was not looked at: the model gives no tensors"):
+        model(torch.randn(6, 4))
 
 
 def test_gradients_that_somebody_holds_are_not_overwritten() -> None:

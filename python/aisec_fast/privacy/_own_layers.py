@@ -112,7 +112,7 @@ class Calls:
             return _Place(len(tensors) - 1)
 
         form_args, form_kwargs = mapped((args, kwargs), place)
-        if not all(_is_plain(value) for value in (*form_args, *form_kwargs.values())):
+        if not all(is_plain(value) for value in (*form_args, *form_kwargs.values())):
             kinds = ", ".join(type(value).__name__ for value in (*args, *kwargs.values()))
             raise self._error(
                 f"was called with ({kinds}); such a module must be called with tensors, numbers and names"
@@ -140,13 +140,14 @@ class Calls:
         return PrivacyError(f"module {self.name!r} has no rule of its own and {what}")
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, _Place):
+def is_plain(value: Any) -> bool:
+    """Whether no tensor can be hidden in ``value``."""
+    if isinstance(value, (_Place, Tensor)):
         return True
     if isinstance(value, dict):
-        return all(_is_plain(item) for item in value.values())
+        return all(is_plain(item) for item in value.values())
     if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return isinstance(value, _PLAIN)
 
 

@@ -1,7 +1,7 @@
 """Check once, on the first training batch, that samples do not mix: the proof rests on it (docs/privacy.md, section 2).
 
 The model runs three times on that batch with the same randomness, with its first and last samples changed the second time and
-its second one the third time: what goes in, and the gradients that come back. Every other sample's gradients must come out equal, to the bit, in every covered layer, and so must
+its second one, to large values, the third time: what goes in, and the gradients that come back. Every other sample's gradients must come out equal, to the bit, in every covered layer, and so must
 the model's buffers. Parameters that are all zero would hide what passes through them: they are random meanwhile. Where a model on
 a GPU does not repeat its bits (some operations add in any order there), differences are compared with those of unchanged runs.
 """
@@ -9,6 +9,7 @@ a GPU does not repeat its bits (some operations add in any order there), differe
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from .._errors import PrivacyError
 from ._layers import row_squares
+from ._own_layers import is_plain
 from ._precision import full_precision
 from ._recording import Recorder, Use, saved_tensors_are_hooked
 from ._values import equal, mapped, tensors_in, unchanged
@@ -26,6 +28,8 @@ _REPEATS = 3  # unchanged runs, at most, that look for operations without a fixe
 # Where there are some, a sample may change by so many times what it changed by itself, and by no more than this part, which is
 # that of rounding: what passes here could be mixing.
 _JITTERS, _LARGEST_CHANGE = 32.0, 2.0**-12
+# What changed samples are multiplied by. What takes the largest value of a batch sees large ones alone; a model may refuse these.
+_SMALL, _LARGE = -0.5, -16.0
 Squares = list[tuple[str, Tensor]]
 
 
@@ -38,7 +42,7 @@ class RowProbe:
     def __init__(self, module: nn.Module, recorder: Recorder, asked: bool = True) -> None:
         self.recorder, self.asked = recorder, asked
         self.outcome = "waits for the first batch of three samples" if asked else "off"
-        self._running = False
+        self._running = self._shows_nothing = False
         # Before all other hooks: the model is called from inside.
         self._handle = module.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
 
@@ -73,28 +77,54 @@ class RowProbe:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _probe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first, state = self._run(module, args, kwargs)
+        if self._shows_nothing:
+            self._skipped("the model gives no tensors, alone or in tuples, lists or dicts")
+            return
         batch = first[0][1].shape[0] if first else 0
-        if batch < self._least() or any(len(squares) != batch for _, squares in first):
+        if not batch or any(len(squares) != batch for _, squares in first):
             return  # of layers that disagree about how many samples there are the step is refused
+        self._check_are_samples((args, kwargs), first[0][0], batch)
+        if batch < self._least():
+            return
         outcomes = []
-        for changed in ([0, batch - 1], [1]) if batch > 2 else ([0], [1]):
-            others = _with_other_samples((args, kwargs), changed, batch, self.recorder.batch_first)
-            if others is None:
-                self._skipped("no argument of the model has the samples in its batch dimension")
+        for changed, factors in (([0, batch - 1] if batch > 2 else [0], [_SMALL]), ([1], [_LARGE, _SMALL])):
+            found: tuple[Squares, dict[str, Tensor]] | None = None
+            reason = ""
+            for factor in factors:
+                others = _with_other_samples((args, kwargs), changed, batch, self.recorder.batch_first, factor)
+                if others is None:
+                    self._skipped("no argument of the model has the samples in its batch dimension")
+                    return
+                try:
+                    found = self._run(module, *others, changed, batch, factor)
+                    break
+                except PrivacyError:
+                    raise
+                except Exception as error:  # noqa: BLE001  a model may refuse what it was not made for
+                    self.recorder.drop()
+                    reason = f"the model does not take a changed sample ({type(error).__name__}: {error})"
+            if found is None:
+                self._skipped(reason)
                 return
-            try:
-                second, state_after = self._run(module, *others, changed, batch)
-            except PrivacyError:
-                raise
-            except Exception as error:  # noqa: BLE001  a model may refuse what it was not made for
-                self._skipped(f"the model does not take a changed sample ({type(error).__name__}: {error})")
-                return
+            second, state_after = found
             outcomes.append(self._compared(module, args, kwargs, first, second, changed))
             for name, value in state.items():
                 if not equal(value, state_after[name]):
                     raise PrivacyError(f"buffer {name!r} of the model stores what it saw of the samples, without noise")
         if batch > 2:
             self._done(max(outcomes, key=len))
+
+    def _check_are_samples(self, arguments: Any, name: str, batch: int) -> None:
+        """Raise PrivacyError if the model is called with tensors alone, none of which has as many rows as its layers see."""
+        tensors = [one for one in tensors_in(arguments) if one.dim()]
+        if not tensors or not is_plain(arguments):
+            return  # the samples may be where they cannot be seen
+        if all(_dim_of_samples(one, batch, self.recorder.batch_first) is None for one in tensors):
+            raise PrivacyError(
+                f"what module {name!r} sees in its batch dimension are not the samples that the model is called with: no argument "
+                "has as many (rows of classes, prompts or weights? pairs of samples?). A record may act on all of them, so "
+                "clipping bounds nothing"
+            )
 
     def _compared(
         self,
@@ -132,6 +162,7 @@ class RowProbe:
                 "give the positions, or what uses a parameter [1, ...], a row for each sample"
             )
         self._done(f"skipped: {reason}")
+        warnings.warn(f"check_rows: whether samples mix was not looked at: {reason}", stacklevel=2)
 
     def _jitter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], first: Squares) -> float:
         """The largest change of a sample from ``first`` to another run with the same batch; 0 if bits repeat."""
@@ -153,22 +184,25 @@ class RowProbe:
         kwargs: dict[str, Any],
         changed: Sequence[int] = (),
         batch: int = 0,
+        factor: float = 1.0,
     ) -> tuple[Squares, dict[str, Tensor]]:
         """Squared norms of the samples' gradients, for each use of a layer, and the buffers after a run.
 
-        The loss weighs all results; those of ``changed`` samples, of so many, by other numbers.
+        The loss weighs all results; those of ``changed`` samples, of so many, by ``factor`` times as much.
         """
         with unchanged(module), _without_zeros(module), _repeatable_convolutions():
             output = module(*_detached(args), **_detached(kwargs))
             total: Any = 0.0
             generator = torch.Generator().manual_seed(0)
-            for tensor in tensors_in(output):
+            results = tensors_in(output)
+            self._shows_nothing = not results
+            for tensor in results:
                 if tensor.requires_grad:
                     weights = torch.randn(tensor.shape, generator=generator)
                     dim = _dim_of_samples(weights, batch, self.recorder.batch_first)
                     if changed and dim is not None:
                         weights.index_copy_(
-                            dim, torch.tensor(changed), -0.5 * weights.index_select(dim, torch.tensor(changed))
+                            dim, torch.tensor(changed), factor * weights.index_select(dim, torch.tensor(changed))
                         )
                     weights = weights.to(tensor)
                     total = total + (tensor * weights).sum()
@@ -220,9 +254,9 @@ def _dim_of_samples(value: Tensor, batch: int, batch_first: bool) -> int | None:
 
 
 def _with_other_samples(
-    arguments: Any, samples: list[int], batch: int, batch_first: bool
+    arguments: Any, samples: list[int], batch: int, batch_first: bool, factor: float
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Arguments in which these samples are others: where they are real functions of themselves, else a neighbour. None if
+    """Arguments in which these samples are others: where they are real ``factor`` times themselves and a little, else a neighbour. None if
     there are none."""
     found = False
 
@@ -236,7 +270,7 @@ def _with_other_samples(
         for i in samples:
             sample = changed.select(dim, i)
             if value.is_floating_point():
-                sample.mul_(-0.5).add_(0.25)
+                sample.mul_(factor).add_(-0.5 * factor)
             else:
                 sample.copy_(value.select(dim, i + 1 if i + 1 < batch else i - 1))
         return changed

@@ -100,9 +100,9 @@ class Tally:
             )
         self._waiting.append(part)
 
-    def has_empty(self) -> bool:
-        """Whether a batch or part without records waits for its step."""
-        return any(part.records == 0 for part in self._waiting)
+    def has(self, records: int) -> bool:
+        """Whether a batch or part of so many records waits for its step."""
+        return any(part.records == records for part in self._waiting)
 
     def next(self, samples: int) -> Part:
         """A step on ``samples`` happens: what it works on. Without a waiting batch of the loader it is one from elsewhere.
@@ -111,7 +111,7 @@ class Tally:
         """
         if not self._waiting:
             return Part(first=True, last=True, from_loader=False)
-        if not samples and self.has_empty():
+        if not samples and self.has(0):
             part = next(part for part in self._waiting if part.records == 0)
             self._waiting.remove(part)
             return part

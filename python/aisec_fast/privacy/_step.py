@@ -6,6 +6,7 @@ import functools
 import math
 import operator
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -88,6 +89,7 @@ class PrivateStep:
         # the hooks for that one, too.
         self.going_on: FrameType | None = None
         self._means: dict[nn.Parameter, Tensor] = {}
+        self._warned = False  # of samples that are fewer than records
         self._charged: dict[int, list[Rounding]] | None = None  # the latest roundings, of one part, that are paid for
         # What of the module and of the optimizer was trainable when they were last looked at by name. The objects, not
         # their identities, which a new object may take over.
@@ -129,7 +131,11 @@ class PrivateStep:
         seen, uses = self.recorder.seen, self.recorder.take()
         if not uses:
             self._check_nothing(seen)
-        part = self.tally.next(uses[0].batch if uses else 0)
+        samples = uses[0].batch if uses else 0
+        is_whole = self.tally.has(samples)
+        part = self.tally.next(samples)
+        if not is_whole and part.records is not None and 0 < samples < part.records:
+            self._warn_of_fewer()
         self.written.forget()  # whose memory may be used again
         with torch.no_grad():
             for parameter in self.trainable.values():
@@ -175,13 +181,24 @@ class PrivateStep:
                 "the model has run, but no gradient has come back to a layer of it: call backward() of a loss of its output, "
                 "without inputs= (those of a private model are not in the graph)"
             )
-        if seen is Seen.NOTHING and not self.tally.has_empty():
+        if seen is Seen.NOTHING and not self.tally.has(0):
             raise PrivacyError(
                 "since the last step no layer of the model has run in training, and the loader has handed out no empty batch: "
                 "this step would be noise alone. Either there was no forward and backward pass, or zero_grad() came after it, "
                 "or it went past the engine's hooks (a CUDA graph of your own, torch.cuda.make_graphed_callables, "
                 "torch.func with another copy of the model). Call the model that make_private has returned, and leave "
                 "recording to the engine (its argument cuda_graph); run the model on batches without samples, too"
+            )
+
+    def _warn_of_fewer(self) -> None:
+        """Whether the loop has left out records, or what the model's layers see are no records, cannot be told from here."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "a step has fewer samples than the loader's batch has records. If the loop has left records out, all is well; if "
+                "not, clipping bounds nothing: what the layers see in dimension 0 are no samples then, but steps of time "
+                "(batch_first=False), classes, prompts or pairs of records",
+                stacklevel=4,
             )
 
     def _release(self, optimizer: Optimizer, sums: Sums, from_loader: bool) -> None:
