@@ -378,6 +378,40 @@ def test_parameters_changed_between_forward_and_backward_are_refused() -> None:
         optimizer.step()
 
 
+class Recursive(Scale):
+    """Calls itself."""
+
+    def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+        x = self.gamma * x.tanh()
+        return self(x, depth - 1) if depth else x
+
+
+class Around(nn.Module):
+    """Calls itself, with a parameter beside all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.randn(1, 1, 6)), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+        x = self.layer(x[:, None] + self.token)[:, 0]
+        return self(x, depth - 1) if depth else x
+
+
+@pytest.mark.parametrize("make", [lambda: Recursive(6), Around])
+def test_a_module_inside_its_own_forward_is_refused(make: Any) -> None:
+    """What it did before the inner call would be missing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(make())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(PrivacyEngine(), model, optimizer)
+    for _ in range(2):
+        with pytest.raises(PrivacyError, match=r"'0' was called inside its own forward|copies of them"):
+            model(torch.randn(9, 6))
+    assert all(p.requires_grad for name, p in model.named_parameters() if name != "0.shift")
+    model.eval()(torch.randn(9, 6))
+
+
 def test_what_is_saved_after_an_interrupt_is_the_parameter() -> None:
     torch.manual_seed(0)
 

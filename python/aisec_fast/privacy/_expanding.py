@@ -12,6 +12,7 @@ that begin as zeros would hide what passes through them; and that no sample's ro
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -129,13 +130,13 @@ class Expand(Freeze):
         if trial is not None:
             if module.training and id(self.layer) in trial.expanded:
                 value: Any = module._parameters[self.name]
-                self.before = value
+                self.before, self.call = value, sys._getframe(1)
                 self._put(module, _copies(value, recorder.samples(self.layer)))
             return
         if not module.training or not torch.is_grad_enabled() or self._rests():
             return
         self._check(module)
-        self.before = self.parameter
+        self.before, self.call = self.parameter, sys._getframe(1)
         copies = _Copies.apply(
             recorder.anchor, self.parameter.detach(), recorder.samples(self.layer), self.layer, recorder
         )  # type: ignore[no-untyped-call]
@@ -147,7 +148,7 @@ class Expand(Freeze):
         module._parameters[self.name] = value  # type: ignore[assignment]
 
     def end(self) -> None:
-        self.thread = None
+        self.thread = self.call = None
         self.layer.module._parameters[self.name] = self.before  # type: ignore[assignment]
 
 

@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -331,6 +332,14 @@ class Recorder:
         self._layouts.busy.clear()
 
 
+def is_called_from(call: FrameType) -> bool:
+    """Whether ``call`` is one of those that lead here."""
+    frame = sys._getframe(1).f_back
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is call
+
+
 def _is_captured(values: Tensor) -> bool:
     return values.is_cuda and torch.cuda.is_current_stream_capturing()
 
@@ -497,6 +506,7 @@ class Freeze:
         self.identities = frozenset(map(id, self.parameters))
         self.type = type(layer.module)
         self.thread: int | None = None  # that runs the layer's forward
+        self.call: FrameType | None = None  # of the layer, which does so
         self.is_first = False
         self.thaw = Thaw(self)
 
@@ -511,7 +521,7 @@ class Freeze:
         if not module.training or not torch.is_grad_enabled() or self._rests():
             return None
         self._check(module)
-        self.thread, self.is_first = threading.get_ident(), False
+        self.thread, self.call, self.is_first = threading.get_ident(), sys._getframe(1), False
         for parameter in self.parameters:
             parameter.requires_grad_(False)
         self.recorder.frozen |= self.identities
@@ -548,7 +558,7 @@ class Freeze:
 
     def end(self) -> None:
         """Parameters require grad again."""
-        self.thread = None
+        self.thread = self.call = None
         self.thaw.leave()
         for parameter in self.parameters:
             parameter.requires_grad_(True)
@@ -557,7 +567,13 @@ class Freeze:
     def _after_interrupt(self) -> None:
         """Hooks are not called after an error that is no Exception: a KeyboardInterrupt."""
         if self.thread == threading.get_ident():
+            goes_on = self.call is not None and is_called_from(self.call)
             self.end()
+            if goes_on:
+                raise PrivacyError(
+                    f"module {self.layer.name!r} was called inside its own forward: what it does around that call cannot be "
+                    "recorded. Call it several times one after the other, or a module of its own for each"
+                )
         elif torch.is_grad_enabled():
             raise PrivacyError(f"module {self.layer.name!r} is at work in another thread; train a model in one")
 

@@ -35,7 +35,7 @@ from ._layers import (
 )
 from ._precision import full_precision
 from ._probe import RowProbe
-from ._recording import Recorder, Seen, Use, are_ours, changed
+from ._recording import Recorder, Seen, Use, are_ours, changed, is_called_from
 from ._replays import Replays
 from ._sampling import Part, Tally
 from ._written import Written, is_zero
@@ -124,7 +124,7 @@ class PrivateStep:
                 "account for it. What norms and sums cost is recorded by the engine itself (its argument cuda_graph)"
             )
         self._check_same(optimizer)
-        if self.going_on is not None and _is_called_from(self.going_on):
+        if self.going_on is not None and is_called_from(self.going_on):
             return  # the noisy mean is in .grad already
         self.going_on = None
         self.written.check()
@@ -167,12 +167,12 @@ class PrivateStep:
         now = _trainable_in_order(self.module)
         held = [p for group in optimizer.param_groups for p in group["params"]]
         trained = [p for p in held if p.requires_grad]
-        if len(trained) != len(held):
-            check_frozen(self.module, held)
         now += trained
         if self._same is None or len(now) != len(self._same) or not all(map(operator.is_, now, self._same)):
             check_same(trainable(self.module), self.trainable, optimizer)
             self._same = now
+        if len(trained) != len(held):
+            check_frozen(self.module, held)
 
     def _check_nothing(self, seen: Seen) -> None:
         """Raise PrivacyError unless a step without gradients is one on no records: it would release noise alone."""
@@ -448,14 +448,6 @@ def measured(uses: list[tuple[str, Use]], batch: int, parameter: Tensor) -> Norm
         error += _charges.gamma(use.rule.terms(name) + len(uses), parameter.dtype) * length
     upper = (squares.sqrt() + error).square()
     return Norms(upper, torch.maximum(lengths.square(), upper))
-
-
-def _is_called_from(call: FrameType) -> bool:
-    """Whether ``call`` is one of those that lead here."""
-    frame = sys._getframe(1).f_back
-    while frame is not None and frame is not call:
-        frame = frame.f_back
-    return frame is call
 
 
 def step_of(optimizer: Optimizer) -> PrivateStep:
