@@ -711,3 +711,56 @@ def test_a_stride_may_be_a_list() -> None:
     layer.stride = [1, 1]  # type: ignore[assignment]
     rule = _layers.Conv2dGradients(layer, torch.randn(2, 2, 5, 5), torch.randn(2, 3, 3, 3))
     assert rule.keeps("weight") in (True, False)
+
+
+class _TwoWays(nn.Module):
+    """A layer with a setting that changes from call to call."""
+
+    def __init__(self, layer: nn.Module, name: str, values: tuple[Any, Any]) -> None:
+        super().__init__()
+        self.layer, self.name, self.values = layer, name, values
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros((len(x), 1))
+        for value in self.values:
+            setattr(self.layer, self.name, value)
+            total = total + self.layer(x).flatten(1).square().sum(1, keepdim=True)
+        return total
+
+
+SETTINGS: dict[str, tuple[Any, str, tuple[Any, Any], tuple[int, ...]]] = {
+    "dilation": (lambda: nn.Conv2d(4, 3, 3), "dilation", ((1, 1), (2, 2)), (5, 4, 8, 8)),
+    "stride": (lambda: nn.Conv1d(4, 3, 3), "stride", ((1,), (2,)), (5, 4, 8)),
+    "num_groups": (lambda: nn.GroupNorm(2, 4), "num_groups", (2, 4), (5, 4, 8)),
+    "eps": (lambda: nn.LayerNorm(4), "eps", (1e-5, 1.0), (5, 4)),
+    "padding_idx": (lambda: nn.Embedding(6, 4), "padding_idx", (None, 2), (5, 4)),
+}
+
+
+@pytest.mark.parametrize("when", ["between two calls", "before backward", "before the step"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_changes_in_a_step_is_refused(name: str, when: str) -> None:
+    """The rule would take the new one for all calls."""
+    make, key, (one, other), shape = SETTINGS[name]
+    twice = when != "before backward"
+    model = _TwoWays(make(), key, (one, other) if when == "between two calls" else (one, one)[: 1 + twice])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.arange(16)), batch_size=16)
+    engine = PrivacyEngine()
+    engine.make_private(
+        module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=1.0, max_grad_norm=1.0, check_rows=False
+    )
+    torch.manual_seed(0)
+    x = torch.randint(6, shape) if name == "padding_idx" else torch.randn(shape)
+
+    def step() -> None:
+        loss = model(x).sum()
+        if when == "before backward":
+            setattr(model.layer, key, other)
+        loss.backward()
+        setattr(model.layer, key, other)
+        optimizer.step()
+
+    with pytest.raises(PrivacyError, match=f"module 'layer' has another {key} than when it was called"):
+        step()
+    assert engine.get_epsilon(1e-5) == 0.0

@@ -372,10 +372,100 @@ def test_parameters_changed_between_forward_and_backward_are_refused() -> None:
     loss = model(torch.randn(9, 6)).square().sum()
     with torch.no_grad():
         model[0].gamma.mul_(2.0)
-    with pytest.raises(PrivacyError, match="parameter of Scale was changed in place"):
+    with pytest.raises(PrivacyError, match="parameter or buffer of Scale was changed in place"):
         loss.backward()
     with pytest.raises(PrivacyError):
         optimizer.step()
+
+
+class Told(Scale):
+    """Does what it is told by an attribute, a buffer, a module or what is in a container, which differ from call to call."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(6)
+        self.how, self.number, self.options, self.steps = how, 1.0, {"number": 1.0}, [1.0]
+        self.register_buffer("kept", torch.ones(1))
+        self.inner = nn.Linear(6, 6, bias=False).requires_grad_(False)
+        self.act: nn.Module = nn.Identity()
+
+    def tell(self, number: float) -> None:
+        if self.how == "a module":
+            self.act = nn.Tanh() if number > 1.0 else nn.Softplus()
+        elif self.how == "a number":
+            self.number = number
+        elif self.how == "a dict":
+            self.options["number"] = number
+        elif self.how == "a list":
+            self.steps.append(number)
+        elif self.how == "a buffer exchanged":
+            self.kept = torch.full_like(self.kept, number)
+        with torch.no_grad():
+            if self.how == "a buffer in place":
+                self.kept.fill_(number)
+            elif self.how == "a frozen weight in place":
+                self.inner.weight.fill_(number)
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = self.kept * self.number * self.options["number"] * self.steps[-1]
+        return torch.tanh(self.act(self.gamma * x) + number + self.inner(x))
+
+
+class TellsTwice(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.told, self.last = Told(how), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=x.dtype)
+        for number in (1.0, 3.0):
+            self.told.tell(number)
+            total = total + self.told(x)
+        return self.last(total)
+
+
+@pytest.mark.parametrize("how", ["a module", "a number", "a dict", "a list", "a buffer exchanged"])
+def test_what_a_module_is_told_is_of_its_call(how: str) -> None:
+    torch.manual_seed(0)
+    model = TellsTwice(how).double()
+    x, y = data((9, 6))
+    expected, _ = loop_gradients(model, x, y, square_loss)
+    del model.told.steps[1:]
+    for got, right in zip(private_gradients(model, x, y, square_loss), expected, strict=True):
+        torch.testing.assert_close(got, right, rtol=0.0, atol=1e-10)
+    assert model.told.steps in ([1.0], [1.0, *[1.0, 3.0] * 4])  # the check of rows, and the step
+
+
+@pytest.mark.filterwarnings("ignore:a step used a batch")
+@pytest.mark.parametrize("how", ["a buffer in place", "a frozen weight in place"])
+def test_what_is_written_to_between_two_calls_is_refused(how: str) -> None:
+    torch.manual_seed(0)
+    model = TellsTwice(how)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(PrivacyEngine(), model, optimizer, check_rows=False)
+    model(torch.randn(9, 6)).square().sum().backward()
+    with pytest.raises(PrivacyError, match="parameter or buffer of Told was changed in place"):
+        optimizer.step()
+
+
+class ByName(Scale):
+    """Another function for each name."""
+
+    def forward(self, x: Tensor, name: str) -> Tensor:
+        return self.gamma * x * (x.shape[0] if name == "batch" else 1)
+
+
+@pytest.mark.filterwarnings("ignore:a step used a batch")
+def test_every_choice_of_names_is_compared() -> None:
+    torch.manual_seed(0)
+    names = iter(["sample", "batch"])
+    model = Calls(ByName(5), lambda f, x: f(x, next(names)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _private(PrivacyEngine(), model, optimizer, check_rows=False)
+    model(torch.randn(9, 6)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(PrivacyError, match=r"ByName has no rule.*differ"):
+        model(torch.randn(9, 6)).square().sum().backward()
 
 
 class Recursive(Scale):

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .._errors import UnsupportedModuleError
+from .._errors import PrivacyError, UnsupportedModuleError
 from ._attention import MultiheadAttention
 from ._cells import EmbeddingBag, GRUCell, LSTMCell, RNNCell
 from ._layers import LayerGradients
@@ -37,6 +38,20 @@ class CoveredLayer:
     rule: type[LayerGradients]
     parameters: Mapping[str, nn.Parameter]
     shares: bool = False  # a parameter with another layer
+
+    def settings(self) -> tuple[Any, ...]:
+        """What its rule reads of the layer beside parameters, as it is now."""
+        return tuple([getattr(self.module, name) for name in self.rule.settings])
+
+    def check(self, settings: tuple[Any, ...]) -> None:
+        """Raise PrivacyError if these are others: rules read them when norms and sums are made."""
+        now = self.settings()
+        if now != settings:
+            names = [name for name, a, b in zip(self.rule.settings, now, settings, strict=True) if a != b]
+            raise PrivacyError(
+                f"module {self.name!r} has another {' and '.join(names)} than when it was called: call one module for each, and "
+                "change a module after optimizer.step()"
+            )
 
 
 @dataclass

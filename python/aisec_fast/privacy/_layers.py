@@ -66,6 +66,7 @@ class LayerGradients:
 
     layer_type: ClassVar[type[nn.Module]]
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
+    settings: ClassVar[tuple[str, ...]] = ()  # attributes of the layer that it reads, beside parameters
     takes_any_parameters: ClassVar[bool] = False
     takes_sequences: ClassVar[bool] = False  # and may therefore have time before the batch
 
@@ -357,6 +358,8 @@ class ConvGradients(LayerGradients):
     """Convolutions: per-sample gradients by our kernel, on a GPU by products of gradients and patches in cuBLAS, and where
     there is neither by one convolution_backward with the batch folded into the groups."""
 
+    settings = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
     def __init__(
         self, layer: Any, activation: Tensor, gradient: Tensor, statistics: None = None, memory: Memory | None = None,
         sparing: bool = False,
@@ -646,6 +649,7 @@ class EmbeddingGradients(LayerGradients):
     layer_type = nn.Embedding
     takes_sequences = True
     parameter_names = ("weight",)
+    settings = ("padding_idx",)
 
     def __init__(self, layer: nn.Embedding, activation: Tensor, gradient: Tensor, *_unused: Any) -> None:
         tokens = activation.flatten(1) if activation.dim() > 1 else activation.unsqueeze(1)  # [B, T]
@@ -744,6 +748,7 @@ class LayerNormGradients(LayerGradients):
 
     layer_type = nn.LayerNorm
     takes_sequences = True
+    settings = ("normalized_shape", "eps")
 
     @staticmethod
     def position_rank(layer: Any) -> int:
@@ -785,6 +790,7 @@ class GroupNormGradients(LayerGradients):
     """GroupNorm over [B, C, ...]: its samples' gradients have one value for each channel."""
 
     layer_type = nn.GroupNorm
+    settings = ("num_groups", "eps")
 
     def measures_by_torch(self) -> bool:
         return False

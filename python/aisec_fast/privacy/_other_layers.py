@@ -64,6 +64,7 @@ class RMSNormGradients(LayerGradients):
     """RMSNorm over the last dimensions."""
 
     layer_type = nn.RMSNorm
+    settings = ("normalized_shape", "eps")
     parameter_names = ("weight",)
     takes_sequences = True
 
@@ -87,6 +88,7 @@ class InstanceNormGradients(LayerGradients):
     """InstanceNorm by each sample's own statistics, on [B, C, ...]."""
 
     space: ClassVar[int]
+    settings = ("eps",)
 
     @classmethod
     def position_rank(cls, _layer: Any) -> int:

@@ -7,13 +7,14 @@ and what is the same for all.
 
 from __future__ import annotations
 
+import copy
 import dis
 import math
 import pickle
 import random
 import weakref
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
@@ -27,6 +28,7 @@ from .._errors import PrivacyError
 from . import _forms
 from ._layers import LayerGradients, Memory, Statistics
 from ._values import mapped, tensors_in
+from ._written import version_of
 
 # A sum of samples' gradients may differ from the batch's by this part of their norms, all told: far more than rounding
 # makes of it, far less than samples that mix.
@@ -44,12 +46,17 @@ _HOOKS_OF_ALL = (
 )
 
 
-# Of a layer and the modules in it: where attributes and buffers are kept, and which those were.
+# Of a layer and the modules in it: where attributes, buffers and modules are kept, and which those were.
 Attributes = list[tuple[dict[str, Any], dict[str, Any]]]
+_CONTAINERS = (dict, OrderedDict, list, set, deque)  # whose contents are attributes, too
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
 
+# Parameters and buffers of a layer and the modules in it, and how often each was written to, as far as torch knows.
+Versions = list[tuple[Tensor, int]]
 
-# How many tensors are in each argument that has some, by its position or name.
-Counts = frozenset[tuple[Any, int]]
+# A choice of arguments: by position or name how many tensors are in each, and which name (or yes or no) it is.
+Choice = frozenset[tuple[Any, int, Any]]
+_NAMES = (bool, str, Enum)
 
 
 class _Place(NamedTuple):
@@ -59,17 +66,17 @@ class _Place(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A call without its tensors: arguments by position and by name, with places for tensors; how many of these there are in
-    which argument; of which every sample has a row; which of them is the activation; and what attributes the layer had, and
+    """A call without its tensors: arguments by position and by name, with places for tensors; which choice of arguments it is;
+    of which every sample has a row; which of them is the activation; and what attributes the layer had, and
     versions of its parameters."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    counts: Counts
+    choice: Choice
     each: tuple[bool, ...]
     first: int
     attributes: Attributes
-    versions: list[int]
+    versions: Versions
 
 
 class Others(tuple[Tensor, ...]):
@@ -95,12 +102,12 @@ class Calls:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._each: dict[Counts, tuple[bool, ...]] = {}
+        self._each: dict[Choice, tuple[bool, ...]] = {}
 
     def take_apart(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, attributes: Attributes, versions: list[int]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, attributes: Attributes, versions: Versions
     ) -> tuple[Tensor, Others]:
-        """What the layer was called with, while it had these ``attributes`` and ``versions`` of its parameters: the activation, and
+        """What the layer was called with, while it had these ``attributes`` and ``versions`` of its parameters and buffers: the activation, and
         all else."""
         if not isinstance(output, Tensor) or not output.dim():
             kind = "a number" if isinstance(output, Tensor) else type(output).__name__
@@ -119,9 +126,12 @@ class Calls:
             )
         batch = output.shape[0]
         each = tuple(bool(one.dim()) and one.shape[0] == batch for one in tensors)
-        counts = frozenset((key, len(tensors_in(value))) for key, value in (*enumerate(args), *kwargs.items()))
+        choice = frozenset(
+            (key, len(tensors_in(value)), value if isinstance(value, _NAMES) else None)
+            for key, value in (*enumerate(args), *kwargs.items())
+        )
         if batch > 1:  # of one sample all that has one row may count as its
-            before = self._each.setdefault(counts, each)
+            before = self._each.setdefault(choice, each)
             if any(then and not now for then, now in zip(before, each, strict=True)):
                 raise self._error("was called with tensors that have samples in dimension 0 in some calls alone")
             each = before
@@ -133,7 +143,7 @@ class Calls:
         first = each.index(True)
         rest = [one.detach() for i, one in enumerate(tensors) if i != first]
         return tensors[first].detach(), Others.of(
-            rest, Form(form_args, form_kwargs, counts, each, first, attributes, versions)
+            rest, Form(form_args, form_kwargs, choice, each, first, attributes, versions)
         )
 
     def _error(self, what: str) -> PrivacyError:
@@ -174,7 +184,7 @@ class OwnLayerGradients(LayerGradients):
     """
 
     takes_any_parameters = True
-    _seen: ClassVar[weakref.WeakKeyDictionary[nn.Module, set[Counts]]] = weakref.WeakKeyDictionary()
+    _seen: ClassVar[weakref.WeakKeyDictionary[nn.Module, set[Choice]]] = weakref.WeakKeyDictionary()
 
     def __init__(
         self,
@@ -186,7 +196,7 @@ class OwnLayerGradients(LayerGradients):
         sparing: bool = False,
     ) -> None:
         super().__init__(layer, activation, gradient, None, memory, sparing)
-        one_tensor = Others.of((), Form((_Place(0),), {}, frozenset({(0, 1)}), (True,), 0, [], []))
+        one_tensor = Others.of((), Form((_Place(0),), {}, frozenset({(0, 1, None)}), (True,), 0, [], []))
         self.others = others if isinstance(others, Others) else one_tensor
         self.trained: Mapping[str, Tensor] = {
             key: p for key, p in layer._parameters.items() if p is not None and p.requires_grad
@@ -213,20 +223,20 @@ class OwnLayerGradients(LayerGradients):
         if not self.batch:
             return self.trained[name].new_empty((0, *self.trained[name].shape))
         layer, form = self.layer, self.others.form
-        if form.versions and form.versions != versions_of(self.trained.values()):
+        if any(version_of(one) != before for one, before in form.versions):
             raise PrivacyError(
-                f"a parameter of {type(layer).__name__} was changed in place between its forward and the backward pass"
+                f"a parameter or buffer of {type(layer).__name__} was changed in place after its forward, before the step"
             )
         seen = self._seen.setdefault(layer, set())
         try:
-            if form.counts not in seen and self.batch > 1:  # one sample shows nothing
+            if form.choice not in seen and self.batch > 1:  # one sample shows nothing
                 # As it is now, too: what it has begun to keep for later calls may hold its parameters.
                 draws = _states_of_generators()
                 told = [self._compare(attributes) for attributes in (attributes_of(layer), form.attributes)]
                 if draws != _states_of_generators():
                     raise PrivacyError(f"{type(layer).__name__} has no rule, and its forward draws random numbers")
                 if all(told):
-                    seen.add(form.counts)
+                    seen.add(form.choice)
             rows = self._rows_of_all(form.attributes)
         except (PrivacyError, torch.OutOfMemoryError):
             raise
@@ -244,7 +254,6 @@ class OwnLayerGradients(LayerGradients):
         layer: nn.Module = self.layer
         own = {key: p.detach() for key, p in self.trained.items()}
         form, tensors = self.others.form, self.others.call(self.activation)
-        constants = {key: p.detach() for key, p in layer.named_parameters(remove_duplicate=False) if key not in own}
 
         def of_sample(samples: list[Tensor], gradient: Tensor) -> dict[str, Tensor]:
             rows = iter(samples)
@@ -258,6 +267,8 @@ class OwnLayerGradients(LayerGradients):
             return found[0]
 
         with _as_it_was(layer, attributes), _without_hooks(layer):
+            named = layer.named_parameters(remove_duplicate=False)
+            constants = {key: p.detach() for key, p in named if key not in own}
             samples = [one for one, each in zip(tensors, form.each, strict=True) if each]
             return torch.func.vmap(of_sample)(samples, self.gradient)
 
@@ -341,25 +352,34 @@ def _hooked(layer: nn.Module, where: str) -> PrivacyError:
 def attributes_of(layer: nn.Module) -> Attributes:
     """Those of now, without the engine's forms of layers, which are for the forward that goes on."""
     found: Attributes = []
-    for module in layer.modules():
-        own = dict(vars(module))
+    for kept in _places(layer):
+        own = dict(kept)
         for method in _FORMED:
             if isinstance(own.get(method), _forms.Form):
                 del own[method]
-        found += [(vars(module), own), (module._buffers, dict(module._buffers))]
+        for name, value in own.items():
+            if type(value) in _CONTAINERS and name not in _OF_ALL_MODULES:
+                own[name] = copy.copy(value)  # what is put into it later is not of now
+        found.append((kept, own))
     return found
 
 
-def versions_of(tensors: Iterable[Tensor]) -> list[int]:
-    """How often each was written to, as far as torch knows."""
-    return [one._version for one in tensors]
+def _places(layer: nn.Module) -> Iterator[dict[str, Any]]:
+    """Where a layer and the modules in it keep attributes, buffers and modules."""
+    for module in layer.modules():
+        yield from (vars(module), module._buffers, module._modules)
+
+
+def versions_of(layer: nn.Module) -> Versions:
+    """Those of now."""
+    return [(one, version_of(one)) for one in (*layer.parameters(), *layer.buffers())]
 
 
 @contextmanager
 def _as_it_was(layer: nn.Module, then: Attributes) -> Iterator[None]:
-    """Inside, attributes and buffers of ``layer`` and the modules in it are what they were ``then``, when it was called; afterwards
-    what they are now: nothing of a transform stays."""
-    before = [(kept, dict(kept)) for kept, _ in attributes_of(layer)]
+    """Inside, attributes, buffers and modules of ``layer`` and the modules in it are what they were ``then``, when it was called;
+    afterwards what they are now: nothing of a transform stays."""
+    before = [(kept, dict(kept)) for kept in (*_places(layer), *(kept for kept, _ in then))]
     for now, values in then:
         now.clear()
         now.update(values)

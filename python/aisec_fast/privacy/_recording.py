@@ -49,8 +49,16 @@ class Record(NamedTuple):
         """All there are."""
         return [self.activation, self.gradient, *(self.statistics or ())]
 
-    def rule(self, layer: CoveredLayer, memory: Memory | None = None, sparing: bool = False) -> LayerGradients:
-        """The layer's rule for it."""
+    def rule(
+        self,
+        layer: CoveredLayer,
+        memory: Memory | None = None,
+        sparing: bool = False,
+        settings: tuple[Any, ...] | None = None,
+    ) -> LayerGradients:
+        """The layer's rule for it; ``settings``: the layer's, when it was called."""
+        if settings:
+            layer.check(settings)
         make: Callable[..., LayerGradients] = layer.rule
         made = make(layer.module, *self, memory, sparing)
         if isinstance(made, OwnLayerGradients):
@@ -154,6 +162,7 @@ class Recorder:
         self.late = False  # whether all is measured in the step
         self._uses: list[Use] = []
         self._forwards: Counter[int] = Counter()  # calls of each layer since the last ``drop``
+        self._settings: dict[int, tuple[Any, ...]] = {}  # of each layer in its latest call
         self._pass: int | None = None
         self._failure: str | None = None
         self._memory, self._layouts = _Memory(), _Memory()
@@ -201,6 +210,10 @@ class Recorder:
 
     def called(self, layer: CoveredLayer, output: Tensor) -> None:
         """A training forward of ``layer`` happened."""
+        if layer.rule.settings:
+            if self._forwards[id(layer)]:
+                layer.check(self._settings[id(layer)])
+            self._settings[id(layer)] = layer.settings()
         self._forwards[id(layer)] += 1
         if self.seen is not Seen.SAMPLES:
             self.seen = Seen.SAMPLES if output.numel() else Seen.NO_SAMPLES
@@ -231,7 +244,8 @@ class Recorder:
         if gradient.is_cuda:  # autograd runs a layer's backward on the stream of its forward
             self._streams.add(torch._C._cuda_getCurrentStream(gradient.get_device()))
         memory = partial(self._memory.take, layer) if self.lasting else None
-        make = partial(Record.rule, layer=layer, memory=memory, sparing=not self.lasting)
+        settings = self._settings.get(id(layer))
+        make = partial(Record.rule, layer=layer, memory=memory, sparing=not self.lasting, settings=settings)
         use = Use(layer, make, self._record(layer, activation, gradient, statistics))
         self._uses.append(use)
         return use
@@ -639,7 +653,7 @@ class Thaw:
         return self(module, args, kwargs, output) if module is self.freeze.layer.module else None
 
     def __call__(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor | None
     ) -> Tensor | None:
         if self.freeze.thread != threading.get_ident():
             return None
@@ -650,7 +664,7 @@ class Thaw:
         layer, recorder = self.freeze.layer, self.freeze.recorder
         others: tuple[Tensor, ...] = ()
         if self.calls is not None:
-            given, others = self.calls.take_apart(args, kwargs, output, attributes, versions_of(self.freeze.parameters))
+            given, others = self.calls.take_apart(args, kwargs, output, attributes, versions_of(module))
             output = _output_of_its_own(output, tensors_in((args, kwargs)))
         else:
             given = args[0] if args else kwargs["input"]

@@ -28,7 +28,7 @@ class Written:
     def accept(self) -> None:
         """What stands in ``.grad`` now is known: a step has left it, or zero_grad."""
         self._left = {
-            name: (gradient if self._lasting else weakref.ref(gradient), _version(gradient))
+            name: (gradient if self._lasting else weakref.ref(gradient), version_of(gradient))
             for name, parameter in self._parameters.items()
             if (gradient := parameter.grad) is not None
         }
@@ -45,7 +45,7 @@ class Written:
                 continue
             left, version = self._left.get(name, _NOTHING)
             is_left = (left if self._lasting else left()) is gradient
-            if (is_left and _version(gradient) == version) or is_zero(gradient):
+            if (is_left and version_of(gradient) == version) or is_zero(gradient):
                 continue
             what = "changed in place" if is_left else "written"
             raise PrivacyError(
@@ -56,9 +56,9 @@ class Written:
             )
 
 
-def _version(gradient: Tensor) -> int:
+def version_of(values: Tensor) -> int:
     """How often it was written to, as far as torch knows."""
-    return 0 if gradient.is_inference() else gradient._version
+    return 0 if values.is_inference() else values._version
 
 
 def is_zero(gradient: Tensor) -> bool:
