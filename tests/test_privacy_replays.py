@@ -305,7 +305,7 @@ def test_parts_are_charged_alike_however_many_there_are(fakes: Fakes) -> None:
         for _ in range(3):
             one.step(x, y)
         step = one.engine._steps[0]
-        step.tally.handed_out(Part(first=True, last=True, largest=16, records=9), new_pass=True)
+        step.tally.handed_out(Part(first=True, last=True, largest=16, records=9))
         one.step(x, y)
         sigmas.append((step.sigma, step.float_charge))
     assert training.outcome == "replayed"

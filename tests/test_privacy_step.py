@@ -653,6 +653,19 @@ def test_noise_does_not_change_inside_an_unamplified_pass() -> None:
     assert train(model, optimizer, loader) == 5
 
 
+def test_noise_does_not_change_inside_an_unamplified_pass_that_another_overtook() -> None:
+    """Each pass is booked with the noise of all its steps."""
+    engine, model, optimizer, loader = private(poisson_sampling=False, noise_multiplier=4.0)
+    schedule = schedulers.StepNoise(optimizer, step_size=1, gamma=0.5)
+    older = iter(loader)
+    train(model, optimizer, [next(older)])
+    schedule.step()
+    train(model, optimizer, [next(iter(loader))])
+    with pytest.raises(PrivacyError, match=r"noise_multiplier changed from 4.0 to 2.0 inside a pass"):
+        train(model, optimizer, [next(older)])
+    assert engine._ledger.spent == {(4.0, 1.0): 1, (2.0, 1.0): 1}
+
+
 # -------------------------------------------------------------------------------------------------------- budgets
 
 

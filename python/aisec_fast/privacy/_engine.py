@@ -301,8 +301,7 @@ class _Account:
     ) -> None:
         self.ledger, self.budget, self.mechanism, self.tally, self.rate = ledger, budget, mechanism, tally, rate
         self.expected, self.steps = expected, 0
-        self.passes_booked = 0
-        self.pass_noise = 0.0  # of the newest pass that is booked
+        self.noise_of_passes: list[float] = []  # that are booked
         self.warned = self.warned_of_end = False
 
     def info(self) -> dict[str, Any]:
@@ -324,10 +323,10 @@ class _Account:
             )
         return allowed
 
-    def book(self, from_loader: bool) -> None:
-        """Book one step, before its result exists; raises BudgetError if the budget does not allow it."""
+    def book(self, part: _sampling.Part) -> None:
+        """Book the step on a batch's last ``part``, before its result exists; raises BudgetError if the budget does not allow it."""
         noise_multiplier = self.mechanism.noise_multiplier
-        if not from_loader:
+        if not part.from_loader:
             self._spend(1.0, 1)
             if not self.warned:
                 self.warned = True
@@ -338,17 +337,18 @@ class _Account:
                 )
         elif self.rate is not None:
             self._spend(self.rate, 1)
-        elif self.tally.passes == self.passes_booked:
-            if noise_multiplier != self.pass_noise:
+        elif part.number <= len(booked := self.noise_of_passes):
+            if noise_multiplier != booked[part.number - 1]:
                 raise PrivacyError(
-                    f"noise_multiplier changed from {self.pass_noise} to {noise_multiplier} inside a pass: with "
+                    f"noise_multiplier changed from {booked[part.number - 1]} to {noise_multiplier} inside a pass: with "
                     "poisson_sampling=False a pass is one mechanism, so change it between passes only"
                 )
         else:
             # A record takes part at most once in each pass, so a pass is one Gaussian mechanism. All passes begun are
             # booked, also one that another overtook: batches of both may be in this step and later ones.
-            self._spend(1.0, self.tally.passes - self.passes_booked)
-            self.passes_booked, self.pass_noise = self.tally.passes, noise_multiplier
+            begun = self.tally.passes - len(booked)
+            self._spend(1.0, begun)
+            booked += [noise_multiplier] * begun
         self.steps += 1
 
     def _spend(self, rate: float, times: int) -> None:

@@ -74,6 +74,7 @@ class Part(NamedTuple):
     from_loader: bool = True
     largest: int | None = None  # records that a part may have; None: batches are not split
     records: int | None = None  # that it has; None: not known, from elsewhere
+    number: int = 0  # of the pass, from 1 on; 0: it has not left the loader
 
     @property
     def whole(self) -> bool:
@@ -87,10 +88,12 @@ class Tally:
         self.passes = 0  # iterations of the loader that handed out at least one batch
         self._waiting: deque[Part] = deque()  # of the newest pass, not yet used by a step
 
-    def handed_out(self, part: Part, *, new_pass: bool) -> None:
-        """A batch left the loader; what is left of an older pass no longer counts."""
-        if new_pass:
+    def handed_out(self, part: Part, number: int = 0) -> int:
+        """A batch of this pass, or of a new one, left the loader; what is left of an older pass no longer counts. The number of
+        its pass."""
+        if not number:
             self.passes += 1
+            number = self.passes
             self._waiting.clear()
         elif self._waiting and not (part.whole and all(waiting.whole for waiting in self._waiting)):
             raise PrivacyError(
@@ -98,7 +101,8 @@ class Tally:
                 "max_physical_batch_size every batch needs its backward pass and step, also an empty one, and the "
                 "loader cannot be read ahead"
             )
-        self._waiting.append(part)
+        self._waiting.append(part._replace(number=number))
+        return number
 
     def has(self, records: int) -> bool:
         """Whether a batch or part of so many records waits for its step."""
@@ -174,13 +178,12 @@ class PrivateLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
         made = self.parts.made
-        new_pass = True
+        number = 0  # of the pass, once it has begun
         for batch in batches:
             part = made.popleft()
-            if part.first and not self.may_go_on(new_pass):
+            if part.first and not self.may_go_on(not number):
                 return
-            self.tally.handed_out(part, new_pass=new_pass)
-            new_pass = False
+            number = self.tally.handed_out(part, number)
             yield batch
 
 

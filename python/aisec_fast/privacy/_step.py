@@ -68,7 +68,7 @@ class PrivateStep:
         mechanism: Mechanism,
         source: Source,
         tally: Tally,
-        book: Callable[[bool], None],
+        book: Callable[[Part], None],
     ) -> None:
         self.module, self.recorder, self.mechanism, self.source = module, recorder, mechanism, source
         self.tally, self.book = tally, book
@@ -157,7 +157,7 @@ class PrivateStep:
                 for invite in self.guests:
                     with full_precision():
                         sums.add(invite())
-                self._release(optimizer, sums, part.from_loader)
+                self._release(optimizer, sums, part)
             else:
                 self.sums = sums
         self.going_on = sys._getframe(1)
@@ -201,14 +201,14 @@ class PrivateStep:
                 stacklevel=4,
             )
 
-    def _release(self, optimizer: Optimizer, sums: Sums, from_loader: bool) -> None:
+    def _release(self, optimizer: Optimizer, sums: Sums, part: Part) -> None:
         """Book the step, add the noise and take the mean; take the optimizer's step too where a kernel does it all."""
         mechanism = replace(sums.mechanism, noise_multiplier=self.mechanism.noise_multiplier)
         # Of replayed steps the roundings are the same; what may be added up is not, where batches come in parts.
         if sums.most_parts > 1 or sums.roundings is not self._charged:
             self.float_charge = max(self.float_charge, sums.float_charge())
             self._charged = sums.roundings if sums.most_parts == 1 else None
-        self.book(from_loader)  # before anything of this step can be seen
+        self.book(part)  # before anything of this step can be seen
         self.sigma, self.granularity = 0.0, None
         if mechanism.noise_multiplier > 0:
             self.sigma, self.granularity = _charges.noise_scale(
