@@ -871,6 +871,31 @@ def test_samples_that_mix_are_found(name: str) -> None:
         model(x)
 
 
+class Words(nn.Module):
+    """Takes tokens, 0 for none, and divides by the number of those of the longest text, or of its own."""
+
+    def __init__(self, of_all: bool) -> None:
+        super().__init__()
+        self.embedding, self.last, self.of_all = nn.Embedding(50, 5, padding_idx=0), nn.Linear(5, 3), of_all
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = (x > 0).sum(1, keepdim=True)
+        return self.last(self.embedding(x).sum(1) / (lengths.max() if self.of_all else lengths))
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+def test_the_longest_of_a_batch_is_found(of_all: bool) -> None:
+    torch.manual_seed(0)
+    _, model, _, _ = private(Words(of_all))
+    x = torch.randint(1, 50, (16, 12)) * (torch.arange(12) < torch.randint(1, 9, (16, 1)))
+    x[5, :10] = 1
+    if of_all:
+        with pytest.raises(PrivacyError, match="samples mix"):
+            model(x)
+    else:
+        model(x)
+
+
 class Ends(nn.Module):
     """Samples meet in what comes back alone: the layer sees the same whatever others hold."""
 
@@ -1013,6 +1038,15 @@ def test_what_cannot_be_checked_is_said() -> None:
     assert engine.info()[0]["check_rows"].startswith(
         "skipped: the model does not take a changed sample (AssertionError"
     )
+
+    engine, model, _, _ = private(Mixer(lambda _m, h: h - h.mean(0)))
+    with torch.autograd.graph.save_on_cpu():
+        with pytest.warns(UserWarning, match="whether samples mix was not looked at: inside a checkpoint"):
+            model(torch.randn(6, 4))
+        model(torch.randn(6, 4))
+    assert engine.info()[0]["check_rows"].startswith("waits for a batch that is not inside a checkpoint")
+    with pytest.raises(PrivacyError, match="samples mix"):
+        model(torch.randn(6, 4))
 
     engine, model, _, _ = private(Ends(lambda h: types.SimpleNamespace(logits=h)))
     with pytest.warns(UserWarning, match="whether samples mix was not looked at: the model gives no tensors"):

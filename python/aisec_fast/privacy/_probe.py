@@ -1,6 +1,6 @@
 """Check once, on the first training batch, that samples do not mix: the proof rests on it (docs/privacy.md, section 2).
 
-The model runs three times on that batch with the same randomness, with its first and last samples changed the second time and
+The model runs three times on that batch with the same randomness, with all its samples but one changed the second time and
 its second one, to large values, the third time: what goes in, and the gradients that come back. Every other sample's gradients must come out equal, to the bit, in every covered layer, and so must
 the model's buffers. Parameters that are all zero would hide what passes through them: they are random meanwhile. Where a model on
 a GPU does not repeat its bits (some operations add in any order there), differences are compared with those of unchanged runs.
@@ -30,6 +30,7 @@ _REPEATS = 3  # unchanged runs, at most, that look for operations without a fixe
 _JITTERS, _LARGEST_CHANGE = 32.0, 2.0**-12
 # What changed samples are multiplied by. What takes the largest value of a batch sees large ones alone; a model may refuse these.
 _SMALL, _LARGE = -0.5, -16.0
+_WAITS = "waits for the first batch of three samples"
 Squares = list[tuple[str, Tensor]]
 
 
@@ -41,7 +42,7 @@ class RowProbe:
 
     def __init__(self, module: nn.Module, recorder: Recorder, asked: bool = True) -> None:
         self.recorder, self.asked = recorder, asked
-        self.outcome = "waits for the first batch of three samples" if asked else "off"
+        self.outcome = _WAITS if asked else "off"
         self._running = self._shows_nothing = False
         # Before all other hooks: the model is called from inside.
         self._handle = module.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
@@ -52,8 +53,12 @@ class RowProbe:
         if not (self.asked or self.recorder.expanded) or not self._may_be_enough((args, kwargs)):
             return
         if saved_tensors_are_hooked():
+            reason = "inside a checkpoint or another hook on saved tensors"
             if self.recorder.expanded:
-                self._skipped("inside a checkpoint or another hook on saved tensors")
+                self._skipped(reason)
+            elif self.outcome == _WAITS:  # a later call may be outside of it
+                self.outcome = f"waits for a batch that is not {reason}"
+                _warn(reason)
             return
         self._running = True
         try:
@@ -87,11 +92,15 @@ class RowProbe:
         if batch < self._least():
             return
         outcomes = []
-        for changed, factors in (([0, batch - 1] if batch > 2 else [0], [_SMALL]), ([1], [_LARGE, _SMALL])):
+        kept = batch // 2
+        for changed, like, factors in (
+            ([i for i in range(batch) if i != kept], kept, [_SMALL]),
+            ([1], 2 if batch > 2 else 0, [_LARGE, _SMALL]),
+        ):
             found: tuple[Squares, dict[str, Tensor]] | None = None
             reason = ""
             for factor in factors:
-                others = _with_other_samples((args, kwargs), changed, batch, self.recorder.batch_first, factor)
+                others = _with_other_samples((args, kwargs), changed, like, batch, self.recorder.batch_first, factor)
                 if others is None:
                     self._skipped("no argument of the model has the samples in its batch dimension")
                     return
@@ -149,7 +158,7 @@ class RowProbe:
             name = _where_more(first, second, others, min(_JITTERS * jitter, _LARGEST_CHANGE))
         if name is not None:
             raise PrivacyError(
-                f"samples mix: changing {'two samples' if len(changed) > 1 else 'a sample'} of a batch changed the gradients "
+                f"samples mix: changing {'samples' if len(changed) > 1 else 'a sample'} of a batch changed the gradients "
                 f"of others in module {name!r}. Per-sample clipping then bounds nothing; no attention, normalisation or "
                 "statistics over the batch"
             )
@@ -162,7 +171,7 @@ class RowProbe:
                 "give the positions, or what uses a parameter [1, ...], a row for each sample"
             )
         self._done(f"skipped: {reason}")
-        warnings.warn(f"check_rows: whether samples mix was not looked at: {reason}", stacklevel=2)
+        _warn(reason)
 
     def _jitter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], first: Squares) -> float:
         """The largest change of a sample from ``first`` to another run with the same batch; 0 if bits repeat."""
@@ -214,6 +223,10 @@ class RowProbe:
         return found, state
 
 
+def _warn(reason: str) -> None:
+    warnings.warn(f"check_rows: whether samples mix was not looked at: {reason}", stacklevel=3)
+
+
 def _adds_in_any_order(squares: Squares) -> bool:
     """Whether the model may give other bits each time: on a GPU."""
     return squares[0][1].is_cuda
@@ -254,10 +267,10 @@ def _dim_of_samples(value: Tensor, batch: int, batch_first: bool) -> int | None:
 
 
 def _with_other_samples(
-    arguments: Any, samples: list[int], batch: int, batch_first: bool, factor: float
+    arguments: Any, samples: list[int], like: int, batch: int, batch_first: bool, factor: float
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Arguments in which these samples are others: where they are real ``factor`` times themselves and a little, else a neighbour. None if
-    there are none."""
+    """Arguments in which these samples are others: where they are real ``factor`` times themselves and a little, else the sample
+    ``like``. None if there are none."""
     found = False
 
     def change(value: Tensor) -> Tensor:
@@ -266,14 +279,13 @@ def _with_other_samples(
         if dim is None:
             return value
         found = True
-        changed = value.detach().clone()
-        for i in samples:
-            sample = changed.select(dim, i)
-            if value.is_floating_point():
-                sample.mul_(factor).add_(-0.5 * factor)
-            else:
-                sample.copy_(value.select(dim, i + 1 if i + 1 < batch else i - 1))
-        return changed
+        rows, value = torch.tensor(samples, device=value.device), value.detach()
+        others = value.index_select(dim, rows)
+        if value.is_floating_point():
+            others.mul_(factor).add_(-0.5 * factor)
+        else:
+            others.copy_(value.narrow(dim, like, 1))
+        return value.index_copy(dim, rows, others)
 
     args, kwargs = mapped(arguments, change)
     return (args, kwargs) if found else None
