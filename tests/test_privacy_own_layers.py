@@ -435,6 +435,29 @@ def test_what_a_module_is_told_is_of_its_call(how: str) -> None:
     assert model.told.steps in ([1.0], [1.0, *[1.0, 3.0] * 4])  # the check of rows, and the step
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_a_hook_tells_a_module(when: str) -> None:
+    """A pre-hook from before make_private is done when the engine's takes down what the module is told."""
+    torch.manual_seed(0)
+    model = TellsTwice("nothing").double()
+
+    def tell(module: Any, _args: Any) -> None:
+        module.number = 2.0 - 0.5 * module.number
+
+    x, y = data((9, 6))
+    if when == "before":
+        model.told.register_forward_pre_hook(tell)
+        expected, _ = loop_gradients(model, x[:1], y[:1], square_loss)
+        for got, right in zip(private_gradients(model, x[:1], y[:1], square_loss), expected, strict=True):
+            torch.testing.assert_close(got, right, rtol=0.0, atol=1e-10)
+        return
+    _private(PrivacyEngine(), model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model.told.register_forward_pre_hook(tell)
+    with pytest.raises(PrivacyError, match="'told' has no rule of its own, and a forward pre-hook was put on it after"):
+        model(x)
+    model.eval()(x)
+
+
 @pytest.mark.filterwarnings("ignore:a step used a batch")
 @pytest.mark.parametrize("how", ["a buffer in place", "a frozen weight in place"])
 def test_what_is_written_to_between_two_calls_is_refused(how: str) -> None:

@@ -535,6 +535,8 @@ class Freeze:
         if not module.training or not torch.is_grad_enabled() or self._rests():
             return None
         self._check(module)
+        if self.layer.rule is OwnLayerGradients:
+            self._check_last(module)
         self.thread, self.call, self.is_first = threading.get_ident(), sys._getframe(1), False
         for parameter in self.parameters:
             parameter.requires_grad_(False)
@@ -609,6 +611,17 @@ class Freeze:
                 raise changed(f"{self.layer.name}.{name}".lstrip("."))
         if type(module) is not self.type:
             raise PrivacyError(f"module {self.layer.name!r} has another type since make_private")
+
+    def _check_last(self, module: nn.Module) -> None:
+        """Raise PrivacyError if others' hooks come later: what they tell the module would be missing when its forward runs again."""
+        for hook in reversed(module._forward_pre_hooks.values()):
+            if hook is self:
+                return
+            if not type(hook).__module__.startswith(__package__):
+                raise PrivacyError(
+                    f"module {self.layer.name!r} has no rule of its own, and a forward pre-hook was put on it after make_private; "
+                    "put it there before, so that its forward runs in the backward pass as the hook has left it"
+                )
 
     def __reduce__(self) -> tuple[type[CopiedFreeze], tuple[str]]:
         return CopiedFreeze, (self.layer.name,)
