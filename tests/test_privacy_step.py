@@ -544,6 +544,27 @@ def test_fewer_samples_than_records_are_told_once(size: int | None) -> None:
     train(model, optimizer, [(x[1:], y[1:])])
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_of_one_step_is_refused(parts: int) -> None:
+    """A row would be several records, which are clipped together."""
+    engine, model, optimizer, loader = private(poisson_sampling=False)
+    x, y = next(iter(loader))
+    assert len(x) % parts == 0
+    outputs = torch.cat([model(part) for part in x.chunk(parts)])
+    nn.functional.cross_entropy(outputs, y).backward()
+    with pytest.raises(PrivacyError, match="batch went through the model in parts of one step"):
+        optimizer.step()
+    assert engine.get_epsilon(DELTA) == 0.0
+
+
+def test_two_batches_in_one_step_are_told() -> None:
+    _, model, optimizer, loader = private(poisson_sampling=False)
+    (x, y), (z, _), *_ = loader
+    nn.functional.cross_entropy(model(x) + model(z), y).backward()
+    with pytest.warns(UserWarning, match="called several times for a step while several batches wait"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("factor", [0.1, 10.0])
 def test_a_clip_schedule_between_two_parts(factor: float) -> None:
     """All parts of a batch are clipped to one norm, the one of its noise."""

@@ -104,9 +104,9 @@ class Tally:
         self._waiting.append(part._replace(number=number))
         return number
 
-    def has(self, records: int) -> bool:
-        """Whether a batch or part of so many records waits for its step."""
-        return any(part.records == records for part in self._waiting)
+    def waiting(self, records: int) -> int:
+        """How many batches or parts of so many records wait for their step."""
+        return sum(part.records == records for part in self._waiting)
 
     def next(self, samples: int) -> Part:
         """A step on ``samples`` happens: what it works on. Without a waiting batch of the loader it is one from elsewhere.
@@ -115,7 +115,7 @@ class Tally:
         """
         if not self._waiting:
             return Part(first=True, last=True, from_loader=False)
-        if not samples and self.has(0):
+        if not samples and self.waiting(0):
             part = next(part for part in self._waiting if part.records == 0)
             self._waiting.remove(part)
             return part

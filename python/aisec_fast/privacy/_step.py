@@ -7,6 +7,7 @@ import math
 import operator
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -132,10 +133,10 @@ class PrivateStep:
         if not uses:
             self._check_nothing(seen)
         samples = uses[0].batch if uses else 0
-        is_whole = self.tally.has(samples)
+        waiting = self.tally.waiting(samples)
         part = self.tally.next(samples)
-        if not is_whole and part.records is not None and 0 < samples < part.records:
-            self._warn_of_fewer()
+        if samples and part.records is not None and (samples != part.records or waiting > 1):
+            self._check_records(uses, samples, part.records, waiting)
         self.written.forget()  # whose memory may be used again
         with torch.no_grad():
             for parameter in self.trainable.values():
@@ -181,7 +182,7 @@ class PrivateStep:
                 "the model has run, but no gradient has come back to a layer of it: call backward() of a loss of its output, "
                 "without inputs= (those of a private model are not in the graph)"
             )
-        if seen is Seen.NOTHING and not self.tally.has(0):
+        if seen is Seen.NOTHING and not self.tally.waiting(0):
             raise PrivacyError(
                 "since the last step no layer of the model has run in training, and the loader has handed out no empty batch: "
                 "this step would be noise alone. Either there was no forward and backward pass, or zero_grad() came after it, "
@@ -190,16 +191,31 @@ class PrivateStep:
                 "recording to the engine (its argument cuda_graph); run the model on batches without samples, too"
             )
 
-    def _warn_of_fewer(self) -> None:
-        """Whether the loop has left out records, or what the model's layers see are no records, cannot be told from here."""
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
+    def _check_records(self, uses: list[Use], samples: int, records: int, waiting: int) -> None:
+        """Raise PrivacyError, or warn once, where a sample seems not to be a record. ``waiting``: batches of so many records."""
+        calls = min(Counter(id(use.layer) for use in uses).values())  # of the whole model, at most
+        if calls > 1 and calls * samples == records:
+            raise PrivacyError(
+                "the loader's batch went through the model in parts of one step: rows of different records would count as one "
+                "sample. Let the loader make the parts (max_physical_batch_size), each with its backward() and step()"
+            )
+        reason = None
+        if samples < records and not waiting:
+            # Whether the loop has left out records cannot be told from here.
+            reason = (
                 "a step has fewer samples than the loader's batch has records. If the loop has left records out, all is well; if "
                 "not, clipping bounds nothing: what the layers see in dimension 0 are no samples then, but steps of time "
-                "(batch_first=False), classes, prompts or pairs of records",
-                stacklevel=4,
+                "(batch_first=False), classes, prompts or pairs of records"
             )
+        elif 1 < calls <= waiting:
+            reason = (
+                "the model was called several times for a step while several batches wait. If all calls were on one of them, all "
+                "is well; if not, rows of different records count as one sample, and a record moves the sum by more "
+                "than max_grad_norm: one batch a step"
+            )
+        if reason is not None and not self._warned:
+            self._warned = True
+            warnings.warn(reason, stacklevel=4)
 
     def _release(self, optimizer: Optimizer, sums: Sums, part: Part) -> None:
         """Book the step, add the noise and take the mean; take the optimizer's step too where a kernel does it all."""
