@@ -137,6 +137,7 @@ def test_activation_changed_in_place_is_noticed() -> None:
         loss.backward()
 
 
+@pytest.mark.filterwarnings("ignore:check_rows. whether samples mix was not looked at. inside a checkpoint")
 def test_non_reentrant_checkpointing() -> None:
     """Recomputed activations give the same step, up to how a normalisation's gradient is rounded."""
     grads = []

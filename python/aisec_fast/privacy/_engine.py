@@ -130,7 +130,8 @@ class PrivacyEngine:
             max_physical_batch_size: if given, the loader hands out a batch in parts of at most so many records; each
                 part has its backward pass and ``optimizer.step()``, and the last one's step updates the parameters.
             check_rows: run the model twice more on the first training batch of three samples or more, to see that samples do
-                not mix in it (PrivacyError if they do) and that its buffers keep nothing of them.
+                not mix in it (PrivacyError if they do) and that its buffers keep nothing of them. A warning
+                says where that cannot be seen.
             source: randomness of noise and sampling. Default: a new SecureSource. SeededSource is for tests only.
             criterion: accepted as in Opacus; only its ``reduction`` is compared with loss_reduction.
             grad_sample_mode: accepted as in Opacus; "hooks", "functorch" and "ew" mean the same here.
