@@ -285,7 +285,7 @@ def _with_other_samples(
             others.mul_(factor).add_(-0.5 * factor)
         else:
             others.copy_(value.narrow(dim, like, 1))
-        return value.index_copy(dim, rows, others)
+        return value.clone().index_copy_(dim, rows, others)  # laid out as it was: to the bit, operations depend on that
 
     args, kwargs = mapped(arguments, change)
     return (args, kwargs) if found else None
