@@ -401,6 +401,30 @@ def test_empty_batches_have_the_right_shape_and_train() -> None:
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_empty_batches_may_not_be_left_out(seed: int) -> None:
+    """Else the number of steps tells of them, and epsilon is too small. In the midst, or at a pass's end."""
+    _, model, optimizer, loader = private(
+        loader=small_loader(size=4, batch=1, shuffle=True), source=noise.SeededSource(seed)
+    )
+    sizes = []
+
+    def without_empty_ones() -> None:
+        for _ in range(8):
+            for x, y in loader:
+                sizes.append(len(x))
+                if len(x):
+                    train(model, optimizer, [(x, y)])
+
+    with pytest.raises(PrivacyError, match="a batch without samples was left out"):
+        without_empty_ones()
+    first = next(i for i, size in enumerate(sizes) if size == 0 and any(sizes[i // 4 * 4 : (i // 4 + 1) * 4]))
+    assert len(sizes) <= (first // 4 + 1) * 4 + 1  # at once, or at the end of the pass
+    for _ in range(8):  # a pass without any step is no training, and batches may be read ahead
+        assert len([len(x) for x, _ in loader]) == 4
+        assert sum(train(model, optimizer, [batch]) for batch in list(loader)) == 4
+
+
 def _time_first(samples: list[Any]) -> dict[str, Any]:
     from collections import namedtuple
 

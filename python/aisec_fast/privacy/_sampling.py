@@ -66,6 +66,13 @@ class OnceBatchSampler(Sampler[list[int]]):
             yield batch
 
 
+_LEFT_OUT = (
+    "a batch without samples was left out by the loop, while others had their step: the number of steps then tells that it was "
+    "empty, and is less than what Poisson sampling is accounted for. Let it have forward, backward and step like all others (a "
+    "mean loss of it is NaN, which does no harm; leave it out of what is logged), or optimizer.step() alone"
+)
+
+
 class Part(NamedTuple):
     """What one step works on: a logical batch, or one of the parts into which it was split."""
 
@@ -87,6 +94,8 @@ class Tally:
     def __init__(self) -> None:
         self.passes = 0  # iterations of the loader that handed out at least one batch
         self._waiting: deque[Part] = deque()  # of the newest pass, not yet used by a step
+        self._steps = 0  # on batches of the newest pass
+        self._in_turn = True  # each of its batches had its step before the next one left
 
     def handed_out(self, part: Part, number: int = 0) -> int:
         """A batch of this pass, or of a new one, left the loader; what is left of an older pass no longer counts. The number of
@@ -95,14 +104,22 @@ class Tally:
             self.passes += 1
             number = self.passes
             self._waiting.clear()
+            self._steps, self._in_turn = 0, True
         elif self._waiting and not (part.whole and all(waiting.whole for waiting in self._waiting)):
             raise PrivacyError(
                 "the loader was asked for a batch before the last one had its optimizer.step(): with "
                 "max_physical_batch_size every batch needs its backward pass and step, also an empty one, and the "
                 "loader cannot be read ahead"
             )
+        self._in_turn &= not self._waiting
         self._waiting.append(part._replace(number=number))
         return number
+
+    def ended(self) -> None:
+        """A pass has come to its end. Raise PrivacyError if its last batches were empty and left out, among others that were not."""
+        if self._in_turn and self._steps and self.waiting(0):
+            self._waiting.clear()
+            raise PrivacyError(_LEFT_OUT)
 
     def waiting(self, records: int) -> int:
         """How many batches or parts of so many records wait for their step."""
@@ -112,15 +129,19 @@ class Tally:
         """A step on ``samples`` happens: what it works on. Without a waiting batch of the loader it is one from elsewhere.
 
         A batch of fewer records than that was left out by the loop: the next one is meant. No samples: an empty one, if there is.
+        Raises PrivacyError if an empty batch was left out.
         """
         if not self._waiting:
             return Part(first=True, last=True, from_loader=False)
+        self._steps += 1
         if not samples and self.waiting(0):
             part = next(part for part in self._waiting if part.records == 0)
             self._waiting.remove(part)
             return part
         part = self._waiting.popleft()
         while self._waiting and part.records is not None and part.records < samples:
+            if part.records == 0:
+                raise PrivacyError(_LEFT_OUT)
             part = self._waiting.popleft()
         return part
 
@@ -185,6 +206,8 @@ class PrivateLoader(DataLoader[Any]):
                 return
             number = self.tally.handed_out(part, number)
             yield batch
+        if number:
+            self.tally.ended()
 
 
 class EmptyCollate:
