@@ -891,7 +891,7 @@ def test_a_step_does_not_synchronise(monkeypatch: pytest.MonkeyPatch) -> None:
     adam = Run(DEVICE, torch.optim.Adam, dtype=torch.float32, check_rows=False)
     x, y = torch.randn(6, 1, 6, 6, device=DEVICE), torch.zeros(6, dtype=torch.long, device=DEVICE)
     always = Run(DEVICE, dtype=torch.float32, check_rows=False, options={"momentum": 0.9})
-    always.engine._steps[0].replays = None
+    always.engine._made[0][0].replays = None
     runs = (run, adam, always)
 
     def steps() -> None:

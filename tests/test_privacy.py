@@ -843,6 +843,35 @@ def test_bad_input_with_epsilon(change: dict[str, Any], error: type[Exception], 
         PrivacyEngine().make_private_with_epsilon(module=model, optimizer=_sgd(model), max_grad_norm=1.0, **arguments)
 
 
+def test_noise_beside_its_target_is_refused() -> None:
+    model = small_model()
+    with pytest.raises(TypeError, match="noise_multiplier is what make_private_with_epsilon finds"):
+        PrivacyEngine().make_private_with_epsilon(
+            module=model,
+            optimizer=_sgd(model),
+            data_loader=small_loader(),
+            target_epsilon=1.0,
+            target_delta=DELTA,
+            epochs=1,
+            max_grad_norm=1.0,
+            noise_multiplier=1.0,
+        )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_modules_and_data_of_no_length_are_refused() -> None:
+    traced = torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))
+    with pytest.raises(UnsupportedModuleError, match="is TorchScript"):
+        private(traced)
+
+    class Endless:
+        def __getitem__(self, index: int) -> Tensor:
+            return torch.zeros(3)
+
+    with pytest.raises(TypeError, match="data set, a Endless, has no len"):
+        private(nn.Linear(3, 2), loader=DataLoader(Endless(), sampler=[0, 1]))  # type: ignore[arg-type]
+
+
 def test_bad_engine_arguments() -> None:
     with pytest.raises(ValueError, match="accountant"):
         PrivacyEngine(accountant="gdp")

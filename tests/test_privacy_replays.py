@@ -304,7 +304,7 @@ def test_parts_are_charged_alike_however_many_there_are(fakes: Fakes) -> None:
     for one in (training, plain):
         for _ in range(3):
             one.step(x, y)
-        step = one.engine._steps[0]
+        step = one.engine._made[0][0]
         step.tally.handed_out(Part(first=True, last=True, largest=16, records=9))
         one.step(x, y)
         sigmas.append((step.sigma, step.float_charge))
@@ -367,7 +367,7 @@ def test_threads_that_stay(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> Non
     """After a while layers measure as they come again, which takes less memory."""
     monkeypatch.setattr(_cuda_graphs, "other_threads", lambda: True)
     training, plain = both(layers)
-    recorder = training.engine._steps[0].recorder
+    recorder = training.engine._made[0][0].recorder
     for steps in (_replays._MOST_TRIES, 2):
         assert recorder.late
         outcomes = sizes_of_batches(training, plain, *data((9, 6)), [5] * steps)
@@ -406,7 +406,7 @@ def test_nothing_is_replayed_once_memory_of_libraries_may_be_gone(
 def test_shapes_beyond_those_are_not_remembered(fakes: Fakes) -> None:
     """There may be any number of them."""
     training = Training(layers(), square_loss)
-    replays = training.engine._steps[0].replays
+    replays = training.engine._made[0][0].replays
     assert replays is not None
     for length in range(1, 40):
         for _ in range(2):

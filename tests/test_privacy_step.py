@@ -526,7 +526,7 @@ def test_batches_that_the_loop_leaves_out() -> None:
         if len(x) != 1:
             train(model, optimizer, [(x[1:], y[1:])])
     assert min(sizes) < 2 < max(sizes)
-    batches = [batch for batch in loader if len(batch[0])]
+    batches = [batch for batch in loader if len(batch[0]) != 1]
     train(model, optimizer, batches)
     assert set(engine._ledger.spent) == {(1.0, 0.05)}
 

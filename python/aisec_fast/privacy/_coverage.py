@@ -72,7 +72,8 @@ def examine(module: nn.Module) -> Coverage:
     before: dict[nn.Module, str] = {}  # names of layers that are covered one by one
     for name, child in module.named_modules():
         label = f"{name or 'the model itself'} ({type(child).__name__})"
-        reason = _coupling(child) or refusal(child)
+        compiled = isinstance(child, torch.jit.ScriptModule)
+        reason = "is TorchScript, whose layers run past hooks" if compiled else _coupling(child) or refusal(child)
         if reason is not None:
             found.errors.append(UnsupportedModuleError(f"module {label}: {reason}"))
             continue

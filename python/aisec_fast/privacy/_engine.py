@@ -225,6 +225,10 @@ class PrivacyEngine:
             raise ValueError(
                 "target_epsilon is for a whole run, but this engine has already spent budget; use a new engine"
             )
+        if "noise_multiplier" in options:
+            raise TypeError(
+                "noise_multiplier is what make_private_with_epsilon finds: leave it out, or use make_private"
+            )
         epochs = _checks.whole(epochs, "epochs", least=1)
         poisson_sampling = _checks.flag(poisson_sampling, "poisson_sampling")
         _sampling.check_loader(data_loader)

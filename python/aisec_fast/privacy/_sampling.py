@@ -284,6 +284,10 @@ def check_loader(loader: Any) -> None:
         raise TypeError(
             "data_loader has an IterableDataset, whose records cannot be sampled; use a data set with len and indexing"
         )
+    if not hasattr(loader.dataset, "__len__"):
+        raise TypeError(
+            f"data_loader's data set, a {type(loader.dataset).__name__}, has no len, which tells how many records there are"
+        )
     if loader.batch_sampler is None:
         raise ValueError("data_loader has batch_size=None; give it a batch_size")
     if len(loader) == 0:
