@@ -75,6 +75,16 @@ def test_a_broken_core_is_reported_not_replaced() -> None:
     assert "sse9" in run.stderr
 
 
+@pytest.mark.parametrize("call", ["noise.add_gaussian(numpy.zeros(3), 1.0)", "hashing.blake3(b'')"])
+def test_a_forced_instruction_set_is_not_replaced_by_numba(call: str) -> None:
+    code = f"import aisec_fast, numpy; aisec_fast.{call}"
+    run = python(code, AISEC_FAST_ISA="avx1024")
+    assert "BackendError: AISEC_FAST_ISA is 'avx1024', but backend 'native' is missing" in run.stderr
+    assert "expected one that this CPU runs" in run.stderr
+    assert ", baseline" in run.stderr
+    assert python(code, AISEC_FAST_ISA="avx1024", AISEC_FAST_BACKEND="numba").returncode == 0  # forced as well
+
+
 # ------------------------------------------------------------------------------------------------ backends
 
 

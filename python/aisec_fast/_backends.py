@@ -140,13 +140,23 @@ def _choose(device: str, argument: str, *, host_only: bool) -> Backend:
     if forced:
         name = _valid(forced, "backend (AISEC_FAST_BACKEND)")
     if not forced or (host_only and name == "cuda"):
-        name = ("numba" if isinstance(_load("native"), str) else "native") if on_cpu else "cuda"
+        name = _best_on_cpu() if on_cpu else "cuda"
     elif (name == "cuda") == on_cpu:
         raise BackendError(f"backend is {name!r}, but {argument} lives on {device}")
     loaded = _load(name)
     if isinstance(loaded, str):
         raise BackendError(f"{argument} lives on {device}, but backend {name!r} is missing: {loaded}")
     return loaded
+
+
+def _best_on_cpu() -> str:
+    """The native kernels, or Numba where there are none; not in the place of an instruction set that is forced."""
+    native = _load("native")
+    if not isinstance(native, str):
+        return "native"
+    if instruction_set := os.environ.get("AISEC_FAST_ISA"):
+        raise BackendError(f"AISEC_FAST_ISA is {instruction_set!r}, but backend 'native' is missing: {native}")
+    return "numba"
 
 
 def compiled(name: str) -> Backend | None:
