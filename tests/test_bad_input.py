@@ -318,7 +318,7 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     ("threads zero", lambda: aisec_fast.set_num_threads(0), ValueError, "^n is 0"),
     ("threads float", lambda: aisec_fast.set_num_threads(2.0), TypeError, "^n is a float"),  # type: ignore[arg-type]
-    ("unknown backend", lambda: aisec_fast.use_backend("gpu").__enter__(), BackendError, "^backend is 'gpu'"),
+    ("unknown backend", lambda: aisec_fast.use_backend("gpu"), BackendError, "^backend is 'gpu'"),
 ]
 
 

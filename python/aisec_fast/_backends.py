@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -98,20 +98,24 @@ def _valid(name: str, origin: str) -> str:
     return name
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Force a backend inside a ``with`` block (of this thread or async task).
+def use_backend(name: str) -> AbstractContextManager[None]:
+    """Force a backend inside a ``with`` block (of this thread or async task). Without ``with`` it forces nothing.
 
     Args:
         name: "native" (C++, CPU), "numba" (CPU) or "cuda".
 
     Raises:
-        BackendError: unknown name, or the backend is not in this installation. A call inside the block whose
-            arrays live where the backend cannot reach them raises as well; nothing falls back silently.
+        BackendError: unknown name, or the backend is not in this installation, when it is called. A call inside the
+            block whose arrays live where the backend cannot reach them raises as well; nothing falls back silently.
     """
     loaded = _load(_valid(name, "backend"))
     if isinstance(loaded, str):
         raise BackendError(f"backend {name!r} is missing: {loaded}")
+    return _force(name)
+
+
+@contextmanager
+def _force(name: str) -> Iterator[None]:
     token = _forced.set(name)
     try:
         yield
