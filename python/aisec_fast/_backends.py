@@ -263,20 +263,21 @@ def info() -> dict[str, Any]:
     """What this installation can do and what it is using.
 
     Returns:
-        A dict of plain values: ``version``; ``backends`` (name to "available" or the reason why not);
+        A dict of plain values: ``version``; ``backends`` (name to "available" or the reason why not; "cuda" is
+        available where there is a device);
         ``instruction_sets`` (those this CPU runs, best first) and ``instruction_set`` (the one in use; None without
         native kernels); ``generators`` (of a SecureSource's words, for each backend); ``threads``; ``torch_threads_shared`` (whether
         native loops run on torch's threads, as they do once a model was made private); ``cuda`` (devices and their names, runtime and driver version); ``packages`` (installed versions
         of the libraries we work with, None if absent); ``machine``.
     """
     core, cuda = _extension("_core"), _extension("_cuda")
-    native, gpu = not isinstance(core, str), not isinstance(cuda, str)
+    devices = cuda.device_count() if not isinstance(cuda, str) else 0
     return {
         "version": version(),
         "backends": {
-            "native": "available" if native else core,
+            "native": core if isinstance(core, str) else "available",
             "numba": "available" if _installed("numba") else "numba is not installed",
-            "cuda": "available" if gpu else cuda,
+            "cuda": cuda if isinstance(cuda, str) else "available" if devices else "built, but there is no device",
         },
         "instruction_sets": core.instruction_sets() if not isinstance(core, str) else [],
         "instruction_set": core.instruction_set() if not isinstance(core, str) else None,
@@ -288,7 +289,7 @@ def info() -> dict[str, Any]:
         "threads": get_num_threads(),
         "torch_threads_shared": bool(core.shares_openmp()) if not isinstance(core, str) else False,
         "cuda": {
-            "devices": cuda.device_count() if not isinstance(cuda, str) else 0,
+            "devices": devices,
             "names": cuda.device_names() if not isinstance(cuda, str) else [],
             "runtime": cuda.runtime_version() if not isinstance(cuda, str) else None,
             "driver": cuda.driver_version() if not isinstance(cuda, str) else None,
