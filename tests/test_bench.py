@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,22 @@ def test_results_name_what_they_are_of(tmp_path: Path, capsys: pytest.CaptureFix
     }
     page = _page.build(document)
     assert "per_sample_norms" in page
+
+
+def test_json_needs_no_rich(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    file = str(tmp_path / "bench.json")
+    run = ["bench", *SMALL, "--operation", "blake3"]
+    assert main([*run, "--json", file]) == 0
+    assert _results.load(Path(file))["rows"]
+    assert main(["bench", "--compare", file, file, "--json", "-"]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["rows"]
+    assert main(run) == 2
+    assert "bench without --json needs rich" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_saves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

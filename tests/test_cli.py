@@ -310,7 +310,7 @@ def test_a_missing_extra_is_named(
     assert main(["demo"]) == 2
     message = capsys.readouterr().err
     assert "scikit-learn" in message
-    assert "aisec_fast[demo]" in message
+    assert "pip install '.[demo]' in a checkout of aisec_fast" in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -342,4 +342,4 @@ def test_an_accountant_that_is_missing_is_named(
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     run = ["epsilon", "--noise-multiplier", "1", "--sample-rate", "0.1", "--steps", "1", "--delta", "1e-5"]
     assert main(run) == 2
-    assert ".[privacy]" in capsys.readouterr().err
+    assert "pip install '.[privacy]'" in capsys.readouterr().err

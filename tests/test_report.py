@@ -117,7 +117,7 @@ def test_a_missing_package_is_named_with_its_extra(module: str, monkeypatch: pyt
         demo_page.build(RESULT)
     message = _output.missing_package(raised.value)
     assert message is not None
-    assert "aisec_fast[report]" in message
+    assert "pip install '.[report]'" in message
 
 
 def test_style_and_script_are_in_the_package() -> None:

@@ -78,7 +78,7 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 
 def _how_to_install(extra: str) -> str:
-    return f"pip install 'aisec_fast[{extra}]' (torch first and on its own where its CPU build is wanted)"
+    return f"pip install '.[{extra}]' in a checkout of aisec_fast (torch first, where its CPU build is wanted)"
 
 
 def check_json(destination: str | None) -> None:

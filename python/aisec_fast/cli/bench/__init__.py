@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import aisec_fast
 
 from ..._errors import BackendError
 from ..._writing import check_destination, write_whole
-from .._output import CommandError, require, write_json
+from .._output import CommandError, require, say, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,10 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, show, write; or compare two files."""
-    require(("rich",), "demo", "bench")
-    from rich.console import Console
-
-    console = Console(stderr=arguments.json == "-", highlight=False)
+    console = _console(arguments)
     if arguments.compare:
         return _compare(console, arguments)
     sizes, threads, rounds = _plan(arguments)
@@ -92,8 +91,20 @@ def run(arguments: argparse.Namespace) -> int:
     return _run(console, arguments, chosen, rounds)
 
 
-def _run(console: Console, arguments: argparse.Namespace, chosen: Sequence[Case], rounds: int) -> int:
-    from . import _results, _show
+def _console(arguments: argparse.Namespace) -> Console | None:
+    """Where tables go; None where rich is missing and the result goes to a file or a program."""
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:
+        if arguments.json:
+            say("aisec-fast: rich is not installed: no table is shown", error=True)
+            return None
+        require(("rich",), "demo", "bench without --json")
+    return Console(stderr=arguments.json == "-", highlight=False)
+
+
+def _run(console: Console | None, arguments: argparse.Namespace, chosen: Sequence[Case], rounds: int) -> int:
+    from . import _results
 
     start = time.perf_counter()
     rows: list[dict[str, Any]] = []
@@ -108,7 +119,10 @@ def _run(console: Console, arguments: argparse.Namespace, chosen: Sequence[Case]
     seconds = time.perf_counter() - start
     options = _options(arguments)
     document = _results.document(rows, skipped, options=options, interrupted=interrupted, seconds=seconds)
-    _show.table(console, document)
+    if console:
+        from . import _show
+
+        _show.table(console, document)
     if arguments.html and rows:
         from . import _page
 
@@ -121,25 +135,16 @@ def _run(console: Console, arguments: argparse.Namespace, chosen: Sequence[Case]
 
 
 def _measured(
-    console: Console, chosen: Sequence[Case], rounds: int, arguments: argparse.Namespace
+    console: Console | None, chosen: Sequence[Case], rounds: int, arguments: argparse.Namespace
 ) -> Iterator[tuple[list[dict[str, Any]], list[Skipped]]]:
     """Measure case after case behind a bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from ._kernels import DifferenceError
     from ._measure import Skipped, measure
 
-    columns = (
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.description}"),
-    )
     memory = _available_memory()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(chosen))
+    with _bar(console, len(chosen)) as begin:
         for case in chosen:
-            progress.update(bar, description=case.name)
+            begin(case.name)
             if memory is not None and case.values * _BYTES_PER_VALUE > memory:
                 yield [], [Skipped(case, "all", "not enough memory at this size")]
             else:
@@ -149,17 +154,37 @@ def _measured(
                     yield measure(case, rounds, most_seconds=most_seconds, **chosen_only)
                 except DifferenceError as error:
                     yield [], [Skipped(case, "all", f"wrong: {error}", wrong=True)]
-            progress.advance(bar)
 
 
-def _peaks(console: Console, arguments: argparse.Namespace) -> int:
+@contextmanager
+def _bar(console: Console | None, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal; what is yielded is called with the name of each case as it begins."""
+    if console is None or not console.is_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=total)
+        done = count(0)
+        yield lambda name: progress.update(bar, description=name, completed=next(done))
+
+
+def _peaks(console: Console | None, arguments: argparse.Namespace) -> int:
     require(("torch", "dp_accounting"), "privacy", "--memory")
     _check_device(arguments)
     from . import _memory, _results
 
     start = time.perf_counter()
     found = list(_memory.rows(arguments.device or "cpu"))
-    _memory.show(console, found)
+    if console:
+        _memory.show(console, found)
     if arguments.json:
         options = f"--memory{f' --device {arguments.device}' if arguments.device else ''}"
         seconds = time.perf_counter() - start
@@ -194,17 +219,21 @@ def _plan(arguments: argparse.Namespace) -> tuple[list[int], list[int], int]:
     return sizes, threads, rounds
 
 
-def _compare(console: Console, arguments: argparse.Namespace) -> int:
-    from . import _results, _show
+def _compare(console: Console | None, arguments: argparse.Namespace) -> int:
+    from . import _results
 
     before, after = (_results.load(Path(name)) for name in arguments.compare)
     rows = _results.compare(before, after)
     if not rows:
         raise CommandError("the two files have no row in common")
-    _show.comparison(console, before, after, rows)
-    gone, new = _results.unmatched(before, after)
-    if gone or new:
-        console.print(f"[yellow]not compared: {gone} rows of the first file and {new} of the second have no partner[/]")
+    if console:
+        from . import _show
+
+        _show.comparison(console, before, after, rows)
+        gone, new = _results.unmatched(before, after)
+        if gone or new:
+            words = f"not compared: {gone} rows of the first file and {new} of the second have no partner"
+            console.print(f"[yellow]{words}[/]")
     if arguments.json:
         write_json({"before": arguments.compare[0], "after": arguments.compare[1], "rows": rows}, arguments.json)
     return _DIFFERS if any(row["verdict"] == "slower" for row in rows) else _FINE

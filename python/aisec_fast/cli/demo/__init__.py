@@ -118,7 +118,7 @@ def _farewell(console: Console, result: dict[str, Any], destination: str | None)
         console.print("  [yellow]other programs kept this machine busy: the times above are too long[/]")
     for words in (demo_page.EPSILON_COVERS, _LIMITS):
         console.print(f"\n[dim]{textwrap.fill(words, 118)}[/]")
-    console.print("\n[bold]Your own model[/] (pip install 'aisec_fast\\[privacy]'):\n")
+    console.print("\n[bold]Your own model[/] (pip install '.\\[privacy]' in a checkout of aisec_fast):\n")
     console.print(_LOOP, markup=False)
     console.print("[bold]What to try next[/]")
     if destination:
