@@ -158,6 +158,27 @@ def test_results_name_what_they_are_of(tmp_path: Path, capsys: pytest.CaptureFix
     assert "per_sample_norms" in page
 
 
+def test_no_number_is_cut_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(_measure, "measure", long(_measure.measure))
+    assert main(["bench", *SMALL, "--operation", "linf_step"]) == 0
+    printed = capsys.readouterr().out
+    assert "1,000,000.123" in printed
+    assert "…" not in printed
+
+
+def long(measure: Any) -> Any:
+    """The same rows with long numbers."""
+
+    def marked(*arguments: Any, **options: Any) -> Any:
+        rows, skipped = measure(*arguments, **options)
+        return [{**row, "ns": 1_000_000.123, "busy": True} for row in rows], skipped
+
+    return marked
+
+
 def test_json_needs_no_rich(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

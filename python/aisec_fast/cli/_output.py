@@ -7,9 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._writing import check_destination, write_whole
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Optional package, as it is imported -> (as pip knows it, the extra of ours that brings it).
 _PACKAGES = {
@@ -20,6 +23,7 @@ _PACKAGES = {
     "plotly": ("plotly", "report"),
     "jinja2": ("Jinja2", "report"),
 }
+_UNLIMITED = 200  # columns where there is no terminal: more than any table has
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -79,6 +83,16 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
 
 def _how_to_install(extra: str) -> str:
     return f"pip install '.[{extra}]' in a checkout of aisec_fast (torch first, where its CPU build is wanted)"
+
+
+def console_for_tables(*, stderr: bool, soft_wrap: bool = False) -> Console:
+    """A console of rich, which would take files and pipes for 80 columns wide and cut the numbers of its tables."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, soft_wrap=soft_wrap)
+    if not console.is_terminal:
+        console.width = _UNLIMITED
+    return console
 
 
 def check_json(destination: str | None) -> None:

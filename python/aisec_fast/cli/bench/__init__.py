@@ -15,7 +15,7 @@ import aisec_fast
 
 from ..._errors import BackendError
 from ..._writing import check_destination, write_whole
-from .._output import CommandError, require, say, write_json
+from .._output import CommandError, console_for_tables, require, say, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,13 +94,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _console(arguments: argparse.Namespace) -> Console | None:
     """Where tables go; None where rich is missing and the result goes to a file or a program."""
     try:
-        from rich.console import Console
+        return console_for_tables(stderr=arguments.json == "-")
     except ModuleNotFoundError:
         if arguments.json:
             say("aisec-fast: rich is not installed: no table is shown", error=True)
             return None
         require(("rich",), "demo", "bench without --json")
-    return Console(stderr=arguments.json == "-", highlight=False)
+        raise
 
 
 def _run(console: Console | None, arguments: argparse.Namespace, chosen: Sequence[Case], rounds: int) -> int:

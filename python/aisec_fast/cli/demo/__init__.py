@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..._writing import check_destination, write_whole
-from .._output import require, write_json
+from .._output import console_for_tables, require, write_json
 from ..bench._results import machine, versions
 
 if TYPE_CHECKING:
@@ -48,14 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
             check_destination(path)
     require(("torch", "dp_accounting", "sklearn", "rich", "plotly", "jinja2"), "demo", "the demo")
     import torch
-    from rich.console import Console
 
     from . import parts, seal, training
 
     if files:
         seal.check_folder(_MODEL)
     # What a program reads from standard output must hold nothing else.
-    console = Console(stderr=not files, highlight=False, soft_wrap=True)
+    console = console_for_tables(stderr=not files, soft_wrap=True)
     plan = parts.Plan(quick=arguments.quick)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.SEED)
