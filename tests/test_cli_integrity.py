@@ -69,10 +69,16 @@ def test_hash_ignores_and_follows_on_demand(model: Path, capsys: pytest.CaptureF
     ignore = [option for name in FILES if name != "a-b" for option in ("--ignore", name)]
     assert main(["hash", "model", *ignore]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("aisec-fast: model/link: is a symbolic link, expected a regular file")
+    words = "is a symbolic link, expected a regular file (--allow-symlinks takes its target instead)"
+    assert printed.err == f"aisec-fast: model/link: {words}\n"
     assert printed.out.endswith("model/a-b\n")
     assert main(["hash", "model", *ignore, "--allow-symlinks"]) == 0
     assert [text[66:] for text in capsys.readouterr().out.splitlines()] == ["model/a-b", "model/link"]
+    assert main(["manifest", "model"]) == 2
+    assert capsys.readouterr().err == f"aisec-fast: model/link: {words}\n"
+    for command in (["hash", "nothing"], ["manifest", "nothing"], ["verify", "model", "--manifest", "nothing"]):
+        assert main(command) == 2
+        assert capsys.readouterr().err == "aisec-fast: nothing: No such file or directory\n"
     assert main(["hash", "model", "--ignore", "../up"]) == 2
     assert "expected a path inside the folder" in capsys.readouterr().err
 
@@ -241,6 +247,14 @@ def test_a_manifest_inside_its_folder_ignores_itself(
     assert main(["verify", ".", "--manifest", "renamed.json", "--ignore", "model.sig"]) == 0
 
 
+def test_a_manifest_of_nothing_is_written_with_a_warning(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    assert main(["manifest", "empty"]) == 0
+    assert capsys.readouterr().err == "aisec-fast: empty holds no file: the manifest vouches for nothing\n"
+    assert main(["manifest", "model"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_manifest_on_standard_output(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["manifest", "model", "-o", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == Manifest.from_directory("model").statement()
@@ -252,15 +266,15 @@ def test_a_manifest_on_standard_output(model: Path, capsys: pytest.CaptureFixtur
 
 
 COULD_NOT: list[tuple[list[str], str]] = [
-    (["manifest", "nothing"], "No such file or directory: 'nothing'"),
-    (["manifest", "model/a-b"], "is no directory: 'model/a-b'"),
+    (["manifest", "nothing"], "aisec-fast: nothing: No such file or directory"),
+    (["manifest", "model/a-b"], "aisec-fast: model/a-b: is no directory"),
     (["manifest", "model", "-o", "model"], "'model' is a folder"),
     (["manifest", "model", "-o", "no/where"], "the folder of 'no/where' does not exist"),
     (["manifest", "model", "--ignore", "/"], "expected a path inside the folder"),
-    (["verify", "model", "--manifest", "nothing"], "No such file or directory: 'nothing'"),
+    (["verify", "model", "--manifest", "nothing"], "aisec-fast: nothing: No such file or directory"),
     (["verify", "model", "--manifest", "model/a-b"], "'model/a-b': the statement is 1, expected an object"),
     (["verify", "model", "--manifest", "model/esc\x1b[31m"], r"'model/esc\x1b[31m': the statement is 6"),
-    (["verify", "nothing", "--manifest", "good.json"], "No such file or directory: 'nothing'"),
+    (["verify", "nothing", "--manifest", "good.json"], "aisec-fast: nothing: No such file or directory"),
     (["verify", "model", "--manifest", "good.json", "--ignore", "a"], "ignore covers 'a/b', which the manifest lists"),
     (["verify", "model"], "--manifest"),
     (["hash"], "PATH"),

@@ -10,6 +10,7 @@ from typing import NoReturn
 from .._backends import version
 from .._errors import AisecFastError
 from . import audit, bench, demo, epsilon, hash, info, manifest, noise_multiplier, verify
+from ._hashing import name_and_reason
 from ._output import CommandError, missing_package, printable, say
 
 _DESCRIPTION = "Fast, provable kernels for privacy and robustness in machine learning."
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stop("interrupted; no result was written", _INTERRUPTED)
     except ModuleNotFoundError as error:
         return _stop(missing_package(error) or traceback.format_exc(), _COULD_NOT)
-    except (CommandError, AisecFastError, OSError) as error:
+    except OSError as error:
+        return _stop(name_and_reason(error), _COULD_NOT)
+    except (CommandError, AisecFastError) as error:
         return _stop(str(error), _COULD_NOT)
     except Exception:  # noqa: BLE001 - a fault of ours; Python's own exit code for it, 1, would say "differs"
         return _stop(f"{traceback.format_exc()}this is a fault of aisec-fast", _COULD_NOT)

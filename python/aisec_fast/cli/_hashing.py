@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from .._backends import get_num_threads
 from ..hashing._files import DIGEST_SIZES, Progress, hashers
-from ._output import CommandError
+from ._output import CommandError, printable_name
 
 
 def add_algorithm(parser: argparse.ArgumentParser, default: str) -> None:
@@ -109,8 +109,14 @@ def hash_standard_input(algorithm: str, max_threads: int | None) -> bytes | OSEr
 
 
 def reason(error: OSError) -> str:
-    """What went wrong, without the name that stands beside it."""
-    return error.strerror or str(error)
+    """What went wrong, without the name that stands beside it, and with options as they are typed here."""
+    return (error.strerror or str(error)).replace("(allow_symlinks ", "(--allow-symlinks ")
+
+
+def name_and_reason(error: OSError) -> str:
+    """The line for a file that could not be read or written; Python would put the error's number first."""
+    named = isinstance(error.filename, (str, bytes, os.PathLike)) and error.filename2 is None and error.strerror
+    return f"{printable_name(os.fsdecode(error.filename))}: {reason(error)}" if named else str(error)
 
 
 def print_names(text: str) -> None:

@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
             )
     except ValueError as error:
         raise CommandError(str(error)) from error
+    if not manifest.digests:
+        say(f"aisec-fast: {printable_name(folder)} holds no file: the manifest vouches for nothing", error=True)
     if output == "-":
         say(json.dumps(manifest.statement(), indent=2))
     else:
