@@ -89,6 +89,12 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("sigma infinite", lambda: noise.add_gaussian(X, np.inf), ValueError, "^sigma is inf"),
     ("sigma text", lambda: noise.add_gaussian(X, "1"), TypeError, "^sigma is a str"),  # type: ignore[arg-type]
     ("sigma bool", lambda: noise.add_gaussian(X, True), TypeError, "^sigma is a bool"),
+    (
+        "sigma a tensor",
+        lambda: noise.add_gaussian(X, torch.tensor(1.0)),
+        TypeError,
+        r"a real number: pass sigma.item\(\)$",
+    ),  # type: ignore[arg-type]
     ("sigma an array", lambda: noise.add_gaussian(X, X), TypeError, "^sigma is a ndarray"),  # type: ignore[arg-type]
     ("sigma tiny", lambda: noise.add_gaussian(X, 1e-300), ValueError, "^granularity is .*sigma"),
     ("scale zero", lambda: noise.add_laplace(X, 0.0), ValueError, "^scale is 0"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -516,8 +518,13 @@ def test_few_classes() -> None:
         x, y = data(model, 20)
         report = evaluate(model, x, y, eps=0.2, attacks=["apgd-ce", name, "square"])
         assert report.robust_accuracy < 1
-        with pytest.raises(ValueError, match=f"of {classes} classes, expected at least 4 for attack 'apgd-t'"):
+        with pytest.raises(
+            ValueError, match=f"of {classes} classes, expected at least 4 for attack 'apgd-t'"
+        ) as raised:
             evaluate(model, x, y, eps=0.2, attacks="quick")
+        advice = re.search(r"for two or three: attacks=(\[.+\])", str(raised.value))
+        assert advice
+        assert evaluate(model, x, y, eps=0.2, attacks=ast.literal_eval(advice[1])).robust_accuracy < 1
 
 
 def test_the_model_is_left_as_it_was_and_libraries_do_not_matter() -> None:

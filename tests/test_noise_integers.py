@@ -659,7 +659,11 @@ VALUES: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda s: noise.discrete_gaussian(1.5, 1.0, source=s), TypeError, "^shape is a float, expected an integer"),
     (lambda s: noise.discrete_gaussian((2, -3), 1.0, source=s), ValueError, r"^shape\[1\] is -3"),
     (lambda s: noise.discrete_gaussian((2, "3"), 1.0, source=s), TypeError, r"^shape\[1\] is a str"),
-    (lambda s: noise.discrete_gaussian([2, 3], 1.0, source=s), TypeError, "^shape is a list"),
+    (
+        lambda s: noise.discrete_gaussian([2, 3], 1.0, source=s),
+        TypeError,
+        "^shape is a list, expected an integer or a tuple",
+    ),
     (lambda s: noise.discrete_gaussian(True, 1.0, source=s), TypeError, "^shape is a bool"),
     (lambda s: noise.discrete_gaussian(2**60, 1.0, source=s), MemoryError, "^shape is 1152921504606846976"),
     (lambda s: noise.discrete_gaussian((2**40, 2**40), 1.0, source=s), MemoryError, r"^shape is \(10995"),

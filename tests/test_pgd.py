@@ -459,6 +459,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("x bfloat16", {"x": torch.zeros(4, 6, dtype=torch.bfloat16)}, TypeError, "bfloat16.*attack in float32"),
     ("x a list", {"x": [[0.5]]}, TypeError, "^x is a list"),
     ("x a number", {"x": np.array(0.5)}, ValueError, "^x has no dimensions"),
+    ("one sample", {"x": X[0], "y": np.array(0)}, ValueError, r"^y has no dimensions.* x\[None\] and y\[None\]"),
     ("y too long", {"y": np.zeros(5, int)}, ValueError, r"^y has shape \(5,\), expected 4 labels"),
     ("y a list", {"y": [0, 1, 2, 0]}, TypeError, "^y is a list"),
     ("y no labels", {"y": np.zeros((4, 3), int), "early_stop": True}, ValueError, r"^y has shape \(4, 3\)"),

@@ -11,7 +11,7 @@ import numpy as np
 def real(value: object, name: str) -> float:
     """A finite real number as a float; TypeError or ValueError otherwise."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected a real number")
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a real number{_item(value, name)}")
     try:
         number = float(value)
     except OverflowError:  # an integer beyond float64
@@ -47,11 +47,16 @@ def not_negative(value: object, name: str) -> float:
 def whole(value: object, name: str, least: int = 0) -> int:
     """An integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected an integer")
+        raise TypeError(f"{name} is a {type(value).__name__}, expected an integer{_item(value, name)}")
     number = int(value)
     if number < least:
         raise ValueError(f"{name} is {number}, expected at least {least}")
     return number
+
+
+def _item(value: object, name: str) -> str:
+    """How to make a number of an array or tensor that holds one without a dimension."""
+    return f": pass {name}.item()" if getattr(value, "shape", None) == () else ""
 
 
 def probability(value: object, name: str) -> float:

@@ -147,6 +147,8 @@ def poisson_mask(size: int, rate: float | Fraction, *, source: Source | None = N
 
 def _new(shape: Any, dtype: Any, name: str = "shape") -> npt.NDArray[Any]:
     """An array of this shape, its values not set."""
+    if not isinstance(shape, (tuple, numbers.Integral)):
+        raise TypeError(f"{name} is a {type(shape).__name__}, expected an integer or a tuple of integers")
     extents = shape if isinstance(shape, tuple) else (shape,)
     checked = tuple(
         _checks.whole(extent, f"{name}[{i}]" if isinstance(shape, tuple) else name) for i, extent in enumerate(extents)

@@ -55,12 +55,17 @@ def labels(y: Any, x: Array, *, integers: bool = True, name: str = "y") -> Array
     """``y`` described: as many as there are samples, on their device; one integer each if they are to be read."""
     described = _arrays.describe(y, name)
     _arrays.require_same_device([x, described])
+    if not described.shape:
+        raise ValueError(
+            f"{name} has no dimensions, expected {x.shape[0]} labels as x has samples; "
+            f"if x, of shape {x.shape}, is one sample without a batch dimension, pass x[None] and {name}[None]"
+        )
     if integers:
         if not described.dtype.startswith(("int", "uint")):
             raise TypeError(f"{name} has dtype {described.dtype}, expected integer labels")
         if len(described.shape) != 1:
             raise ValueError(f"{name} has shape {described.shape}, expected labels [{x.shape[0]}]")
-    if not described.shape or described.shape[0] != x.shape[0]:
+    if described.shape[0] != x.shape[0]:
         raise ValueError(f"{name} has shape {described.shape}, expected {x.shape[0]} labels as x has samples")
     return described
 

@@ -32,6 +32,7 @@ from ._watch import Watch
 EvaluationProgress = Callable[[str, int, int, float], object]
 
 _CHECKS = ("cheap", "all", "none")
+_ADVICE = ' (for two or three: attacks=["apgd-ce", "apgd-margin", "fab-t", "square"])'  # those without the DLR loss
 
 
 def evaluate(
@@ -114,7 +115,7 @@ def evaluate(
         y,
         clip=clip,
         least_classes=most.least_classes,
-        needs=f"attack {most.name!r}",
+        needs=f"attack {most.name!r}{_ADVICE if most.least_classes > 2 else ''}",
         cuda_graph=None if cuda_graph is None else _checks.flag(cuda_graph, "cuda_graph"),
     )
     with _reporting(progress) as report, holding as victim:
