@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help demo test lint unit unit-without-jit asan tsan tidy bench bench-pytest bench-guard fuzz format clean
 
 help:
-	@echo 'make demo    train a real model privately, attack it, seal it, see what it costs (a minute after the build)'
+	@echo 'make demo    train a real model privately, attack it, seal it, see what it costs (two minutes after the build)'
 	@echo 'make test    everything that CI runs: lint, types, build, all tests, coverage'
 	@echo 'make bench   kernels beside peers and floor, as a page  make format  format Python and C++'
 	@echo 'make bench-guard    no kernel may need more instructions than is committed (valgrind)'

@@ -31,7 +31,7 @@ avoid, or the plain training step, measured in the same rounds. Rows are marked 
 machine meanwhile. Exit code 1 if a result was wrong; the case is then left out."""
 EPILOG = """\
 examples:
-  aisec-fast bench --quick                          a table in some minutes
+  aisec-fast bench --quick                          a table in some ten minutes
   aisec-fast bench --json after.json --html page.html
   aisec-fast bench --family noise --size 1048576 --threads 1
   aisec-fast bench --memory                         peak memory of private and plain training steps
@@ -46,7 +46,7 @@ _DIFFERS, _FINE, _INTERRUPTED = 1, 0, 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("--quick", action="store_true", help="three sizes, few rounds; some 11 minutes on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="three sizes, few rounds; some ten minutes on 2 cores")
     parser.add_argument("--family", action="append", choices=FAMILIES, help="only this family (can be repeated)")
     parser.add_argument("--operation", action="append", metavar="NAME", help="only this operation (can be repeated)")
     parser.add_argument("--backend", choices=("native", "numba", "cuda"), help="of ours only this one; peers stay")

@@ -22,7 +22,7 @@ DESCRIPTION = """\
 Trains a small convolutional network on scikit-learn's handwritten digits (real scans, nothing is downloaded), plainly and
 with differential privacy, side by side; attacks both with PGD; saves the private model with a manifest and shows that one
 flipped bit is found; times every kernel on every backend beside what memory allows. Writes demo.json, report.html and the
-folder demo-model to the current folder. Every figure is computed in this run. About a minute and a half on two cores."""
+folder demo-model to the current folder. Every figure is computed in this run. About two minutes on two cores."""
 EPILOG = """\
 examples:
   aisec-fast demo
