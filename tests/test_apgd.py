@@ -480,7 +480,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"loss": "mse"}, ValueError, "^loss is 'mse', expected one of 'ce'"),
     ({"loss": ["ce"]}, ValueError, "^loss is"),
     ({"targets": 3}, ValueError, "^targets are given, but loss is 'ce'"),
-    ({"targeted": 1}, TypeError, "^targeted is a int"),
+    ({"targeted": 1}, TypeError, "^targeted is an int"),
     ({"targeted": True, "loss": "target_dlr"}, ValueError, "^targeted is True and loss is 'target_dlr', expected 'ce'"),
     ({"loss": "target_dlr"}, ValueError, "3 classes, expected at least 4 for loss 'target_dlr'"),
     ({"loss": "target_margin", "targets": 0}, ValueError, "^targets is 0, expected at least 1"),
@@ -490,10 +490,10 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"loss": "target_margin", "targets": Y[:, None]}, ValueError, "^targets holds true labels"),
     ({"eot_iter": 0}, ValueError, "^eot_iter is 0"),
     ({"max_rows": 0}, ValueError, "^max_rows is 0"),
-    ({"early_stop": 1}, TypeError, "^early_stop is a int"),
+    ({"early_stop": 1}, TypeError, "^early_stop is an int"),
     ({"seed": -1}, ValueError, "^seed is -1"),
     ({"clip": (1, 0)}, ValueError, "^clip is"),
-    ({"progress": 3}, TypeError, "^progress is a int"),
+    ({"progress": 3}, TypeError, "^progress is an int"),
     ({"x": X + 1}, ValueError, "^x has values from"),
 ]
 

@@ -290,5 +290,5 @@ def test_a_report_in_l1(monkeypatch) -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"^larger_eps is True and norm is 'linf', expected 'l1' with it"):
         adversarial.apgd(FINE, X, Y, eps=0.1, larger_eps=True)
-    with pytest.raises(TypeError, match=r"^larger_eps is a int"):
+    with pytest.raises(TypeError, match=r"^larger_eps is an int"):
         adversarial.apgd(FINE, X, Y, eps=0.1, norm="l1", larger_eps=1)

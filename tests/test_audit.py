@@ -404,7 +404,7 @@ def test_bad_input() -> None:
         audit.GradientCanaries(optimizer, count=100, guesses=101)
     with pytest.raises(ValueError, match="guesses is 0"):
         audit.GradientCanaries(optimizer, count=100, guesses=0)
-    with pytest.raises(TypeError, match="source is a int"):
+    with pytest.raises(TypeError, match="source is an int"):
         audit.GradientCanaries(optimizer, source=5)
 
     def never(attach: Any) -> None:

@@ -95,7 +95,7 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         TypeError,
         r"a real number: pass sigma.item\(\)$",
     ),  # type: ignore[arg-type]
-    ("sigma an array", lambda: noise.add_gaussian(X, X), TypeError, "^sigma is a ndarray"),  # type: ignore[arg-type]
+    ("sigma an array", lambda: noise.add_gaussian(X, X), TypeError, "^sigma is an ndarray"),  # type: ignore[arg-type]
     ("sigma tiny", lambda: noise.add_gaussian(X, 1e-300), ValueError, "^granularity is .*sigma"),
     ("scale zero", lambda: noise.add_laplace(X, 0.0), ValueError, "^scale is 0"),
     ("granularity no power", lambda: noise.add_gaussian(X, 1.0, granularity=0.3), ValueError, "power of two"),
@@ -118,7 +118,7 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("check no bool", lambda: noise.add_gaussian(X, 1.0, check="False"), TypeError, "^check is a str"),  # type: ignore[arg-type]
     ("charge huge", lambda: noise.charged_sensitivity(1.0, 10**400, 1.0), OverflowError, "^size is 1000"),
     ("exact no bool", lambda: noise.add_gaussian(X, 1.0, exact="no"), TypeError, "^exact is a str"),  # type: ignore[arg-type]
-    ("source a seed", lambda: noise.add_gaussian(X, 1.0, source=1), TypeError, "^source is a int"),
+    ("source a seed", lambda: noise.add_gaussian(X, 1.0, source=1), TypeError, "^source is an int"),
     ("NaN", lambda: noise.add_gaussian(np.array([0.0, np.nan]), 1.0), ValueError, "flat index 1 is nan"),
     ("Inf", lambda: noise.add_laplace(np.array([np.inf]), 1.0), ValueError, "flat index 0 is inf"),
     ("too large", lambda: noise.add_gaussian(np.array([1e30]), 1.0), OverflowError, r"exceeds 2\^62 granularity"),
@@ -137,7 +137,7 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "^out is not C",
     ),
     ("out a list", lambda: noise.add_gaussian(X, 1.0, out=[X]), TypeError, "^out is a list"),
-    ("out no list", lambda: noise.add_gaussian([X], 1.0, out=X), TypeError, "^out is a ndarray"),
+    ("out no list", lambda: noise.add_gaussian([X], 1.0, out=X), TypeError, "^out is an ndarray"),
     ("out too short", lambda: noise.add_gaussian([X, X], 1.0, out=[X]), ValueError, "^out has 1 arrays, expected 2"),
     (
         "out twice",
@@ -237,7 +237,7 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     ("no pixels", lambda: ghost.conv_rows(IMAGE[:, :, :0], IMAGE, 1), ValueError, "^gradient has 5 positions"),
     ("data a str", lambda: hashing.blake3("abc"), TypeError, "^data is a str, expected bytes .*encode it"),  # type: ignore[arg-type]
-    ("data an int", lambda: hashing.sha256(5), TypeError, "^data is a int, expected bytes"),  # type: ignore[arg-type]
+    ("data an int", lambda: hashing.sha256(5), TypeError, "^data is an int, expected bytes"),  # type: ignore[arg-type]
     ("data None", lambda: hashing.sha256().update(None), TypeError, "^data is a NoneType"),  # type: ignore[arg-type]
     ("data a list", lambda: hashing.blake3([1, 2]), TypeError, "^data is a list, expected bytes"),  # type: ignore[arg-type]
     ("data a tensor", lambda: hashing.blake3(torch.ones(2)), TypeError, "^data is a Tensor.*hash_array takes arrays"),  # type: ignore[arg-type]
@@ -326,6 +326,14 @@ VALUES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("threads float", lambda: aisec_fast.set_num_threads(2.0), TypeError, "^n is a float"),  # type: ignore[arg-type]
     ("unknown backend", lambda: aisec_fast.use_backend("gpu"), BackendError, "^backend is 'gpu'"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(1, "an int"), (X, "an ndarray"), ("", "a str"), (None, "a NoneType"), (np.uint8(1), "a uint8")]
+)
+def test_a_type_has_its_article(value: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"^exact is {kind}, expected a bool"):
+        noise.add_gaussian(X, 1.0, exact=value)
 
 
 @pytest.mark.parametrize(("what", "call", "error", "message"), VALUES, ids=[v[0] for v in VALUES])

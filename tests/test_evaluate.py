@@ -304,7 +304,7 @@ def test_a_checkpoint_belongs_to_its_evaluation(tmp_path) -> None:
         evaluate(**{**base, "checkpoint": tmp_path})
     with pytest.raises(FileNotFoundError, match="does not exist"):
         evaluate(**{**base, "checkpoint": tmp_path / "nowhere" / "state"})
-    with pytest.raises(TypeError, match="checkpoint is a int, expected a path"):
+    with pytest.raises(TypeError, match="checkpoint is an int, expected a path"):
         evaluate(**{**base, "checkpoint": 3})
 
 
@@ -587,7 +587,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"batch_size": 0}, ValueError, "^batch_size is 0"),
     ({"masking_checks": "some"}, ValueError, "^masking_checks is 'some'"),
     ({"seed": -1}, ValueError, "^seed is -1"),
-    ({"progress": 3}, TypeError, "^progress is a int"),
+    ({"progress": 3}, TypeError, "^progress is an int"),
     ({"x": X[:0], "y": Y[:0]}, ValueError, r"^x has shape \(0, 6\), expected at least one sample"),
     ({"clip": 3}, TypeError, "^clip is 3"),
 ]
@@ -608,10 +608,10 @@ def test_nan_logits_are_named() -> None:
 
 
 ALTERED: list[tuple[dict[str, Any], str]] = [
-    ({"stages": 3}, "stages is a int, expected a list"),
+    ({"stages": 3}, "stages is an int, expected a list"),
     ({"stages": [{"eps": 0.1}]}, "missing 2 required positional arguments: 'attack' and 'samples'"),
     ({"notes": {"apgd-ce": {"no": 1}}}, "unexpected keyword argument 'no'"),
-    ({"parts_done": None}, "parts_done is a NoneType, expected a int"),
+    ({"parts_done": None}, "parts_done is a NoneType, expected an int"),
     ({"bound_to": None}, "bound_to is a NoneType, expected a str"),
     ({"fooled_at": np.zeros(3)}, r"fooled_at has shape \(3,\), expected \(4,\)"),
 ]

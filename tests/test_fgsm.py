@@ -244,7 +244,7 @@ def test_straight_through_gives_the_functions_values_and_the_identitys_gradient(
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: x.numpy(), r"^function\(x\) returned a ndarray"),
+        (lambda x: x.numpy(), r"^function\(x\) returned an ndarray"),
         (
             lambda x: x[:1],
             r"^function\(x\) returned shape \(1, 4\), torch.float32 on cpu, expected a tensor of shape \(3, 4\)",
@@ -255,7 +255,7 @@ def test_straight_through_gives_the_functions_values_and_the_identitys_gradient(
 def test_straight_through_names_what_a_function_got_wrong(function, message) -> None:
     with pytest.raises(TypeError, match=message):
         adversarial.StraightThrough(function)(torch.rand(3, 4))
-    with pytest.raises(TypeError, match=r"^function is a int"):
+    with pytest.raises(TypeError, match=r"^function is an int"):
         adversarial.StraightThrough(3)  # type: ignore[arg-type]
 
 

@@ -134,7 +134,7 @@ def test_dtypes_copies_and_shapes() -> None:
         (RandomForestClassifier(), TypeError, "^estimator is a RandomForestClassifier, expected a linear classifier"),
         (LinearRegression(), TypeError, "^estimator is a LinearRegression"),
         (nn.Linear(3, 2), TypeError, "^estimator is a Linear"),
-        (3, TypeError, "^estimator is a int"),
+        (3, TypeError, "^estimator is an int"),
         (
             make_pipeline(PolynomialFeatures(), LogisticRegression()),
             TypeError,

@@ -132,7 +132,7 @@ def test_what_functions_return_is_checked() -> None:
             TypeError,
             r"^gradient\(x, y\) returned a numpy array of float64",
         ),
-        (lambda x, y: 3, TypeError, r"^the result of gradient\(x, y\) is a int"),
+        (lambda x, y: 3, TypeError, r"^the result of gradient\(x, y\) is an int"),
     ):
         with pytest.raises(error, match=message):
             adversarial.pgd(GradientModel(gradient), Stand(X), Stand(Y), eps=0.1, steps=1)

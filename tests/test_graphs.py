@@ -315,7 +315,7 @@ def test_models_that_are_not_recorded(fake: Fake) -> None:
     given = adversarial.GradientModel(lambda x, y: x)
     with pytest.raises(ValueError, match="cuda_graph is True, but model is a GradientModel"):
         adversarial.pgd(given, x.numpy(), y.numpy(), eps=0.1, cuda_graph=True)
-    with pytest.raises(TypeError, match="cuda_graph is a int, expected a bool"):
+    with pytest.raises(TypeError, match="cuda_graph is an int, expected a bool"):
         adversarial.pgd(model, x, y, eps=0.1, cuda_graph=1)
 
 
@@ -574,7 +574,7 @@ def test_auto_pgd_with_graphs_that_must_be(fake: Fake) -> None:
     assert fake.rows == [12]
     with pytest.raises(TypeError, match=r"^cuda_graph is a str"):
         adversarial.apgd(model, x, y, eps=0.1, cuda_graph="yes")
-    with pytest.raises(TypeError, match=r"^cuda_graph is a int"):
+    with pytest.raises(TypeError, match=r"^cuda_graph is an int"):
         adversarial.evaluate(model, x, y, eps=0.1, cuda_graph=1)
 
 

@@ -389,7 +389,7 @@ MALFORMED: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (put(*SERIALIZATION, "allow_symlinks", value="false"), r"allow_symlinks is 'false', expected true or false"),
     (drop(*SERIALIZATION, "allow_symlinks"), "allow_symlinks is missing"),
     (put(*SERIALIZATION, "ignore_paths", value="skip"), "ignore_paths is 'skip', expected a list"),
-    (put(*SERIALIZATION, "ignore_paths", value=[1]), "ignore_paths: ignore holds a int"),
+    (put(*SERIALIZATION, "ignore_paths", value=[1]), "ignore_paths: ignore holds an int"),
     (put(*SERIALIZATION, "ignore_paths", value=["../up"]), r"ignore_paths: ignore holds '\.\./up'"),
     (
         put(*SERIALIZATION, "ignore_paths", value=["a"]),

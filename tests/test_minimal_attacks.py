@@ -230,7 +230,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("clip", {"clip": (1, 0)}, ValueError, "^clip is"),
     ("steps", {"steps": 0}, ValueError, "^steps is 0, expected at least 1"),
     ("steps float", {"steps": 1.5}, TypeError, "^steps is a float"),
-    ("progress", {"progress": 3}, TypeError, "^progress is a int"),
+    ("progress", {"progress": 3}, TypeError, "^progress is an int"),
 ]
 
 
@@ -548,7 +548,7 @@ OTHERS_WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("deepfool", {"num_classes": 1}, ValueError, "^num_classes is 1, expected at least 2"),
     ("ddn", {"init_norm": 0}, ValueError, "^init_norm is 0.0"),
     ("ddn", {"gamma": 1}, ValueError, "^gamma is 1.0"),
-    ("ddn", {"targeted": 1}, TypeError, "^targeted is a int"),
+    ("ddn", {"targeted": 1}, TypeError, "^targeted is an int"),
     ("fab", {"targeted": None}, TypeError, "^targeted is a NoneType"),
     ("fmn", {"norm": "l3"}, ValueError, "^norm is 'l3'"),
     ("fmn", {"step_size": -1}, ValueError, "^step_size is -1.0"),

@@ -654,7 +654,7 @@ VALUES: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     ),
     (lambda s: noise.discrete_gaussian(5, "1", source=s), TypeError, "^sigma is a str, expected a real number"),
     (lambda s: noise.discrete_gaussian(5, True, source=s), TypeError, "^sigma is a bool"),
-    (lambda s: noise.discrete_laplace(5, np.ones(2), source=s), TypeError, "^scale is a ndarray"),
+    (lambda s: noise.discrete_laplace(5, np.ones(2), source=s), TypeError, "^scale is an ndarray"),
     (lambda s: noise.discrete_gaussian(-1, 1.0, source=s), ValueError, "^shape is -1, expected at least 0"),
     (lambda s: noise.discrete_gaussian(1.5, 1.0, source=s), TypeError, "^shape is a float, expected an integer"),
     (lambda s: noise.discrete_gaussian((2, -3), 1.0, source=s), ValueError, r"^shape\[1\] is -3"),
@@ -705,7 +705,7 @@ def test_wrong_calls_draw_nothing(call: Callable[[Any], Any], error: type[Except
 
 
 def test_a_wrong_source() -> None:
-    with pytest.raises(TypeError, match=r"^source is a int"):
+    with pytest.raises(TypeError, match=r"^source is an int"):
         noise.discrete_gaussian(5, 1.0, source=1)  # type: ignore[arg-type]
 
 

@@ -472,10 +472,10 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("loss of a function", {"loss": "dlr"}, ValueError, "^loss is 'dlr', but model is a GradientModel"),
     ("seed negative", {"seed": -1}, ValueError, "^seed is -1"),
     ("targeted text", {"targeted": "no"}, TypeError, "^targeted is a str, expected a bool"),
-    ("early_stop a number", {"early_stop": 1}, TypeError, "^early_stop is a int, expected a bool"),
+    ("early_stop a number", {"early_stop": 1}, TypeError, "^early_stop is an int, expected a bool"),
     ("random_start text", {"random_start": "no"}, TypeError, "^random_start is a str, expected a bool"),
     ("seed float", {"seed": 1.0}, TypeError, "^seed is a float"),
-    ("progress a number", {"progress": 3}, TypeError, "^progress is a int"),
+    ("progress a number", {"progress": 3}, TypeError, "^progress is an int"),
     ("model a function", {"model": lambda x: x}, TypeError, "^model is a function, expected a torch.nn.Module"),
     ("no predict", {"model": linear(np.ones(6)), "early_stop": True}, ValueError, "GradientModel without predict"),
 ]
@@ -504,7 +504,7 @@ FUNCTIONS: list[tuple[str, Any, Any, type[Exception], str]] = [
     ),
     ("one logit", None, lambda x: x[:, :1], ValueError, r"returned shape \(4, 1\).*2 or more classes"),
     ("logits of others", None, lambda x: x[:2], ValueError, r"returned shape \(2, 6\)"),
-    ("labels", None, lambda x: 3, TypeError, r"the result of predict\(x\) is a int"),
+    ("labels", None, lambda x: 3, TypeError, r"the result of predict\(x\) is an int"),
 ]
 
 
@@ -518,7 +518,7 @@ def test_wrong_functions(what, gradient, predict, error, message) -> None:
 def test_a_gradient_model_takes_functions() -> None:
     with pytest.raises(TypeError, match=r"^gradient is a NoneType, expected a function"):
         GradientModel(None)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^predict is a int"):
+    with pytest.raises(TypeError, match=r"^predict is an int"):
         GradientModel(MODEL.gradient, 3)  # type: ignore[arg-type]
 
 

@@ -693,7 +693,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("targets of targets", {"targets": 2, "targeted": True}, ValueError, "^targets is set and targeted is True"),
     ("targets zero", {"targets": 0}, ValueError, "^targets is 0"),
     ("dlr of targets", {"loss": "dlr", "targets": 2}, ValueError, "3 classes, expected at least 4 for loss 'dlr'"),
-    ("working_copy a number", {"working_copy": 1}, TypeError, "^working_copy is a int, expected a bool"),
+    ("working_copy a number", {"working_copy": 1}, TypeError, "^working_copy is an int, expected a bool"),
     ("loss unknown", {"loss": "mse"}, ValueError, "^loss is 'mse'"),
 ]
 

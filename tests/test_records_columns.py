@@ -212,7 +212,7 @@ def test_many_views_in_many_buffers() -> None:
         (pl.Series([1.5]), TypeError, "format 'g'"),
         (pd.Series([1, 2]), TypeError, "a pandas Series of dtype int64, expected strings or bytes"),
         (pd.Series([1, 2], dtype="category"), TypeError, "dtype int64"),
-        (pd.Series(["a", 1], dtype=object), TypeError, r"data\[1\] is a int, expected a str, bytes or null"),
+        (pd.Series(["a", 1], dtype=object), TypeError, r"data\[1\] is an int, expected a str, bytes or null"),
         (["a", 1.5], TypeError, r"data\[1\] is a float"),
         ([b"a", memoryview(b"b")], TypeError, r"data\[1\] is a memoryview"),
         (["a", "\ud800"], ValueError, r"data\[1\] is a str that has no UTF-8 form"),

@@ -410,11 +410,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"eps": -1}, ValueError, "^eps is -1.0, expected a number above 0"),
     ({"norm": "l7"}, ValueError, "^norm is 'l7'"),
     ({"n_queries": 0}, ValueError, "^n_queries is 0, expected at least 1"),
-    ({"targeted": 0}, TypeError, "^targeted is a int"),
+    ({"targeted": 0}, TypeError, "^targeted is an int"),
     ({"y": torch.full((4,), 9), "targeted": True}, ValueError, "^y holds label"),
     ({"restarts": 0}, ValueError, "^restarts is 0"),
     ({"p_init": 1.0}, ValueError, "^p_init is 1.0"),
-    ({"rescale_schedule": 1}, TypeError, "^rescale_schedule is a int"),
+    ({"rescale_schedule": 1}, TypeError, "^rescale_schedule is an int"),
     ({"image_shape": 6}, TypeError, "^image_shape is 6, expected"),
     (
         {"image_shape": (1, 2, 4)},

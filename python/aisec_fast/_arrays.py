@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from . import _checks
 from ._errors import BackendError
 
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
@@ -75,7 +76,7 @@ def describe(value: Any, name: str) -> Array:
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__") and not isinstance(value, type):
         return _describe_foreign(value, name)
     raise TypeError(
-        f"{name} is a {type(value).__name__}, expected a numpy, torch or cupy array or another producer of DLPack"
+        f"{name} is {_checks.kind_of(value)}, expected a numpy, torch or cupy array or another producer of DLPack"
     )
 
 
@@ -250,7 +251,7 @@ def outputs(out: Any, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], 
     if out is None:
         return [empty_like(*wanted) for wanted in zip(like, shapes, dtypes, strict=True)]
     if is_list != isinstance(out, (list, tuple)):
-        raise TypeError(f"out is a {type(out).__name__}, expected {'a list like the input' if is_list else 'an array'}")
+        raise TypeError(f"out is {_checks.kind_of(out)}, expected {'a list like the input' if is_list else 'an array'}")
     values = list(out) if is_list else [out]
     if len(values) != len(like):
         raise ValueError(f"out has {len(values)} arrays, expected {len(like)} as the input")

@@ -8,10 +8,20 @@ import numbers
 import numpy as np
 
 
+def kind_of(value: object) -> str:
+    """The type of a value as messages name it: "a str", "an int", "an ndarray"."""
+    return with_article(type(value).__name__)
+
+
+def with_article(name: str) -> str:
+    """ "a str", "an int"; "a uint8", as it is spoken."""
+    return f"{'an' if name[0] in 'aeioAEIO' or name == 'ndarray' else 'a'} {name}"
+
+
 def real(value: object, name: str) -> float:
     """A finite real number as a float; TypeError or ValueError otherwise."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected a real number{_item(value, name)}")
+        raise TypeError(f"{name} is {kind_of(value)}, expected a real number{_item(value, name)}")
     try:
         number = float(value)
     except OverflowError:  # an integer beyond float64
@@ -24,7 +34,7 @@ def real(value: object, name: str) -> float:
 def flag(value: object, name: str) -> bool:
     """True or False, Python's or numpy's."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected a bool")
+        raise TypeError(f"{name} is {kind_of(value)}, expected a bool")
     return bool(value)
 
 
@@ -47,7 +57,7 @@ def not_negative(value: object, name: str) -> float:
 def whole(value: object, name: str, least: int = 0) -> int:
     """An integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected an integer{_item(value, name)}")
+        raise TypeError(f"{name} is {kind_of(value)}, expected an integer{_item(value, name)}")
     number = int(value)
     if number < least:
         raise ValueError(f"{name} is {number}, expected at least {least}")

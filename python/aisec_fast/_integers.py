@@ -148,7 +148,7 @@ def poisson_mask(size: int, rate: float | Fraction, *, source: Source | None = N
 def _new(shape: Any, dtype: Any, name: str = "shape") -> npt.NDArray[Any]:
     """An array of this shape, its values not set."""
     if not isinstance(shape, (tuple, numbers.Integral)):
-        raise TypeError(f"{name} is a {type(shape).__name__}, expected an integer or a tuple of integers")
+        raise TypeError(f"{name} is {_checks.kind_of(shape)}, expected an integer or a tuple of integers")
     extents = shape if isinstance(shape, tuple) else (shape,)
     checked = tuple(
         _checks.whole(extent, f"{name}[{i}]" if isinstance(shape, tuple) else name) for i, extent in enumerate(extents)
@@ -172,7 +172,7 @@ def _unrounded(value: Any, number: float, name: str) -> float:
 def _whole(value: object, name: str) -> int:
     """An integer of any sign."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected an integer")
+        raise TypeError(f"{name} is {_checks.kind_of(value)}, expected an integer")
     return int(value)
 
 

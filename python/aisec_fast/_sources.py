@@ -8,6 +8,8 @@ import threading
 import weakref
 from typing import Any, NoReturn
 
+from . import _checks
+
 _KEY_BYTES = 32
 _sources: weakref.WeakSet[Source] = weakref.WeakSet()
 
@@ -128,5 +130,5 @@ def chosen(source: Source | None) -> Source:
     if source is None:
         return _default or _own_source()
     if not isinstance(source, Source):
-        raise TypeError(f"source is a {type(source).__name__}, expected a SecureSource or SeededSource")
+        raise TypeError(f"source is {_checks.kind_of(source)}, expected a SecureSource or SeededSource")
     return source

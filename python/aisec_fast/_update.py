@@ -161,7 +161,7 @@ class _Release:
 
     def __init__(self, noise: Noise, divisor: float) -> None:
         if not isinstance(noise, Noise):
-            raise TypeError(f"noise is a {type(noise).__name__}, expected a Noise")
+            raise TypeError(f"noise is {_checks.kind_of(noise)}, expected a Noise")
         self.divisor = _checks.positive(divisor, "divisor")
         self.sigma = _checks.not_negative(noise.sigma, "sigma")
         self.spacing = lattice_spacing(self.sigma, "sigma", noise.granularity) if self.sigma else 1.0
@@ -220,7 +220,7 @@ def _lists(values: dict[str, Sequence[Any] | None]) -> dict[str, list[Array]]:
             lists[name] = []
             continue
         if not isinstance(arrays, (list, tuple)):
-            raise TypeError(f"{name} is a {type(arrays).__name__}, expected a list of arrays")
+            raise TypeError(f"{name} is {_checks.kind_of(arrays)}, expected a list of arrays")
         used = map(_detached, arrays) if name == "params" else arrays
         lists[name] = [_arrays.describe(value, f"{name}[{i}]") for i, value in enumerate(used)]
         sums = lists["sums"]

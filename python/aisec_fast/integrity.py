@@ -249,9 +249,7 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _bad(field: str, value: object, expected: str, kind: type[ValueError] = ManifestError) -> NoReturn:
-    shown = (
-        repr(value) if isinstance(value, (str, bytes, bool, int, float, type(None))) else f"a {type(value).__name__}"
-    )
+    shown = repr(value) if isinstance(value, (str, bytes, bool, int, float, type(None))) else _checks.kind_of(value)
     raise kind(f"{field} is {_shortened(shown)}, expected {expected}")
 
 

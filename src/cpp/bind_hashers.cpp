@@ -476,7 +476,9 @@ bool set_up(State<Blake3Algorithm>& state, const Keywords& given) {
     state.words[8] = keyed_hash;
   } else if (!is_none(given.context)) {
     if (!PyUnicode_Check(given.context)) {
-      PyErr_Format(PyExc_TypeError, "derive_key_context is a %s, expected a str", Py_TYPE(given.context)->tp_name);
+      const char* kind = Py_TYPE(given.context)->tp_name;
+      const char* article = std::strchr("aeioAEIO", *kind) != nullptr ? "an" : "a";
+      PyErr_Format(PyExc_TypeError, "derive_key_context is %s %s, expected a str", article, kind);
       return false;
     }
     Py_ssize_t size;

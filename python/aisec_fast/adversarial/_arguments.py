@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _arrays
+from .. import _arrays, _checks
 from .._arrays import Array
 from .._backends import Backend, choose
 from . import _rows
@@ -74,7 +74,7 @@ def tensor_samples(model: Any, x: Array, *, others: str = "") -> Array:
     """``x`` as a tensor for the torch module ``model``; numpy's memory is shared. TypeError if it is none."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module that gives logits{others}")
+        raise TypeError(f"model is {_checks.kind_of(model)}, expected a torch.nn.Module that gives logits{others}")
     return _arrays.describe(_tensor(x), x.name)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from .. import _checks
 from . import _apgd, _arguments, _rows, _square
 from ._ball import Ball
 from ._box import Clip
@@ -118,7 +119,7 @@ def _given(function: Callable[..., Any]) -> Attack:
             seed=job.seed,
         )
         if not isinstance(adv, torch.Tensor):
-            raise TypeError(f"attack {name!r} returned a {type(adv).__name__}, expected samples like x")
+            raise TypeError(f"attack {name!r} returned {_checks.kind_of(adv)}, expected samples like x")
         if adv.shape != x.shape or adv.dtype != x.dtype or adv.device != x.device:
             raise ValueError(
                 f"attack {name!r} returned {adv.dtype} of shape {tuple(adv.shape)} on {adv.device}, expected {x.dtype} of "

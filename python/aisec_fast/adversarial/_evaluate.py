@@ -157,7 +157,7 @@ def _reporting(progress: EvaluationProgress | bool | None) -> Iterator[Evaluatio
         yield progress
     else:
         raise TypeError(
-            f"progress is a {type(progress).__name__}, expected None, True for a bar, or a function "
+            f"progress is {_checks.kind_of(progress)}, expected None, True for a bar, or a function "
             "(attack, samples_done, samples, robust_accuracy)"
         )
 

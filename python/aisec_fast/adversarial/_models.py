@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .. import _checks
 from .._arrays import Array, describe
 from . import _rows
 
@@ -91,7 +92,7 @@ class GradientModel:
     def __post_init__(self) -> None:
         for name, function in (("gradient", self.gradient), ("predict", self.predict)):
             if not callable(function) and (name == "gradient" or function is not None):
-                raise TypeError(f"{name} is a {type(function).__name__}, expected a function")
+                raise TypeError(f"{name} is {_checks.kind_of(function)}, expected a function")
 
 
 class GivenGradient:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .. import _checks
+
 Progress = Callable[[int, int, "int | None"], object]
 
 
@@ -24,7 +26,7 @@ def reporting(progress: Progress | bool | None, title: str = "PGD") -> Iterator[
         yield progress
     else:
         raise TypeError(
-            f"progress is a {type(progress).__name__}, expected None, True for a bar, or a function "
+            f"progress is {_checks.kind_of(progress)}, expected None, True for a bar, or a function "
             "(step, total_steps, fooled)"
         )
 

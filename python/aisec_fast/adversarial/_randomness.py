@@ -39,7 +39,7 @@ class Averaged(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module that gives logits")
+            raise TypeError(f"model is {_checks.kind_of(model)}, expected a torch.nn.Module that gives logits")
         self.model = model
         self.samples = _checks.whole(samples, "samples", least=1)
         self.at_once = self.samples if at_once is None else _checks.whole(at_once, "at_once", least=1)
@@ -62,7 +62,7 @@ class Averaged(nn.Module):
     def _sum(self, x: Tensor, count: int) -> Tensor:
         logits = self.model(x.repeat(count, *[1] * (x.ndim - 1)))
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count * len(x):
-            what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else _checks.kind_of(logits)
             raise TypeError(f"model returned {what}, expected one tensor of logits [{count * len(x)}, classes]")
         return logits.reshape(count, len(x), -1).sum(0)
 
@@ -98,7 +98,7 @@ class StraightThrough(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         if not callable(function):
-            raise TypeError(f"function is a {type(function).__name__}, expected a function of a tensor")
+            raise TypeError(f"function is {_checks.kind_of(function)}, expected a function of a tensor")
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class _Through(torch.autograd.Function):
             what = (
                 f"shape {tuple(result.shape)}, {result.dtype} on {result.device}"
                 if isinstance(result, Tensor)
-                else f"a {type(result).__name__}"
+                else _checks.kind_of(result)
             )
             raise TypeError(
                 f"function(x) returned {what}, expected a tensor of shape {wanted[0]}, {x.dtype} on {x.device} as x"

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
+
 _LINEAR = (
     "LogisticRegression", "LogisticRegressionCV", "SGDClassifier", "LinearSVC", "RidgeClassifier", "RidgeClassifierCV",
     "Perceptron", "PassiveAggressiveClassifier",
@@ -150,7 +152,7 @@ def _scaler(step: Any) -> nn.Module:
 def _classifier(step: Any) -> list[nn.Module]:
     if getattr(getattr(step, "_label_binarizer", None), "y_type_", "").startswith("multilabel"):
         raise ValueError(
-            f"estimator is a {type(step).__name__} for several labels at once, expected one label a sample"
+            f"estimator is {_checks.kind_of(step)} for several labels at once, expected one label a sample"
         )
     if _is(step, "MLPClassifier"):
         weights, biases = _fitted(step, "coefs_"), step.intercepts_
@@ -160,14 +162,14 @@ def _classifier(step: Any) -> list[nn.Module]:
         return [*layers[:-1], *([_TwoLogits()] if step.n_outputs_ == 1 else [])]
     if not _is(step, *_LINEAR):
         raise TypeError(
-            f"estimator is a {type(step).__name__}, expected a linear classifier ({', '.join(_LINEAR)}), an MLPClassifier, or "
+            f"estimator is {_checks.kind_of(step)}, expected a linear classifier ({', '.join(_LINEAR)}), an MLPClassifier, or "
             "a Pipeline of scalers that ends in one"
         )
     weight = _fitted(step, "coef_")
     weight = np.atleast_2d(weight.toarray() if hasattr(weight, "toarray") else weight)  # SGDClassifier.sparsify
     if len(weight) not in (1, len(step.classes_)) or np.ndim(step.classes_[0]):
         raise ValueError(
-            f"estimator is a {type(step).__name__} for several labels at once, expected one label a sample"
+            f"estimator is {_checks.kind_of(step)} for several labels at once, expected one label a sample"
         )
     return [_linear(weight, step.intercept_), *([_TwoLogits()] if len(weight) == 1 else [])]
 

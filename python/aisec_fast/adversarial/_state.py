@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import hashing
+from .. import _checks, hashing
 from .._backends import host_work
 from .._writing import write_whole
 from . import _apgd, _rows
@@ -79,7 +79,7 @@ class Checkpoint:
 
     def __init__(self, path: object) -> None:
         if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(f"checkpoint is a {type(path).__name__}, expected a path")
+            raise TypeError(f"checkpoint is {_checks.kind_of(path)}, expected a path")
         self.path = Path(path)
 
     def save(self, state: State, *, bound_to: str, seed: int) -> None:
@@ -149,7 +149,9 @@ class Checkpoint:
         kinds = {"bound_to": str, "seed": str, "stages": list, "parts_done": int, "notes": dict}
         for name, kind in kinds.items():
             if not isinstance(about.get(name), kind):
-                raise self._not_whole(f"{name} is a {type(about.get(name)).__name__}, expected a {kind.__name__}")
+                raise self._not_whole(
+                    f"{name} is {_checks.kind_of(about.get(name))}, expected {_checks.with_article(kind.__name__)}"
+                )
         return about
 
     def _not_whole(self, reason: object) -> ValueError:

@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from .. import _cuda_graphs
+from .. import _checks, _cuda_graphs
 from .._cuda_graphs import GraphError
 from . import _kept, _rows_seen
 from ._activations import evenly, mixes, rows_at_once
@@ -369,7 +369,7 @@ class TorchModel:
     def _checked(self, logits: object, batch: Tensor) -> Tensor:
         if not isinstance(logits, Tensor):
             raise TypeError(
-                f"model returned a {type(logits).__name__}, expected one tensor of logits [B, classes]; wrap the model in "
+                f"model returned {_checks.kind_of(logits)}, expected one tensor of logits [B, classes]; wrap the model in "
                 "a module that returns the logits alone"
             )
         if not logits.is_floating_point():

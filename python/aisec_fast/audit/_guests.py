@@ -218,7 +218,7 @@ def one_run(
     checked_numbers(canaries, guesses)
     chosen(source)
     if not callable(train):
-        raise TypeError(f"train is a {type(train).__name__}, expected a function that is called with attach")
+        raise TypeError(f"train is {_checks.kind_of(train)}, expected a function that is called with attach")
     attached: list[GradientCanaries] = []
 
     def attach(optimizer: Optimizer) -> GradientCanaries:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _arrays
+from .. import _arrays, _checks
 from .._errors import BackendError
 from ._hashers import Bytes, as_bytes
 
@@ -52,7 +52,7 @@ def records_of(data: Any, offsets: Any) -> list[Records]:
         return [_of_offsets(_as_buffer(data), offsets)]
     if isinstance(data, (str, bytes, bytearray, memoryview)):
         raise TypeError(
-            f"data is a {type(data).__name__} and offsets is None, expected offsets, or a column of records"
+            f"data is {_checks.kind_of(data)} and offsets is None, expected offsets, or a column of records"
         )
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(data, (pandas.Series, pandas.Index)):
@@ -67,7 +67,7 @@ def records_of(data: Any, offsets: Any) -> list[Records]:
     if isinstance(data, Sequence):
         return [_of_sequence(list(data))]
     raise TypeError(
-        f"data is a {type(data).__name__}, expected a buffer with offsets, an Arrow column (pyarrow, polars, ...), "
+        f"data is {_checks.kind_of(data)}, expected a buffer with offsets, an Arrow column (pyarrow, polars, ...), "
         "a pandas Series, a numpy array or a sequence of str or bytes"
     )
 
@@ -190,7 +190,7 @@ def _of_sequence(items: list[Any]) -> Records:
         items = [item if present else b"" for item, present in zip(items, valid.tolist(), strict=True)]
         for i, item in enumerate(items):
             if not isinstance(item, (str, bytes, bytearray)):
-                raise TypeError(f"data[{i}] is a {type(item).__name__}, expected a str, bytes or null")
+                raise TypeError(f"data[{i}] is {_checks.kind_of(item)}, expected a str, bytes or null")
         kinds = set(map(type, items))
     if all(issubclass(kind, str) for kind in kinds):
         text = "".join(items)

@@ -164,7 +164,7 @@ def hash_found(
         raise ValueError(f'algorithm is {algorithm!r}, expected "blake3" or "sha256"')
     threads = get_num_threads() if max_threads is None else _checks.whole(max_threads, "max_threads", least=1)
     if progress is not None and not callable(progress):
-        raise TypeError(f"progress is a {type(progress).__name__}, expected a function of (done_bytes, total_bytes)")
+        raise TypeError(f"progress is {_checks.kind_of(progress)}, expected a function of (done_bytes, total_bytes)")
     threads = min(threads, _MOST_THREADS)
     places, sizes = [found.place or found.name for found in files], [found.size for found in files]
     with _roots(files) as roots:

@@ -83,7 +83,7 @@ def text_path(path: StrPath, argument: str = "path") -> str:
     try:
         text = os.fsdecode(path)
     except TypeError:
-        raise TypeError(f"{argument} is a {type(path).__name__}, expected str, bytes or a path") from None
+        raise TypeError(f"{argument} is {_checks.kind_of(path)}, expected str, bytes or a path") from None
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
@@ -112,7 +112,7 @@ def ignored_names(ignore: Iterable[str]) -> tuple[str, ...]:
     names = set()
     for name in ignore:
         if not isinstance(name, (str, PurePosixPath)):
-            raise TypeError(f"ignore holds a {type(name).__name__}, expected relative paths as str")
+            raise TypeError(f"ignore holds {_checks.kind_of(name)}, expected relative paths as str")
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts:
             raise ValueError(f"ignore holds {str(name)!r}, expected a path inside the folder, relative to it")
@@ -130,7 +130,7 @@ class Patterns:
         self._patterns: list[tuple[list[str], bool]] = []
         for pattern in patterns:
             if not isinstance(pattern, str):
-                raise TypeError(f"ignore_patterns holds a {type(pattern).__name__}, expected str")
+                raise TypeError(f"ignore_patterns holds {_checks.kind_of(pattern)}, expected str")
             parts = pattern.rstrip("/").split("/")
             if not all(parts) or {".", ".."} & {*parts}:
                 raise ValueError(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .. import _checks
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
@@ -45,10 +47,10 @@ def as_bytes(data: Buffer, name: str) -> Bytes:
         if isinstance(data, np.ndarray):
             raise
         hint = "; encode it" if isinstance(data, str) else "; hash_array takes arrays" if hasattr(data, "shape") else ""
-        message = f"{name} is a {type(data).__name__}, expected bytes or another object with the buffer protocol{hint}"
+        message = f"{name} is {_checks.kind_of(data)}, expected bytes or another object with the buffer protocol{hint}"
         raise TypeError(message) from error
     if not isinstance(data, (bytes, bytearray, np.ndarray)) and "O" in _NAMES.sub("", memoryview(buffer).format):
-        raise TypeError(f"{name} is a {type(data).__name__} of references to objects, expected plain values")
+        raise TypeError(f"{name} is {_checks.kind_of(data)} of references to objects, expected plain values")
     return found
 
 

@@ -164,7 +164,7 @@ def _key_words(key: Buffer) -> State:
 def _context_key(kernels: ModuleType, context: object) -> State:
     """What the context stands for: its hash in a mode of its own (section 2.3 of the paper)."""
     if not isinstance(context, str):
-        raise TypeError(f"derive_key_context is a {type(context).__name__}, expected a str")
+        raise TypeError(f"derive_key_context is {_checks.kind_of(context)}, expected a str")
     try:
         encoded = context.encode()
     except UnicodeEncodeError as error:
