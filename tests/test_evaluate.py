@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -417,7 +418,7 @@ def test_each_costly_check_can_speak() -> None:
 # ------------------------------------------------------------------------------------------------ the report
 
 
-def test_the_report_as_text_json_and_page(tmp_path) -> None:
+def test_the_report_as_text_json_and_page(tmp_path, monkeypatch) -> None:
     model, x, y = case()
     report = evaluate(model, x, y, eps=[0.03, 0.06])
     text = str(report)
@@ -443,6 +444,9 @@ def test_the_report_as_text_json_and_page(tmp_path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert f"{report.robust_accuracy:.2%} robust at L∞ ε = 0.06." in page
     assert "apgd-t" in page
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # as if it were not installed
+    with pytest.raises(ModuleNotFoundError, match=r"^this needs Jinja2: pip install '\.\[report\]'"):
+        report.to_html(tmp_path / "report.html")
 
 
 def test_unconfirmed_successes_count_as_robust() -> None:

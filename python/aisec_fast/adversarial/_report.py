@@ -159,6 +159,11 @@ class Report:
 
     def to_html(self, path: str | Path) -> None:
         """Write a page that needs no other file and no network. ModuleNotFoundError without the extra ``report``."""
+        from ..cli._output import missing_package
         from ..cli.report.attack_page import build
 
-        write_whole(Path(path), build(self))
+        try:
+            page = build(self)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(missing_package(error) or str(error), name=error.name) from error
+        write_whole(Path(path), page)
