@@ -137,6 +137,32 @@ def test_papers_name_files_that_exist() -> None:
             assert ((ROOT / paper).parent / target).exists(), f"{paper} links to {target}"
 
 
+def first_example(paper: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run the first example of a page with these names, and return all that it leaves."""
+    example = re.search(r"```python\n(.+?)```", (ROOT / paper).read_text(), re.DOTALL)
+    assert example
+    exec(example[1], names)  # noqa: S102 - what our own page says
+    return names
+
+
+def test_the_example_of_attacks_runs() -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
+    x = torch.rand(4, 3, 4, 4)
+    left = first_example("docs/adversarial-attacks.md", {"model": model, "x": x, "y": model(x).argmax(1)})
+    assert left["x_adv"].shape == x.shape
+    assert 0 <= left["robust_accuracy"] <= 1
+
+
+def test_the_example_of_pseudonyms_runs() -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    names = {"df": pandas.DataFrame({"email": ["a@b", "c@d"]}), "key": bytes(32), "data": b"abc", "offsets": [0, 1, 3]}
+    left = first_example("docs/hashing-records.md", names)
+    assert left["column"].to_pylist() == left["df"]["pseudonym"].tolist()
+    assert "email" in str(left["df"])
+
+
 def load_script(path: str) -> Any:
     """A script of ours that is in no package, as a module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
