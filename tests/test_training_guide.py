@@ -14,6 +14,7 @@ pytest.importorskip("dp_accounting")
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
+from aisec_fast import accounting
 from aisec_fast.cli import main
 from aisec_fast.privacy import PrivacyEngine
 
@@ -43,8 +44,10 @@ def test_scripts_run(
     exec(code, {"__name__": "script"})  # noqa: S102
     printed = capsys.readouterr().out
     if number == RESTART:
-        first, last = map(float, re.findall(r"epsilon ([0-9.]+) of 1.0", printed))
-        assert 0 < first < 0.9 < last <= 1.0
+        (_, first), (steps, last) = re.findall(r"([0-9]+) steps, epsilon ([0-9.]+) of 1.0", printed)
+        assert 0 < float(first) < 0.9 < float(last) <= 1.0
+        cost = accounting.get_epsilon(noise_multiplier=2.0, sample_rate=1 / 20, steps=int(steps), delta=1e-5)
+        assert cost <= 1.0  # of both runs
     if number == SCHEDULES:
         booked, planned = re.findall(r"[0-9]\.[0-9]{4}", printed)
         assert booked == planned
